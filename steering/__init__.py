@@ -1,0 +1,49 @@
+"""Reference-model data steering: a trained model decides which data another one learns from.
+
+The names below are loaded when first used, so that ``steer --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steering.engine import Steered as Steered
+    from steering.engine import Steerer as Steerer
+    from steering.errors import RunError as RunError
+    from steering.errors import UserError as UserError
+    from steering.levels import Levels as Levels
+    from steering.pairs import Pairs as Pairs
+    from steering.rules import KL as KL
+    from steering.rules import ChiSquare as ChiSquare
+    from steering.rules import CVaR as CVaR
+    from steering.rules import Rule as Rule
+    from steering.rules import Uniform as Uniform
+    from steering.selectors import Selector as Selector
+    from steering.task import Batch as Batch
+    from steering.task import Losses as Losses
+    from steering.task import Task as Task
+
+_HOME = {
+    "Steered": "engine",
+    "Steerer": "engine",
+    "RunError": "errors",
+    "UserError": "errors",
+    "Levels": "levels",
+    "Pairs": "pairs",
+    "KL": "rules",
+    "ChiSquare": "rules",
+    "CVaR": "rules",
+    "Rule": "rules",
+    "Uniform": "rules",
+    "Selector": "selectors",
+    "Batch": "task",
+    "Losses": "task",
+    "Task": "task",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'steering' has no attribute {name!r}")
+    return getattr(import_module(f"steering.{_HOME[name]}"), name)

@@ -1,0 +1,137 @@
+"""The command line: ``steer run``, ``steer list``. Heavy imports wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="steer",
+    help="Reference-model data steering: let a trained model decide which data another model learns from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+TRAIN, METHOD, FILES = "Training", "Method", "Files"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"model-steering {version('model-steering')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    task: Annotated[str | None, typer.Argument(help="clip, digits, ... or package.module:Name, with arguments.")] = None,
+    ref: Annotated[str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.", rich_help_panel=METHOD)] = None,
+    model: Annotated[str | None, typer.Option(help="Target model, ViT-B-16 say.", rich_help_panel=METHOD)] = None,
+    data: Annotated[str | None, typer.Option(help="Your shards, 'shards/{000..099}.tar'.", rich_help_panel=FILES)] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c.", rich_help_panel=METHOD)] = None,
+    rule: Annotated[str | None, typer.Option(help="Rule of an arm of your own: kl(rho=80).", rich_help_panel=METHOD)] = None,
+    selector: Annotated[str | None, typer.Option(help="Its selector: top_k(keep=0.1).", rich_help_panel=METHOD)] = None,
+    reference_scale: Annotated[str | None, typer.Option(help="Its scale: auto or a number.", rich_help_panel=METHOD)] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps of every arm.", rich_help_panel=TRAIN)] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.", rich_help_panel=TRAIN)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", rich_help_panel=TRAIN)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.", rich_help_panel=TRAIN)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=TRAIN)] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings from a YAML file.", rich_help_panel=FILES)] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c.", rich_help_panel=FILES)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/TASK-001 say if not given.", rich_help_panel=FILES)] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", rich_help_panel=FILES)] = None,
+) -> None:
+    """Train a target with and without a reference's guidance, and compare.
+
+    steer run clip                      real image-caption pairs, some wrong, on a laptop
+    steer run digits --rule "kl(rho=80)"
+    """
+    recipe = {"steps": steps, "batch": batch, "seeds": seeds}
+    options = {"ref": ref, "model": model, "data": data}
+    given: dict[str, Any] = {"device": device, "threads": threads, "recipe": _known(recipe), "options": _known(options)}
+    method = {"rule": rule, "selector": selector, "reference_scale": reference_scale}
+    _guarded(_run, task, _known(given), _known(method), arms, config, sets or [], out, resume)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the tasks, rules and selectors that are installed."""
+    _guarded(_list)
+
+
+def _run(task, given, method, arms, config, sets, out, resume) -> None:
+    from rich.console import Console
+
+    from steering.errors import UserError
+    from steering.runs import config as configs
+    from steering.runs import run as runs
+    from steering.runs.arms import choose
+    from steering.runs.table import show
+
+    if resume is not None:
+        if task or config or sets or out or method or arms or any(given.values()):
+            raise UserError("--resume takes its settings from the run folder: give it alone")
+        if not (resume / "config.yaml").exists():
+            raise UserError(f"{resume} is no run folder: it has no config.yaml")
+        config, out = resume / "config.yaml", resume
+    settled, problem = configs.resolve(task, file=config, sets=sets, given=given)
+    settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
+    folder = out or runs.new_folder(settled.task)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    console.print(f"run folder: {folder}", markup=False, highlight=False)
+    summary = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]]).execute()
+    show(summary, console)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+
+
+def _list() -> None:
+    from typing import get_args
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from steering import registry
+
+    console = Console()
+    for kind in get_args(registry.Kind):
+        table = Table(title=kind, title_justify="left", show_header=False, box=None)
+        for name in registry.known(kind):
+            table.add_row(name, registry.summary(kind, name))
+        console.print(table)
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _guarded(command, *arguments) -> None:
+    """Runs a command; what goes wrong is one line on standard error and an exit code."""
+    from steering.errors import RunError, UserError
+
+    try:
+        command(*arguments)
+    except UserError as error:
+        _fail(error, 2)
+    except RunError as error:
+        signal = getattr(error, "signal", None)
+        _fail(error, 128 + signal if signal else 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"steer: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(code) from None
+
+
+def main() -> None:
+    """Entry point of the ``steer`` command."""
+    app()

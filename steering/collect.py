@@ -1,0 +1,53 @@
+"""All talk between ranks: who am I, how many are we, and everyone's rows in one tensor."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together, 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place among them, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(values: Tensor) -> Tensor:
+    """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``; gradients flow back to their owner.
+
+    Every rank must hold the same number of rows (streams drop the remainder of an epoch, so they do).
+    """
+    if world_size() == 1:
+        return values
+    return _Gather.apply(values) if values.requires_grad else _all_gather(values)  # type: ignore[return-value]
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over ranks of a detached tensor, the same on every rank."""
+    if world_size() > 1:
+        values = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+    return values
+
+
+def _all_gather(values: Tensor) -> Tensor:
+    everyone = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(everyone, values.contiguous())
+    return torch.cat(everyone)
+
+
+class _Gather(torch.autograd.Function):
+    """Gather whose backward adds up what every rank's loss says about one's own rows."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        return _all_gather(values)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        summed = total(gradients[0])
+        return summed[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -1,0 +1,72 @@
+"""The memory of a Steerer: one level per id."""
+
+import torch
+from torch import Tensor
+
+from steering.errors import UserError
+
+
+class Levels:
+    """Remembers the level of every row as a moving average, by id; the same on every rank.
+
+    For KL per anchor this is the paper's table u (SogCLR, FastCLIP, DRRho-CLIP), in units of the loss.
+
+    Args:
+        size: number of rows worth remembering: 1 when the row is the data set, 2 n for a contrastive task
+            (the image and the text anchor of every pair).
+        rate: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
+            May be changed between steps.
+    """
+
+    def __init__(self, size: int = 1, *, rate: float = 1.0):
+        if size < 1:
+            raise UserError(f"Levels needs a size of at least 1, got {size}")
+        self.size = size
+        self.rate = rate
+        self.table: Tensor | None = None  # [size, width]; NaN where nothing was written yet
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        if not 0 < value <= 1:
+            raise UserError(f"the rate of a moving average lies above 0 and at most 1, got {value:g}")
+        self._rate = float(value)
+
+    def read(self, ids: Tensor) -> Tensor | None:
+        """Remembered levels, ``[rows] -> [rows, width]`` with NaN where unset; None before the first write."""
+        if self.table is None:
+            return None
+        self._check(ids)
+        return self.table[ids.to(self.table.device)].to(ids.device)
+
+    def write(self, ids: Tensor, levels: Tensor) -> None:
+        """Remembers ``[rows, width]`` under ``[rows]`` ids; an id that comes twice keeps the mean."""
+        self._check(ids)
+        if self.table is None:
+            self.table = torch.full((self.size, levels.shape[1]), torch.nan, dtype=levels.dtype)
+        once, place, times = ids.to(self.table.device).unique(return_inverse=True, return_counts=True)
+        sums = self.table.new_zeros(len(once), levels.shape[1]).index_add_(0, place, levels.to(self.table))
+        self.table[once] = sums / times[:, None]
+
+    def _check(self, ids: Tensor) -> None:
+        for place in (int(ids.min()), int(ids.max())):
+            if not 0 <= place < self.size:
+                raise UserError(
+                    f"id {place} does not fit a memory of {self.size} levels: give Levels the number of rows of "
+                    f"the data set (2 n for n pairs), and ids from 0 on"
+                )
+
+    def state_dict(self) -> dict:
+        return {"size": self.size, "rate": self.rate, "table": self.table}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["size"] != self.size:
+            raise UserError(
+                f"the checkpoint remembers {state['size']} levels, this run {self.size}: "
+                f"was it made with another data set?"
+            )
+        self.rate = state["rate"]
+        self.table = None if state["table"] is None else state["table"].clone()  # written in place later

@@ -1,0 +1,54 @@
+"""Running variances of loss and reference loss, and what follows from them."""
+
+import torch
+from torch import Tensor
+
+from steering.collect import total
+
+MEMORY = 0.9  # share of the past kept at every step
+
+
+class Moments:
+    """Moving averages of Var(loss), Var(reference loss) and their covariance, within rows, over all ranks.
+
+    Only what varies inside a row matters: adding a constant to a row changes no weight. With one row (the
+    usual per-sample loss) these are the plain variances.
+
+    ``best_scale`` is the control-variate coefficient: Var(loss - b * reference) is smallest at
+    b = Cov(loss, reference) / Var(reference), and there never above Var(loss).
+    """
+
+    def __init__(self):
+        self.values: Tensor | None = None  # [3]: Var(loss), Var(reference), Cov, in squared units of the loss
+
+    @torch.no_grad()
+    def update(self, losses: Tensor, reference: Tensor, mask: Tensor) -> None:
+        """Adds one batch of rows, all ``[rows, columns]``, each rank its own rows."""
+        counted = mask.sum(-1, keepdim=True).clamp(min=1)
+        losses, reference = (
+            (x - x.masked_fill(~mask, 0).sum(-1, keepdim=True) / counted).masked_fill(~mask, 0)
+            for x in (losses, reference)
+        )
+        sums = [losses.square().sum(), reference.square().sum(), (losses * reference).sum()]
+        sums = total(torch.stack([*sums, mask.sum().to(losses.dtype)]))
+        fresh = (sums[:3] / sums[3].clamp(min=1)).double()
+        old = fresh if self.values is None else self.values.to(fresh.device)
+        self.values = torch.where(old.isfinite().all(), torch.lerp(fresh, old, MEMORY), fresh)
+
+    def best_scale(self) -> Tensor:
+        """Control-variate coefficient Cov / Var(reference), a scalar kept within 0 and 1."""
+        assert self.values is not None, "no batch was seen yet"
+        _, reference, covariance = self.values
+        return (covariance / reference.clamp(min=1e-300)).clamp(0, 1)
+
+    def ratio(self, scale: float | Tensor = 1.0) -> Tensor:
+        """Var(loss - scale * reference) / Var(loss): above 1 the reference adds noise, a scalar."""
+        assert self.values is not None, "no batch was seen yet"
+        loss, reference, covariance = self.values
+        return (loss - 2 * scale * covariance + scale**2 * reference) / loss.clamp(min=1e-300)
+
+    def state_dict(self) -> dict:
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.values = state["values"]

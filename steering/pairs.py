@@ -1,0 +1,58 @@
+"""Losses of all pairs of a contrastive batch, given by two sets of features."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steering.collect import gather, rank
+
+
+class Pairs(NamedTuple):
+    """A contrastive batch: ``left[i]`` belongs to ``right[i]`` (an image and its caption, say).
+
+    With s_ij = left_i . right_j, anchor left i has the losses s_ij - s_ii over the rights j != i of all
+    ranks, anchor right i the losses s_ji - s_ii over the lefts (Wei et al. 2025, section 5). In units of the
+    similarity: a temperature is the rule's.
+
+    Attributes:
+        left, right: ``[n, width]``, each row of length one; a rank holds its own n.
+        scale: the model's inverse temperature. The engine does not use it; selectors that compare a whole
+            contrastive loss do.
+    """
+
+    left: Tensor
+    right: Tensor
+    scale: float | Tensor = 1.0
+
+    def detach(self) -> "Pairs":
+        scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+        return Pairs(self.left.detach(), self.right.detach(), scale)
+
+    def similarities(self) -> Tensor:
+        """``[n, n]`` similarities of this rank's own lefts and rights."""
+        return _exact(self.left) @ _exact(self.right).T
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """One row an anchor: losses and mask, both ``[2 n, world * n]``, the n lefts first, then the n rights.
+
+        The mask is False at the anchor's own pair.
+        """
+        left, right = _exact(self.left), _exact(self.right)
+        own = (left * right).sum(-1, keepdim=True)
+        values = torch.cat([left @ gather(right).T - own, right @ gather(left).T - own])
+        mask = torch.ones_like(values, dtype=torch.bool)
+        here = torch.arange(len(left), device=values.device)
+        mask[here, here + rank() * len(left)] = False
+        mask[here + len(left), here + rank() * len(left)] = False
+        return values, mask
+
+    def per_sample(self, scale: float | Tensor | None = None) -> Tensor:
+        """Contrastive loss of every pair among this rank's, ``[n]``: the mean of both directions, in nats."""
+        logits = self.similarities() * (self.scale if scale is None else scale)
+        return (logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()
+
+
+def _exact(features: Tensor) -> Tensor:
+    """Features in at least float32: half precision would cost 0.01 in similarity / temperature."""
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features

@@ -1,0 +1,85 @@
+"""What a run is made of: arms to compare and the settings they are trained with. No torch in here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0)] | Literal["auto"]
+
+
+class Strict(BaseModel):
+    """A frozen settings group that knows every one of its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Arm(Strict):
+    """One method of a comparison. Plugins are written as their own constructor call.
+
+    Attributes:
+        rule: weights the losses of a batch, ``kl(rho=80)`` say.
+        selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
+        subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
+        reference_scale: that scale, a number of at least 0 or ``auto``.
+        rate: weight of the newest level in the moving average of levels (gamma); 1 remembers nothing.
+    """
+
+    rule: str = "uniform"
+    selector: str | None = None
+    subtract: bool = True
+    reference_scale: Scale = "auto"
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Recipe(Strict):
+    """How every arm of a run is trained, alike for all of them.
+
+    Attributes:
+        steps: gradient steps of every arm.
+        batch: samples in a gradient step, over all ranks.
+        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9).
+        learning_rate: at its peak, after the warm-up.
+        weight_decay: decoupled for adamw; biases, norms and scalars are spared.
+        schedule: ``cosine`` to zero, or ``constant``.
+        warmup: steps over which the learning rate rises linearly.
+        clip_norm: largest norm of the whole gradient; null does not clip.
+        seeds: independent repetitions; repetition s is the same draw of data and weights for every arm.
+        evaluate_every: steps between evaluations; 0 evaluates at the end only.
+        log_every: steps between lines of metrics.jsonl.
+        checkpoint_every: steps between checkpoints; one is always written at the end and on a signal.
+        arms: what is compared, by name. ``reference`` is always evaluated beside them.
+        baseline: the arm that differences are taken against.
+    """
+
+    steps: AtLeastOne
+    batch: AtLeastOne
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Positive | None = None
+    seeds: AtLeastOne = 1
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    log_every: AtLeastOne = 10
+    checkpoint_every: AtLeastOne = 200
+    arms: dict[str, Arm]
+    baseline: str
+
+
+class Metric(Strict):
+    """How to read one number that ``Task.evaluate`` returns.
+
+    Attributes:
+        label: words for tables and plots.
+        better: which direction is better.
+        chance: value of a model that guesses, if there is such a thing.
+        percent: whether it is a share, shown times 100.
+    """
+
+    label: str
+    better: Literal["high", "low"] = "high"
+    chance: float | None = None
+    percent: bool = False

@@ -1,0 +1,7 @@
+"""Weighting rules: one file each, found by file name (``kl``, ``cvar``, ``chi_square``, ``uniform``)."""
+
+from steering.rules.chi_square import ChiSquare as ChiSquare
+from steering.rules.cvar import CVaR as CVaR
+from steering.rules.kl import KL as KL
+from steering.rules.rule import Rule as Rule
+from steering.rules.uniform import Uniform as Uniform

@@ -1,0 +1,102 @@
+"""KL-divergence DRO: softmax weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.errors import UserError
+from steering.rules.solve import below_top, bisect_log, count, minus, one_of, radius, spread, top
+
+__all__ = ["KL"]
+
+
+@dataclass(frozen=True)
+class KL:
+    """Softmax weights of the excess loss: the worst case within, or penalised by, a KL divergence.
+
+    Penalised, ``temperature`` t: the risk is ``t log mean exp(excess / t)``, the weights are
+    ``exp((excess - level) / t)`` with ``level = t log mean exp(excess / t)``, which is t times the log of the
+    paper's moving average u (Wei et al. 2025, section 4; DRRho-CLIP takes one row per anchor).
+
+    Constrained, ``rho``: the worst case over all p with KL(p || uniform) <= rho / n. The temperature of every
+    row is solved by bisection; n is the size of the training set, not of the batch. A rho that is constant in
+    n needs no tuning when n changes, which a fixed temperature does.
+
+    Args:
+        temperature: in units of the loss, above 0. Small means few samples carry all the weight.
+        rho: radius times n, dimensionless, above 0.
+        epsilon: added to the mean of ``exp(excess / t)``; rows far below the reference then weigh less than
+            one on average (epsilon of FastCLIP and DRRho-CLIP). Penalised form only.
+    """
+
+    temperature: float | None = None
+    rho: float | None = None
+    epsilon: float = 0.0
+
+    def __post_init__(self):
+        one_of("kl", self.temperature, self.rho)
+        if not self.epsilon >= 0:
+            raise UserError(f"kl needs an epsilon of at least 0, got {self.epsilon:g}")
+        if self.epsilon and self.temperature is None:
+            raise UserError("kl takes epsilon only with a fixed temperature, got rho and epsilon")
+
+    @property
+    def width(self) -> int:
+        return 1 if self.temperature else 2
+
+    @property
+    def normalised(self) -> bool:
+        return self.epsilon == 0
+
+    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+        if self.temperature:
+            largest = top(excess, mask)  # taken off first: what is left is as precise as it is small
+            level = self.temperature * log_mean_exp((excess - largest) / self.temperature, mask).double() + largest
+            if self.epsilon:
+                floor = self.temperature * torch.tensor(self.epsilon, dtype=torch.float64).log().item()
+                level = self._add(level, torch.full_like(level, floor))
+            return level
+        assert self.rho is not None
+        largest, below = below_top(excess, mask)
+        temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population))
+        return torch.cat([largest + temperature * log_mean_exp(below / temperature, mask), temperature], -1)
+
+    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+        if self.temperature is None:
+            return torch.lerp(old, new, rate)
+        shift = self.temperature * torch.tensor([1 - rate, rate], dtype=torch.float64).log()
+        return self._add(old + shift[0].item(), new + shift[1].item())
+
+    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
+        temperature = self.temperature if self.temperature else level[:, 1:].to(excess.dtype)
+        return (minus(excess, level[:, :1]) / temperature).exp()
+
+    def _add(self, a: Tensor, b: Tensor) -> Tensor:
+        """Adds two levels in the unit of exp(level / temperature)."""
+        assert self.temperature is not None
+        return self.temperature * torch.logaddexp(a / self.temperature, b / self.temperature)
+
+
+def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
+    """``log mean exp`` over the entries of every row that count, ``[rows, 1]``; 0 for an empty row."""
+    total = values.masked_fill(~mask, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(mask.any(-1, keepdim=True), total - count(mask, values).log(), 0)
+
+
+def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float) -> Tensor:
+    """Temperature at which KL(softmax(below / t) || uniform) equals ``size``, ``[rows, 1]``.
+
+    Hoeffding's lemma bounds the divergence by spread^2 / (8 t^2), which gives the upper bracket. Where even
+    the smallest temperature stays inside the ball, the worst case sits on the largest entries alone.
+    """
+    wide = spread(largest, below, mask)
+
+    def divergence_left(temperature: Tensor) -> Tensor:
+        scaled = below / temperature
+        level = log_mean_exp(scaled, mask)
+        weights = (scaled - level).exp().masked_fill(~mask, 0)
+        divergence = (weights * (scaled - level).masked_fill(~mask, 0)).sum(-1, keepdim=True) / count(mask, below)
+        return divergence - size
+
+    return bisect_log(divergence_left, wide * 1e-6, wide * max(1.0, (8 * size) ** -0.5))

@@ -1,0 +1,52 @@
+"""What a weighting rule is."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A worst-case risk over rows of excess loss, written as a level per row and the weights it implies.
+
+    A row is what one distribution is taken over: the whole batch for classification, the negatives of one
+    anchor for contrastive learning. The level holds the row's dual variables (for KL the log-mean-exp, for
+    CVaR the quantile, for chi-square the cut-off); it may be remembered from step to step. Columns are
+    handled by passing a transposed view, so a rule never needs to know which way it looks.
+
+    Nothing has to be inherited. ``steering.testing.check_rule`` states the contract as runnable checks.
+
+    Attributes:
+        width: how many numbers a level has.
+        normalised: whether the weights of a fresh level average exactly one in every row.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def normalised(self) -> bool: ...
+
+    def level(self, excess: Tensor, mask: Tensor, population: int | None) -> Tensor:
+        """Finds the level of every row.
+
+        Args:
+            excess: loss minus scaled reference loss, ``[rows, columns]``, in the units of the loss.
+            mask: True where ``excess`` counts, ``[rows, columns]``. Other entries may hold anything.
+            population: number of training samples a row stands for (the n of a radius rho / n), if known.
+
+        Returns:
+            ``[rows, width]``; zeros for a row without a single True in its mask.
+        """
+        ...
+
+    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+        """Moving average ``(1 - rate) old + rate new`` in the rule's own unit; all are ``[rows, width]``."""
+        ...
+
+    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
+        """Weights, at least 0, from ``[rows, columns]`` excess and ``[rows, width]`` levels.
+
+        Weights are relative: 1 is the weight of a sample in a plain average.
+        """
+        ...

@@ -1,0 +1,26 @@
+"""No steering: every sample weighs the same (empirical risk minimisation)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Uniform"]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every sample weighs one: the plain average, the baseline of every comparison."""
+
+    width: ClassVar[int] = 1
+    normalised: ClassVar[bool] = True
+
+    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+        return excess.new_zeros(len(excess), 1)
+
+    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+        return new
+
+    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
+        return torch.ones_like(excess)

@@ -1,0 +1,165 @@
+"""What a task is: data, models, and one loss function for target and reference alike."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+
+from steering.pairs import Pairs
+from steering.recipe import Metric, Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples, each with an id that stays its own for the whole run.
+
+    Attributes:
+        ids: ``[n]`` places in the training set, int64.
+        fields: what the models and the loss need, each ``[n, ...]``.
+        facts: what is known of the samples and only told, never trained on (a label known to be wrong), each
+            ``[n]``; a run reports their mean over the samples it trained on.
+    """
+
+    ids: Tensor
+    fields: Mapping[str, Tensor]
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
+
+    def take(self, places: Tensor) -> "Batch":
+        """The samples at ``[k]`` places of this batch."""
+        return self._each(lambda x: x[places.to(x.device)])
+
+    def to(self, device) -> "Batch":
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        fields = {name: change(value) for name, value in self.fields.items()}
+        facts = {name: change(value) for name, value in self.facts.items()}
+        return Batch(change(self.ids), fields, facts)
+
+
+class Losses(NamedTuple):
+    """Losses of a batch under one model.
+
+    Attributes:
+        values: ``[n]`` per sample, ``[rows, columns]``, or Pairs for a contrastive loss.
+        mask: False where there is no loss (padding), like ``values``.
+    """
+
+    values: Tensor | Pairs
+    mask: Tensor | None = None
+
+    def detach(self) -> "Losses":
+        return Losses(self.values.detach(), self.mask)
+
+
+class Stream(Protocol):
+    """Training batches without end, in an order that depends on the seed alone, and that can be resumed.
+
+    ``steering.training.stream.Shuffled`` is one for any data that can be looked up by id.
+    """
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Task(Protocol):
+    """A problem to steer on. Nothing has to be inherited; ``steering.testing.check_task`` states the contract.
+
+    A task is usually a frozen dataclass whose fields are its options, so that ``steer run "digits(noise=0.2)"``
+    and ``--set task.noise=0.2`` work. It must be cheap to construct: data are loaded when first asked for.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of training samples; ids run from 0 to size - 1."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows whose levels are worth remembering: 1 for a loss per sample, 2 * size for Pairs."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings and arms of a run that gives no others."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """How to read what ``evaluate`` returns; the first one is the headline."""
+        ...
+
+    def seeded(self, seed: int) -> Self:
+        """The same problem for repetition ``seed``: another split and noise, or itself where data are fixed."""
+        ...
+
+    def target(self) -> nn.Module:
+        """A fresh target; torch's global generator is seeded by the caller."""
+        ...
+
+    def reference(self) -> nn.Module:
+        """The frozen reference, in evaluation mode, the same at every call."""
+        ...
+
+    def stream(self, batch: int, *, seed: int) -> Stream:
+        """Training batches of ``batch`` samples over all ranks, this rank's share of them."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        """Losses of the batch, for target and reference alike, with gradient if the model has any."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a target or the reference on data that is never trained on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A picture for the report, with words: what a task wants seen of its models.
+
+    Attributes:
+        title, text: plain text.
+        png: the picture.
+    """
+
+    title: str
+    text: str
+    png: bytes
+
+
+@runtime_checkable
+class Exhibits(Protocol):
+    """A task that has something to show."""
+
+    def exhibits(self, models: Mapping[str, nn.Module]) -> list[Exhibit]:
+        """Pictures of trained models, by the name of their arm; ``reference`` is among them."""
+        ...
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A task whose models other software can load."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes the model into ``folder`` in the form its users expect."""
+        ...
+
+
+@runtime_checkable
+class Skips(Protocol):
+    """A task that leaves out samples it cannot read, within a stated share."""
+
+    def skipped(self) -> dict[str, int]:
+        """How many samples were left out, by reason."""
+        ...

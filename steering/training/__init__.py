@@ -1,0 +1,1 @@
+"""Training: the loop, the order of data, checkpoints, reference losses by id."""

@@ -1,0 +1,87 @@
+"""Reference losses by sample id: every sample is scored once, then looked up."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from steering import files
+from steering.pairs import Pairs
+from steering.task import Batch, Losses, Task
+from steering.training.seeds import untouched
+
+
+class ReferenceLosses:
+    """The frozen reference's losses, remembered by id for all arms and seeds that share the data.
+
+    The reference sees every sample once, as the task shows it to a reference, and is not even loaded before a
+    sample is missing. What is remembered is one row a sample: its loss, or for Pairs its features.
+
+    Args:
+        task: whose reference and losses these are.
+        device: where the reference runs and the losses are wanted.
+        folder: where the rows are kept, mapped into memory and shared by all processes that map them; a run
+            that resumes then finds the very same bits (scoring a sample in another batch can differ in the last
+            one). Kept in main memory without a folder.
+    """
+
+    def __init__(self, task: Task, device: torch.device | str = "cpu", folder: Path | None = None):
+        self.task, self.device, self.folder = task, device, folder
+        self._model: nn.Module | None = None
+        self._known = self._table("known", [], torch.uint8)  # 1 where the row of an id is there
+        self._rows: list[Tensor] = []  # [size, ...] each
+        self._scale: float | None = None  # of Pairs
+        if folder is not None and (folder / "rows.json").exists():
+            layout = json.loads((folder / "rows.json").read_text())
+            self._lay_out(layout)
+
+    @property
+    def model(self) -> nn.Module:
+        if self._model is None:
+            with untouched():
+                self._model = self.task.reference().to(self.device).eval().requires_grad_(False)
+        return self._model
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Losses:
+        """The reference's losses of a batch, without gradient and without side effects."""
+        ids = batch.ids.cpu()
+        missing = (self._known[ids] == 0).nonzero()[:, 0]
+        if len(missing):
+            self._score(batch.take(missing), ids[missing])
+        rows = [table[ids].to(self.device) for table in self._rows]
+        return Losses(Pairs(rows[0], rows[1], self._scale)) if self._scale is not None else Losses(*rows)
+
+    def _score(self, batch: Batch, ids: Tensor) -> None:
+        with untouched():
+            values, mask = self.task.losses(self.model, batch)
+        pairs = isinstance(values, Pairs)
+        rows = [values.left, values.right] if pairs else [values] if mask is None else [values, mask]
+        if not self._rows:
+            layout = {
+                "scale": float(values.scale) if pairs else None,
+                "rows": [{"shape": list(row.shape[1:]), "dtype": str(row.dtype)} for row in rows],
+            }
+            self._lay_out(layout)
+            if self.folder is not None:
+                files.write_json(self.folder / "rows.json", layout)
+        for table, row in zip(self._rows, rows, strict=True):
+            table[ids] = row.to(table)
+        self._known[ids] = 1
+
+    def _lay_out(self, layout: dict) -> None:
+        self._scale = layout["scale"]
+        self._rows = [
+            self._table(f"rows{place}", row["shape"], getattr(torch, row["dtype"].removeprefix("torch.")))
+            for place, row in enumerate(layout["rows"])
+        ]
+
+    def _table(self, name: str, shape: list[int], dtype: torch.dtype) -> Tensor:
+        """``[size, *shape]`` zeros, or what a file of an earlier process holds."""
+        whole = torch.Size([self.task.size, *shape])
+        if self.folder is None:
+            return torch.zeros(whole, dtype=dtype)
+        files.make_folder(self.folder)
+        path = str(self.folder / f"{name}.bin")
+        return torch.from_file(path, shared=True, size=whole.numel(), dtype=dtype).view(whole)

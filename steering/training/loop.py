@@ -1,0 +1,226 @@
+"""The one training loop: every task, rule, selector and baseline goes through it."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steering import registry
+from steering.collect import rank, total, world_size
+from steering.engine import Steered, Steerer
+from steering.errors import RunError, UserError
+from steering.levels import Levels
+from steering.recipe import Arm, Recipe
+from steering.selectors.selector import Selector
+from steering.task import Batch, Losses, Task
+from steering.training import checkpoint, seeds
+from steering.training.cached import ReferenceLosses
+from steering.training.optimise import learning_rate, make_optimizer
+from steering.training.tally import Tally
+
+Record = dict[str, Any]
+
+
+class Training:
+    """One arm in training: all that changes from step to step, and how to save it.
+
+    Arms with the same seed start from the same weights and see the same order of data.
+
+    Args:
+        task: drawn for this repetition already (``task.seeded(seed)``).
+        arm: the method.
+        recipe: settings that every arm shares.
+        reference: the reference's losses; only asked when the arm uses them.
+        seed: of initial weights, data order, views and selection, each a stream of its own.
+        device: where the target trains.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        arm: Arm,
+        recipe: Recipe,
+        *,
+        reference: ReferenceLosses,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.task, self.arm, self.recipe, self.reference = task, arm, recipe, reference
+        self.seed, self.device = seed, device
+        self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
+        seeds.seed_everything(seeds.derive(seed, "model"))
+        self.model: nn.Module = task.target()().to(device)
+        seeds.seed_everything(seeds.derive(seed, "training"))
+        self.optimizer = make_optimizer(self.model, recipe)
+        memory = Levels(task.rows, rate=arm.rate)
+        rule = registry.build("rules", arm.rule)
+        self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
+        self.stream = task.stream(self._candidates(), seed=seeds.derive(seed, "data"))
+        self.choice = seeds.generator(seed, "selection", rank())
+        self.tally = Tally()
+        self.done = 0  # steps
+
+    def _candidates(self) -> int:
+        """Samples drawn for one gradient step, over all ranks."""
+        wanted = self.recipe.batch if self.selector is None else round(self.recipe.batch / self.selector.keep)
+        if wanted > self.task.size:
+            raise UserError(
+                f"{self.arm.selector or 'a step'} needs {wanted} candidates for a batch of {self.recipe.batch}, but "
+                f"there are {self.task.size} training samples: use a smaller batch or keep a larger share"
+            )
+        return wanted
+
+    def step(self) -> Record:
+        """One gradient step.
+
+        Returns:
+            The step's figures, ready for metrics.jsonl.
+
+        Raises:
+            RunError: the loss is not a finite number; the model is as it was before the step.
+        """
+        began = time.process_time()
+        candidates = next(self.stream).to(self.device)
+        batch = self._choose(candidates)
+        self.model.train()
+        losses = self.task.losses(self.model, batch)
+        known = self.reference(batch).values if self.arm.subtract else None
+        steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
+        loss = float(total(steered.loss.detach()) / world_size())
+        if not math.isfinite(loss):
+            raise RunError(_not_finite(loss, self.done, losses, batch))
+        rate = self._update(steered)
+        self.done += 1
+        self.tally.add(batch, steered.weights, len(candidates), world_size())
+        self.tally.effective += float(steered.effective.mean())
+        self.tally.cpu_seconds += time.process_time() - began
+        return self._record(loss, steered, rate)
+
+    def _choose(self, candidates: Batch) -> Batch:
+        """The samples worth a gradient step, scored without side effects."""
+        if self.selector is None:
+            return candidates
+        self.model.eval()
+        with torch.no_grad(), seeds.untouched():
+            losses = self.task.losses(self.model, candidates).values
+        known = self.reference(candidates).values if self.selector.uses_reference else None
+        number = self.recipe.batch // world_size()
+        return candidates.take(self.selector(losses, known, number=number, generator=self.choice))
+
+    def _update(self, steered: Steered) -> float:
+        rate = learning_rate(self.recipe, self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        steered.loss.backward()
+        if world_size() > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = total(parameter.grad) / world_size()
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        return rate
+
+    def _record(self, loss: float, steered: Steered, rate: float) -> Record:
+        moments = self.steerer.moments
+        return {
+            "step": self.done,
+            "samples": self.tally.samples,
+            "loss": loss,
+            "effective": float(steered.effective.mean()),
+            "scale": float(steered.scale) if self.arm.subtract else None,
+            "variance_ratio": None if moments.values is None else float(moments.ratio(steered.scale.double())),
+            "learning_rate": rate,
+            "cpu_seconds": round(self.tally.cpu_seconds, 3),
+            "facts": self.tally.means(),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics, in evaluation mode, leaving no trace in the training."""
+        return evaluate(self.task, self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steerer": self.steerer.state_dict(),
+            "stream": self.stream.state_dict(),
+            "choice": self.choice.get_state(),
+            "generators": seeds.state_dict(),
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steerer.load_state_dict(state["steerer"])
+        self.stream.load_state_dict(state["stream"])
+        self.choice.set_state(state["choice"])
+        self.tally = Tally(**state["tally"])
+        seeds.load_state_dict(state["generators"])
+
+
+@torch.no_grad()
+def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
+    """The task's metrics of a model, in evaluation mode and without touching any global generator."""
+    was_training = model.training
+    model.eval()
+    with seeds.untouched():
+        metrics = task.evaluate(model)
+    model.train(was_training)
+    return metrics
+
+
+def run(
+    training: Training,
+    path: Path,
+    *,
+    record: Callable[[Record], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains to the end of the recipe, with checkpoints at ``path``; continues the one that is there.
+
+    Args:
+        training: fresh; its state is replaced by the checkpoint's if there is one.
+        path: of the checkpoint.
+        record: takes every step's figures, and ``{"step", "samples", "evaluation"}`` after an evaluation.
+        stopped: asked after every step; True ends the run with a checkpoint.
+
+    Returns:
+        Whether the end of the recipe was reached.
+    """
+    recipe = training.recipe
+    if path.exists():
+        training.load_state_dict(checkpoint.load(path))
+    elif rank() == 0:
+        checkpoint.save(path, training.state_dict())
+    while training.done < recipe.steps:
+        record(training.step())
+        last = training.done == recipe.steps
+        if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
+            record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
+        halt = stopped() and not last
+        if (last or halt or training.done % recipe.checkpoint_every == 0) and rank() == 0:
+            checkpoint.save(path, training.state_dict())
+        if halt:
+            return False
+    return True
+
+
+def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
+    """Names the step and the samples: those whose own loss is not finite, or the whole batch."""
+    bad = batch.ids
+    if isinstance(losses.values, torch.Tensor):
+        rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
+        if len(rows) == len(bad) and rows.any():
+            bad = bad[rows]
+    shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
+    return f"the loss became {loss} in step {step + 1}; sample ids {shown}"
