@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from steering.errors import RunError, UserError
+
 app = typer.Typer(
     name="steer",
     help="Reference-model data steering: let a trained model decide which data another model learns from.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -24,11 +25,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -53,30 +56,27 @@ def run(
 ) -> None:
     """Train a target with and without a reference's guidance, and compare.
 
-    steer run clip                      real image-caption pairs, some wrong, on a laptop
+    steer run clip          real image-caption pairs, some wrong, on a laptop
     steer run digits --rule "kl(rho=80)"
     """
     recipe = {"steps": steps, "batch": batch, "seeds": seeds}
     options = {"ref": ref, "model": model, "data": data}
     given: dict[str, Any] = {"device": device, "threads": threads, "recipe": _known(recipe), "options": _known(options)}
     method = {"rule": rule, "selector": selector, "reference_scale": reference_scale}
-    _guarded(_run, task, _known(given), _known(method), arms, config, sets or [], out, resume)
+    _run(task, _known(given), _known(method), arms, config, sets or [], out, resume)
 
 
 @app.command("list")
 def list_() -> None:
     """Show the tasks, rules and selectors that are installed."""
-    _guarded(_list)
+    _list()
 
 
 def _run(task, given, method, arms, config, sets, out, resume) -> None:
     from rich.console import Console
 
-    from steering.errors import UserError
     from steering.runs import config as configs
-    from steering.runs import run as runs
     from steering.runs.arms import choose
-    from steering.runs.table import show
 
     if resume is not None:
         if task or config or sets or out or method or arms or any(given.values()):
@@ -86,6 +86,10 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
         config, out = resume / "config.yaml", resume
     settled, problem = configs.resolve(task, file=config, sets=sets, given=given)
     settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
+
+    from steering.runs import run as runs  # slow to import: mistakes are told before
+    from steering.runs.terminal import show
+
     folder = out or runs.new_folder(settled.task)
     console = Console(soft_wrap=not sys.stdout.isatty())
     console.print(f"run folder: {folder}", markup=False, highlight=False)
@@ -97,41 +101,37 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
 def _list() -> None:
     from typing import get_args
 
-    from rich.console import Console
-    from rich.table import Table
-
     from steering import registry
 
-    console = Console()
+    widest = typer.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for kind in get_args(registry.Kind):
-        table = Table(title=kind, title_justify="left", show_header=False, box=None)
+        typer.secho(kind, bold=True)
         for name in registry.known(kind):
-            table.add_row(name, registry.summary(kind, name))
-        console.print(table)
+            line = f"  {name:<16} {registry.summary(kind, name)}"
+            typer.echo(line if len(line) <= widest else line[: widest - 3] + "...")
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _guarded(command, *arguments) -> None:
-    """Runs a command; what goes wrong is one line on standard error and an exit code."""
-    from steering.errors import RunError, UserError
-
+def main() -> None:
+    """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
+    usage_error = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:
-        command(*arguments)
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        code = _fail(error.format_message(), 2)
     except UserError as error:
-        _fail(error, 2)
+        code = _fail(str(error), 2)
     except RunError as error:
         signal = getattr(error, "signal", None)
-        _fail(error, 128 + signal if signal else 1)
+        code = _fail(str(error), 128 + signal if signal else 1)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", 130)
+    sys.exit(code)
 
 
-def _fail(error: Exception, code: int) -> None:
-    typer.echo(f"steer: {' '.join(str(error).split())}", err=True)
-    raise typer.Exit(code) from None
-
-
-def main() -> None:
-    """Entry point of the ``steer`` command."""
-    app()
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"steer: {' '.join(message.split())}", err=True)
+    return code

@@ -16,7 +16,7 @@ def rank() -> int:
 
 
 def gather(values: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``; gradients flow back to their owner.
+    """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``; gradients flow to their owner.
 
     Every rank must hold the same number of rows (streams drop the remainder of an epoch, so they do).
     """

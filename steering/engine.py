@@ -41,8 +41,9 @@ class Steerer:
     Args:
         rule: turns rows of excess loss into weights, ``KL(rho=80)`` say.
         reference_scale: the excess is loss - reference_scale * reference loss. 1 is the paper; ``"auto"``
-            estimates the control-variate coefficient Cov / Var(reference) online, between 0 and 1, which makes
-            the excess vary least and never more than the loss (the default: see the README for when it wins).
+            estimates the control-variate coefficient Cov / Var(reference) online, between 0 and 1, which
+            makes the excess vary least and never more than the loss (the default: see the README for when
+            it wins).
         population: number of training samples, which rules with a radius rho / n need.
         memory: moving average of the levels by id, for rows that come back (``Levels(2 * n, rate=0.8)``).
 
@@ -93,7 +94,9 @@ class Steerer:
         device = losses.left.device if isinstance(losses, Pairs) else losses.device
         with torch.autocast(device.type, enabled=False):
             values, counted = _rows(losses, mask)
-            known = torch.zeros_like(values).detach() if reference is None else _reference_rows(reference, values)
+            known = (
+                values.new_zeros(values.shape) if reference is None else _reference_rows(reference, values)
+            )
             return self._steer(losses, values, known, counted, ids, with_reference=reference is not None)
 
     def _steer(self, losses, values, known, counted, ids, *, with_reference: bool) -> Steered:
@@ -143,13 +146,13 @@ class Steerer:
     def _places(self, losses, ids: Tensor | None) -> Tensor:
         """Where in the memory every row lives, ``[rows]``."""
         if ids is None:
-            raise UserError("a memory with a rate below 1 needs the ids of the samples: steerer(..., ids=ids)")
+            raise UserError("a memory with a rate below 1 needs the samples' ids: steerer(..., ids=ids)")
         if isinstance(losses, Pairs):
             return torch.cat([ids, self.memory.size // 2 + ids])
         return ids
 
     def cautions(self) -> list[str]:
-        """What the running figures warn of, one line each: an excess that varies more than the loss, collapse."""
+        """What the running figures warn of, one line each: a reference that adds noise, collapse."""
         found = []
         if 0 < float(self.alive) < 2:
             found.append(
@@ -160,14 +163,16 @@ class Steerer:
             return found
         scale = self.moments.best_scale() if self.reference_scale == "auto" else self.reference_scale
         ratio, plain = float(self.moments.ratio(scale)), float(self.moments.ratio(1.0))
+        best = float(self.moments.best_scale())
         if ratio > 1:
             found.append(
                 f"the excess loss varies more than the loss itself (ratio {ratio:.2f}): at this scale the "
-                f"reference adds noise; try reference_scale='auto' (now {float(self.moments.best_scale()):.2f})"
+                f"reference adds noise; try reference_scale='auto' (now {best:.2f})"
             )
         if plain < 1e-3:
             found.append(
-                f"the target has collapsed onto the reference (Var(loss - reference) / Var(loss) = {plain:.1e}): "
+                f"the target has collapsed onto the reference "
+                f"(Var(loss - reference) / Var(loss) = {plain:.1e}): "
                 f"use a smaller rho, a larger temperature, or another reference"
             )
         return found

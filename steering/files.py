@@ -9,6 +9,8 @@ from typing import Any
 
 from steering.errors import RunError
 
+_HINT = "Free some space or choose another folder with --out"
+
 
 def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
     """Writes a file atomically.
@@ -18,7 +20,8 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
         content: bytes, text, or a function that writes to the path it is given.
 
     Raises:
-        RunError: the disk is full or read-only; what stood at ``path`` before still does.
+        RunError: the disk is full or read-only. Then, as when ``content`` raises or this process is killed,
+            what stood at ``path`` before still does.
     """
     temporary = None
     try:
@@ -35,10 +38,11 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise RunError(f"cannot write {path}: {reason}. {_HINT}") from None
+    finally:
         if temporary:
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise RunError(f"cannot write {path}: {reason}. Free some space or choose another folder with --out") from None
     return path
 
 
@@ -48,6 +52,22 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {path}: {error.strerror}. Choose another folder with --out") from None
+    return path
+
+
+def allocate(path: Path, size: int) -> Path:
+    """Makes a file of ``size`` zero bytes whose space is taken at once, unless it is there already.
+
+    A file that is mapped into memory and only then finds the disk full would end the process without a word.
+    """
+    make_folder(path.parent)
+    try:
+        with path.open("ab") as file:
+            os.truncate(file.fileno(), size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}. {_HINT}") from None
     return path
 
 

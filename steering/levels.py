@@ -36,7 +36,7 @@ class Levels:
         self._rate = float(value)
 
     def read(self, ids: Tensor) -> Tensor | None:
-        """Remembered levels, ``[rows] -> [rows, width]`` with NaN where unset; None before the first write."""
+        """Remembered levels, ``[rows] -> [rows, width]``, NaN where unset; None before the first write."""
         if self.table is None:
             return None
         self._check(ids)
@@ -55,8 +55,8 @@ class Levels:
         for place in (int(ids.min()), int(ids.max())):
             if not 0 <= place < self.size:
                 raise UserError(
-                    f"id {place} does not fit a memory of {self.size} levels: give Levels the number of rows of "
-                    f"the data set (2 n for n pairs), and ids from 0 on"
+                    f"id {place} does not fit a memory of {self.size} levels: give Levels the number of rows "
+                    f"of the data set (2 n for n pairs), and ids from 0 on"
                 )
 
     def state_dict(self) -> dict:

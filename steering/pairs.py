@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
         return _exact(self.left) @ _exact(self.right).T
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """One row an anchor: losses and mask, both ``[2 n, world * n]``, the n lefts first, then the n rights.
+        """One row an anchor: losses and mask, both ``[2 n, world * n]``; the n lefts first, then the rights.
 
         The mask is False at the anchor's own pair.
         """

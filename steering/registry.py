@@ -3,19 +3,24 @@
 import ast
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from steering.errors import UserError, did_you_mean
 
 Kind = Literal["rules", "selectors", "tasks"]
 _PROTOCOLS = {"rule", "selector", "solve"}
+_NEEDS: dict[Kind, str] = {
+    "rules": "width normalised level blend weights",
+    "selectors": "keep uses_reference __call__",
+    "tasks": "size rows recipe metrics seeded target reference stream losses evaluate",
+}
 
 
 def known(kind: Kind) -> list[str]:
@@ -39,12 +44,13 @@ def load(kind: Kind, name: str) -> Any:
     if ":" in name:
         return _from_path(kind, name)
     for point in entry_points(group=f"steering.{kind}", name=name):
-        return point.load()
-    if name in known(kind):
+        return _imported(name, point.load)
+    names = known(kind)
+    if name in names:
         module = import_module(f"steering.{kind}.{name}")
         return getattr(module, module.__all__[0])
     raise UserError(
-        f"no {kind[:-1]} is named {name!r}{did_you_mean(name, known(kind))} Known: {', '.join(known(kind))}; "
+        f"no {kind[:-1]} is named {name!r}{did_you_mean(name, names) or '.'} Known: {', '.join(names) or 'none'}; "
         f"one of your own is named as package.module:Name"
     )
 
@@ -62,50 +68,82 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
     for argument in arguments:
         if argument not in allowed:
             takes = ", ".join(allowed) or "no arguments"
-            raise UserError(f"{name} has no {argument}{did_you_mean(argument, allowed)} It takes {takes}")
+            raise UserError(f"{name} has no {argument}{did_you_mean(str(argument), allowed) or '.'} It takes {takes}")
     try:
-        return TypeAdapter(cls).validate_python(arguments) if is_dataclass(cls) else cls(**arguments)
+        made = _constructor(cls)(arguments)
+    except UserError:
+        raise
     except ValidationError as error:
-        raise UserError(f"{name}: {explain(error)}") from None
-    except TypeError as error:
+        own_words = error.errors()[0]["type"] == "value_error"  # a constructor's message says who speaks
+        raise UserError(explain(error) if own_words else f"{name}: {explain(error)}") from None
+    except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
+    missing = [need for need in _NEEDS[kind].split() if inspect.getattr_static(made, need, None) is None]
+    if missing:
+        raise UserError(f"{name} is no {kind[:-1]}: it has no {', '.join(missing)}")
+    return made
+
+
+def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any]:
+    """What makes a plugin of its arguments; those of a dataclass are checked against its annotations."""
+    if is_dataclass(cls):
+        try:
+            return TypeAdapter(cls).validate_python
+        except PydanticSchemaGenerationError:
+            pass  # a field of a type that pydantic does not know
+    return lambda arguments: cls(**arguments)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Splits ``name(key=value, ...)`` into the name and its literal arguments; nothing is evaluated."""
     name, bracket, rest = text.strip().partition("(")
     try:
-        call = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return name.strip(), {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except (SyntaxError, ValueError, AssertionError):
-        raise UserError(
-            f"{text!r} is no constructor call: write name or name(argument=value, ...) with plain values"
-        ) from None
+        match ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body:
+            case ast.Call(func=ast.Name(), args=[], keywords=words):
+                values = {word.arg: ast.literal_eval(word.value) for word in words}
+                if None not in values and len(values) == len(words):  # no ** and no name twice
+                    return name.strip(), values
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    raise UserError(f"{text!r} is no constructor call: write name or name(argument=value, ...) with plain values")
 
 
 def summary(kind: Kind, name: str) -> str:
-    """The first line of a plugin's documentation."""
-    return (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]
+    """The first line of a plugin's documentation, or why there is none to show."""
+    try:
+        return (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]
+    except UserError as error:
+        return str(error)
 
 
 def explain(error: ValidationError) -> str:
     """One line for what pydantic found wrong: where, what was got, what is allowed."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"] if part != "constrained-float")  # the number of a union
     words = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return words
-    return f"{place}: {words[0].lower() + words[1:]}, got {first['input']!r}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"{place}: {words[0].lower() + words[1:]}{got}"
 
 
 def _from_path(kind: Kind, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UserError(f"{name!r} is no {kind[:-1]}: one of your own is named as package.module:Name")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    found = getattr(_imported(name, lambda: import_module(module_name)), attribute, None)
+    if not callable(found):
+        raise UserError(f"{name}: {module_name} has no {attribute} to use as a {kind[:-1]}")
+    return found
+
+
+def _imported(name: str, load: Callable[[], Any]) -> Any:
+    """What ``load`` imports; a plugin that cannot be imported is its author's or installer's mistake, not ours."""
     try:
-        return getattr(import_module(module_name), attribute)
+        return load()
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: cannot import {error.name}; is it installed, or in this folder?") from None
-    except AttributeError:
-        raise UserError(f"{name}: {module_name} has no {attribute} to use as a {kind[:-1]}") from None
+    except Exception as error:  # anything may happen in there
+        raise UserError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from None

@@ -19,6 +19,7 @@ from steering.training.stream import Shuffled
 
 __all__ = ["Digits"]
 
+IMAGES = 1797
 CLASSES = 10
 PIXELS = 64
 
@@ -41,14 +42,20 @@ class Digits:
 
     The target is a linear softmax on the 8 x 8 images of scikit-learn (1797 in all). The reference is a
     logistic regression on other images than the target's; all the rest is the test set. A repetition redraws
-    split, noise and reference, so that an interval over seeds covers them all (but every draw is from the same
-    1797 images).
+    split, noise and reference, so that an interval over seeds covers them all (but every draw is from the
+    same 1797 images).
 
-    The settings were chosen on seeds 2000 to 2023, apart from the ones a run uses: the weight decay where plain
-    training does best (0.2 of {0.03, ..., 1}; at less of it steering would look better than it is), DRO as the
-    best of KL (any temperature or rho) and CVaR without a reference, and the CVaR with one as the best of four.
-    The reference is subtracted whole: the coefficient of least variance is estimated on noisy labels, which the
-    target learns to fit and a clean reference does not, and comes out too small here (about 0.9 points worse).
+    The settings were chosen on seeds 2000 to 2023, apart from the ones a run uses: the weight decay where
+    plain training does best (0.2 of {0.03, ..., 1}; with less of it steering would look better than it is),
+    DRO as the best of KL (five temperatures, three rho) and CVaR (five shares) without a reference, and the
+    CVaR with one as the best of four shares. On seeds 1000 to 1019 KL then ends 4.7 +- 1.0 points of test
+    error below plain training, 4.2 +- 0.9 below DRO and 2.7 +- 0.7 below the reference (95 % t-intervals of
+    paired differences). Selecting by the reference once, before training, does as well on these data; what
+    is learned here is mostly which labels are wrong.
+
+    The reference is subtracted whole, as in the paper. The coefficient of least variance, ``auto``, is
+    estimated on noisy labels, which the target learns to fit and a clean reference does not; it falls to 0.4
+    and costs 1.3 +- 0.4 points.
 
     Args:
         samples: training samples.
@@ -83,10 +90,10 @@ class Digits:
     )
 
     def __post_init__(self):
-        available = len(_images()[0])
-        if self.samples < 1 or self.reference_samples < 1 or self.samples + self.reference_samples >= available:
+        used = self.samples + self.reference_samples
+        if min(self.samples, self.reference_samples) < 1 or used >= IMAGES:
             raise UserError(
-                f"digits has {available} images and needs some to test on, got samples={self.samples} and "
+                f"digits has {IMAGES} images and needs some to test on, got samples={self.samples} and "
                 f"reference_samples={self.reference_samples}: use at least 1 of each and fewer in all"
             )
         if not 0 <= self.noise <= 1:
@@ -115,10 +122,9 @@ class Digits:
                 f"the {self.reference_samples} reference samples of seed {self.seed} show only "
                 f"{len(classifier.classes_)} of {CLASSES} digits: use a larger reference_samples"
             )
-        model = nn.utils.skip_init(nn.Linear, PIXELS, CLASSES)
-        with torch.no_grad():
-            model.weight.copy_(torch.from_numpy(classifier.coef_))
-            model.bias.copy_(torch.from_numpy(classifier.intercept_))
+        model = nn.utils.skip_init(nn.Linear, PIXELS, CLASSES)  # draws no weights from the global generator
+        fitted = {"weight": classifier.coef_, "bias": classifier.intercept_}
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in fitted.items()})
         return model.eval().requires_grad_(False)
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:

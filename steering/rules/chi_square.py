@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steering.rules.solve import below_top, bisect_log, count, mean, minus, one_of, radius, spread
+from steering.rules.solve import below_top, bisect_log, count, mean, minus, one_of, radius, spread, top
 
 __all__ = ["ChiSquare"]
 
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Weights ``max(excess - cut, 0) / slope``: the worst case of a chi-square divergence, phi(t) = (t-1)^2/2.
+    """Weights ``max(excess - cut, 0) / slope``: worst case of a chi-square divergence, phi(t) = (t-1)^2/2.
 
     Constrained, ``rho``: D(p || uniform) <= rho / n, the divergence of the paper's theorems (section 3; the
     factor 1/2 is theirs). While no weight touches zero the risk is exactly
@@ -38,27 +38,28 @@ class ChiSquare:
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         """The cut-off and the slope, ``[rows, 2]``."""
         largest, below = below_top(excess, mask)
-        below = below.masked_fill(~mask, -torch.inf)
+        below, entries = below.masked_fill(~mask, -torch.inf), count(mask, below)
 
         def mean_above(depth: Tensor, power: int = 1) -> Tensor:
             """Mean of ``max(excess - cut, 0) ** power`` with the cut ``depth`` under the largest entry."""
-            return (below + depth).clamp(min=0).pow(power).sum(-1, keepdim=True) / count(mask, below)
+            return (below + depth).clamp(min=0).pow(power).sum(-1, keepdim=True) / entries
 
         if self.temperature:
             wanted = self.temperature
             shallow = torch.full_like(largest, wanted)
-            depth = bisect_log(lambda d: wanted - mean_above(d), shallow * 0.99, shallow * count(mask, below))
-            return torch.cat([largest - depth, mean_above(depth)], -1)
-        assert self.rho is not None
-        size = radius("chi_square", self.rho, population)
-        wide = spread(largest, below, mask)
-        depth = bisect_log(
-            lambda d: mean_above(d, 2) / mean_above(d).square() - (1 + 2 * size),
-            wide * 1e-6,
-            wide * (1 + (8 * size) ** -0.5),
-        )
-        depth = torch.maximum(depth, self._interior(below, mask, size, wide))
-        return torch.cat([largest - depth, mean_above(depth)], -1)
+            depth = bisect_log(lambda d: wanted - mean_above(d), shallow * 0.99, shallow * entries)
+        else:
+            assert self.rho is not None
+            size = radius("chi_square", self.rho, population)
+            wide = spread(largest, below, mask)
+            depth = bisect_log(
+                lambda d: mean_above(d, 2) / mean_above(d).square() - (1 + 2 * size),
+                wide * 1e-6,
+                wide * (1 + (8 * size) ** -0.5),
+            )
+            depth = torch.maximum(depth, self._interior(below, mask, size))
+        cut = largest - depth
+        return torch.cat([cut, mean_above(largest - cut)], -1)  # the mean weight is one whatever was rounded
 
     def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
         return torch.lerp(old, new, rate)
@@ -68,9 +69,9 @@ class ChiSquare:
         return minus(excess, level[:, :1]).clamp(min=0) / torch.where(slope > 0, slope, 1)
 
     @staticmethod
-    def _interior(below: Tensor, mask: Tensor, size: float, wide: Tensor) -> Tensor:
+    def _interior(below: Tensor, mask: Tensor, size: float) -> Tensor:
         """Depth of the cut in closed form where every weight stays positive, else 0, ``[rows, 1]``."""
         centre = mean(below, mask)
         deviation = mean((below - centre).square(), mask).sqrt()
         depth = deviation / (2 * size) ** 0.5 - centre
-        return torch.where((depth >= wide) & (deviation > 0), depth, 0)
+        return torch.where((depth >= top(-below, mask)) & (deviation > 0), depth, 0)

@@ -52,7 +52,8 @@ class KL:
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         if self.temperature:
             largest = top(excess, mask)  # taken off first: what is left is as precise as it is small
-            level = self.temperature * log_mean_exp((excess - largest) / self.temperature, mask).double() + largest
+            inner = log_mean_exp((excess - largest) / self.temperature, mask)
+            level = largest + self.temperature * inner.double()
             if self.epsilon:
                 floor = self.temperature * torch.tensor(self.epsilon, dtype=torch.float64).log().item()
                 level = self._add(level, torch.full_like(level, floor))
@@ -91,12 +92,10 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     the smallest temperature stays inside the ball, the worst case sits on the largest entries alone.
     """
     wide = spread(largest, below, mask)
+    below = below.masked_fill(~mask, -torch.inf)
+    entropy = count(mask, below).log()
 
     def divergence_left(temperature: Tensor) -> Tensor:
-        scaled = below / temperature
-        level = log_mean_exp(scaled, mask)
-        weights = (scaled - level).exp().masked_fill(~mask, 0)
-        divergence = (weights * (scaled - level).masked_fill(~mask, 0)).sum(-1, keepdim=True) / count(mask, below)
-        return divergence - size
+        return entropy - torch.special.entr((below / temperature).softmax(-1)).sum(-1, keepdim=True) - size
 
     return bisect_log(divergence_left, wide * 1e-6, wide * max(1.0, (8 * size) ** -0.5))

@@ -36,7 +36,8 @@ class Rule(Protocol):
             population: number of training samples a row stands for (the n of a radius rho / n), if known.
 
         Returns:
-            ``[rows, width]``; zeros for a row without a single True in its mask.
+            ``[rows, width]``, in the precision of the excess, or in float64 where rounding would matter (an
+            excess far larger than the temperature). Anything finite for a row whose mask has no True.
         """
         ...
 

@@ -34,10 +34,10 @@ def below_top(excess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minus(excess: Tensor, level: Tensor) -> Tensor:
-    """``excess - level`` in the precision of the excess, ``[rows, columns]``, given a float64 level ``[rows, 1]``.
+    """``excess - level`` in the precision of the excess, ``[rows, columns]``, for a float64 ``[rows, 1]`` level.
 
-    A level is an absolute number and its rounding error is divided by the temperature: rounded to float32, the
-    level of an excess around 1000 would be useless at a temperature of 1e-3.
+    A level is an absolute number, and its rounding error is divided by the temperature: rounded to float32,
+    the level of an excess around 1000 would be useless at a temperature of 1e-3.
     """
     coarse = level.to(excess.dtype)
     return (excess - coarse) - (level - coarse).to(excess.dtype)
@@ -48,7 +48,7 @@ def spread(largest: Tensor, below: Tensor, mask: Tensor) -> Tensor:
 
     Kept above zero, and so large that a millionth of it is not lost when added to the largest entry.
     """
-    return torch.maximum(top(-below, mask), largest.abs() * 1e-6).clamp(min=1e-30)
+    return torch.maximum(top(-below, mask), largest.abs() * 1e-3).clamp(min=1e-30)
 
 
 def bisect_log(decreasing: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def bisect_log(decreasing: Callable[[Tensor], Tensor], low: Tensor, high: Tensor
     Args:
         decreasing: maps ``[rows, 1]`` to ``[rows, 1]``, falling in x.
         low, high: brackets, ``[rows, 1]``, positive, in float64: in float32 the noise of a small divergence
-            would be taken for its sign. Where ``decreasing(low)`` is already below zero the answer is ``low``.
+            would be taken for its sign. Where ``decreasing(low)`` is below zero already, ``low`` is returned.
     """
     low, high = low.log(), high.log()
-    for _ in range(60):
+    for _ in range(48):
         middle = (low + high) / 2
         above = decreasing(middle.exp()) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)

@@ -82,6 +82,5 @@ class ReferenceLosses:
         whole = torch.Size([self.task.size, *shape])
         if self.folder is None:
             return torch.zeros(whole, dtype=dtype)
-        files.make_folder(self.folder)
-        path = str(self.folder / f"{name}.bin")
-        return torch.from_file(path, shared=True, size=whole.numel(), dtype=dtype).view(whole)
+        path = files.allocate(self.folder / f"{name}.bin", whole.numel() * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=whole.numel(), dtype=dtype).view(whole)

@@ -1,8 +1,8 @@
 """Everything a run needs to go on bit for bit, in one file that loads without running code."""
 
-from pickle import UnpicklingError
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -22,9 +22,13 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or holds anything but plain data.
     """
     try:
+        with ZipFile(path) as archive:  # torch itself does not look at the check sums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"wrong check sum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:200]
+    except Exception as error:  # what reading a damaged file raises has no common type
+        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
         raise UserError(f"the checkpoint {path} cannot be read ({reason}); delete it to start that arm anew") from None

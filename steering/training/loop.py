@@ -53,14 +53,13 @@ class Training:
         self.seed, self.device = seed, device
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         seeds.seed_everything(seeds.derive(seed, "model"))
-        self.model: nn.Module = task.target()().to(device)
+        self.model: nn.Module = task.target().to(device)
         seeds.seed_everything(seeds.derive(seed, "training"))
         self.optimizer = make_optimizer(self.model, recipe)
         memory = Levels(task.rows, rate=arm.rate)
         rule = registry.build("rules", arm.rule)
         self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
         self.stream = task.stream(self._candidates(), seed=seeds.derive(seed, "data"))
-        self.choice = seeds.generator(seed, "selection", rank())
         self.tally = Tally()
         self.done = 0  # steps
 
@@ -109,7 +108,8 @@ class Training:
             losses = self.task.losses(self.model, candidates).values
         known = self.reference(candidates).values if self.selector.uses_reference else None
         number = self.recipe.batch // world_size()
-        return candidates.take(self.selector(losses, known, number=number, generator=self.choice))
+        chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
+        return candidates.take(self.selector(losses, known, number=number, generator=chance))
 
     def _update(self, steered: Steered) -> float:
         rate = learning_rate(self.recipe, self.done)
@@ -152,7 +152,6 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
-            "choice": self.choice.get_state(),
             "generators": seeds.state_dict(),
             "tally": self.tally.state_dict(),
         }
@@ -163,7 +162,6 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
-        self.choice.set_state(state["choice"])
         self.tally = Tally(**state["tally"])
         seeds.load_state_dict(state["generators"])
 
@@ -192,14 +190,14 @@ def run(
         training: fresh; its state is replaced by the checkpoint's if there is one.
         path: of the checkpoint.
         record: takes every step's figures, and ``{"step", "samples", "evaluation"}`` after an evaluation.
-        stopped: asked after every step; True ends the run with a checkpoint.
+        stopped: asked after every step; True, on any rank, ends the run of all with a checkpoint.
 
     Returns:
         Whether the end of the recipe was reached.
     """
     recipe = training.recipe
     if path.exists():
-        training.load_state_dict(checkpoint.load(path))
+        _restore(training, path)
     elif rank() == 0:
         checkpoint.save(path, training.state_dict())
     while training.done < recipe.steps:
@@ -207,12 +205,31 @@ def run(
         last = training.done == recipe.steps
         if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
             record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
-        halt = stopped() and not last
+        halt = _anyone(stopped(), training.device) and not last
         if (last or halt or training.done % recipe.checkpoint_every == 0) and rank() == 0:
             checkpoint.save(path, training.state_dict())
         if halt:
             return False
     return True
+
+
+def _restore(training: Training, path: Path) -> None:
+    state = checkpoint.load(path)
+    try:
+        training.load_state_dict(state)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the checkpoint {path} does not fit the model or optimiser ({reason}): was the code changed? "
+            f"Delete it to start that arm anew"
+        ) from None
+
+
+def _anyone(says_so: bool, device: torch.device | str) -> bool:
+    """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
+    return bool(total(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
 
 
 def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:

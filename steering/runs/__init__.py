@@ -1,0 +1,1 @@
+"""Runs: configuration, arms times seeds, the run folder and its report."""

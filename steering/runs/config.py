@@ -1,0 +1,186 @@
+"""The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError
+from yaml import YAMLError
+
+from steering import files, registry
+from steering.errors import UserError, did_you_mean
+from steering.recipe import Recipe, Strict
+from steering.task import Task
+
+
+class RunConfig(Strict):
+    """A whole run; what config.yaml holds.
+
+    Attributes:
+        task: name of the task, or package.module:Name.
+        options: arguments of the task's constructor.
+        recipe: training settings and arms.
+        device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:1``.
+        threads: CPU threads of torch; 1 is fastest for the bundled tasks and never the slowest.
+    """
+
+    task: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    recipe: Recipe
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+def resolve(
+    task: str | None, *, file: Path | None = None, sets: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, Task]:
+    """Merges the task's recipe with a file, with options and with ``a.b=c`` settings, later ones winning.
+
+    Args:
+        task: name or constructor call, ``digits(noise=0.2)``; may be left to the file.
+        file: a YAML file like the config.yaml of a run folder. The arms it names, if any, are all there are.
+        sets: settings by dotted path, ``recipe.steps=100``.
+        given: nested settings from options.
+
+    Returns:
+        The configuration, complete, and the task it names.
+
+    Raises:
+        UserError: unknown setting, wrong type or range, unreadable file.
+    """
+    written = {} if file is None else _read(file)
+    typed = {} if task is None else {"task": task}
+    merged: dict[str, Any] = {}
+    for layer in (written, typed, given or {}, _dotted(sets)):
+        merged = _merge(merged, _expanded(layer))
+    if "task" not in merged:
+        raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.known('tasks'))}")
+    problem: Task = registry.build("tasks", merged["task"], merged.get("options"))
+    recipe = problem.recipe.model_dump()
+    if "arms" in (written.get("recipe") or {}):
+        del recipe["arms"]
+    return validate(merged | {"recipe": _merge(recipe, merged.get("recipe", {}))}), problem
+
+
+def validate(settings: Mapping[str, Any]) -> RunConfig:
+    """Checks every setting, with one line for what is wrong."""
+    try:
+        config = RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+    recipe = config.recipe
+    if recipe.arms and recipe.baseline not in recipe.arms:
+        raise UserError(f"recipe.baseline is {recipe.baseline!r}, which is no arm: {', '.join(recipe.arms)}")
+    for name, arm in recipe.arms.items():
+        if name == "reference" or not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"an arm cannot be named {name!r}: use letters, digits, - and _ ('reference' is taken)")
+        registry.build("rules", arm.rule)
+        if arm.selector is not None:
+            registry.build("selectors", arm.selector)
+    return config
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Writes config.yaml; ``steer run --config`` runs it again."""
+    files.write(path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+
+
+def load(path: Path) -> RunConfig:
+    """Reads the config.yaml of a run folder."""
+    return validate(_read(path))
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Settings that two configurations do not share, as ``recipe.steps 100 -> 200``."""
+    flat = [_flat(config.model_dump()) for config in (old, new)]
+    names = sorted(set(flat[0]) | set(flat[1]))
+    return [f"{n} {flat[0].get(n)} -> {flat[1].get(n)}" for n in names if flat[0].get(n) != flat[1].get(n)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one origin; a task that is written as a constructor call gives its name and options."""
+    layer = {name: value for name, value in layer.items() if value is not None}
+    for group in ("options", "recipe"):
+        if not isinstance(layer.get(group, {}), Mapping):
+            raise UserError(f"{group} is a group of settings, such as {group}.name=value; got {layer[group]!r}")
+    if "task" not in layer:
+        return layer
+    name, arguments = registry.parse(str(layer["task"]))
+    return _merge({"options": arguments}, layer) | {"task": name}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those ``above`` winning; a group and a single value do not mix, the one above stands."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise UserError(f"no configuration file at {file}") from None
+    except (YAMLError, OSError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is no readable YAML file: {reason}") from None
+    if not OmegaConf.is_dict(config):
+        raise UserError(f"{file} holds no settings: write lines such as 'task: digits'")
+    return _plain(config, str(file))
+
+
+def _dotted(sets: Sequence[str]) -> dict[str, Any]:
+    for text in sets:
+        if "=" not in text:
+            raise UserError(f"--set takes a.b=c, got {text!r}; write --set recipe.steps=100 say")
+    where = f"--set {' '.join(sets)}"
+    try:
+        config = OmegaConf.from_dotlist(list(sets))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    return _plain(config, where)
+
+
+def _plain(config: Any, where: str) -> dict[str, Any]:
+    """Settings as plain values, references such as ``${oc.env:HOME}`` replaced by what they stand for."""
+    try:
+        settings = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from None
+    assert isinstance(settings, dict)
+    return {str(name): value for name, value in settings.items()}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line: where, what was got, what is allowed, and the nearest known name for an unknown one."""
+    first = error.errors()[0]
+    *place, last = (str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return registry.explain(error)
+    fields = _fields_at(place)
+    where = f"in {'.'.join(place)}" if place else "at the top"
+    return f"no setting is named {last!r} {where}{did_you_mean(last, fields) or '.'} Known: {', '.join(fields)}"
+
+
+def _fields_at(place: Sequence[str]) -> list[str]:
+    """Names of the settings in the group that a path of keys leads to."""
+    model: type[BaseModel] = RunConfig
+    for part in place:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else model
+        inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        model = inner[0] if inner else model
+    return list(model.model_fields)

@@ -1,0 +1,266 @@
+"""A run: every arm and seed trained or picked up where it stopped, then one summary and one report."""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from steering import files, registry
+from steering.collect import rank
+from steering.errors import RunError, UserError
+from steering.runs import config as configs
+from steering.runs.config import RunConfig
+from steering.runs.environment import environment
+from steering.runs.journal import Journal
+from steering.runs.progress import Interrupts, Watch
+from steering.runs.report import write_report
+from steering.runs.summary import ArmSummary, Result, Summary
+from steering.task import Exhibit, Exhibits, Exports, Skips, Task
+from steering.training import loop
+from steering.training.cached import ReferenceLosses
+
+REFERENCE = "reference"
+
+
+class Stopped(RunError):
+    """The user or the system asked the run to end; everything is on disk.
+
+    Attributes:
+        signal: number of the signal that was received.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass
+class Run:
+    """One run in its folder.
+
+    Args:
+        config: complete, as ``config.resolve`` gives it.
+        task: the task it names.
+        folder: made by this run, or of the same configuration, which is then continued.
+        console: for progress and tables.
+        command: what the user typed, for the records.
+    """
+
+    config: RunConfig
+    task: Task
+    folder: Path
+    console: Console
+    command: list[str]
+
+    def __post_init__(self):
+        self.recipe = self.config.recipe
+        self.device = _device(self.config.device)
+        self._last: tuple[Task, ReferenceLosses] | None = None
+
+    def execute(self) -> Summary:
+        """Trains what is not trained yet, then writes summary.json and report.html."""
+        torch.set_num_threads(self.config.threads)
+        began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+        self._open()
+        journal = Journal(self.folder / "metrics.jsonl")
+        results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}
+        total = self.recipe.steps * len(self.recipe.arms) * self.recipe.seeds
+        with Watch(self.console, total_steps=total) as watch, Interrupts() as interrupts:
+            for seed in range(self.recipe.seeds):
+                task, reference = self._drawn(seed)
+                results[REFERENCE].append(self._reference(task, reference, seed))
+                for name in self.recipe.arms:
+                    results[name].append(self._arm(name, seed, task, reference, journal, watch, interrupts))
+        summary = self._summary(results, started, time.monotonic() - began)
+        if rank() == 0:
+            files.write(self.folder / "summary.json", summary.model_dump_json(indent=1))
+            write_report(self.folder, summary, journal.records(), self._exhibits())
+        return summary
+
+    def _open(self) -> None:
+        """Takes the run folder, new or of the same configuration."""
+        path = self.folder / "config.yaml"
+        if path.exists():
+            changed = configs.differences(configs.load(path), self.config)
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds a run of another configuration ({'; '.join(changed[:3])}): choose another "
+                    f"--out, or continue that run with --resume {self.folder}"
+                )
+        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+            raise UserError(f"{self.folder} is no run folder (it has no config.yaml) nor empty: choose another --out")
+        if rank() == 0:
+            configs.save(self.config, path)
+            files.write_json(self.folder / "environment.json", environment())
+
+    def _drawn(self, seed: int) -> tuple[Task, ReferenceLosses]:
+        """The task of one repetition and its reference's losses, kept while the data stay the same."""
+        task = self.task.seeded(seed)
+        if self._last is None or self._last[0] is not task:
+            self._last = (task, ReferenceLosses(task, self.device, self._place(REFERENCE, seed) / "losses"))
+        return self._last
+
+    def _reference(self, task: Task, reference: ReferenceLosses, seed: int) -> Result:
+        """The reference's own metrics."""
+        return self._once(
+            REFERENCE,
+            seed,
+            lambda: Result(seed=seed, metrics=loop.evaluate(task, reference.model), samples=0, candidates=0),
+        )
+
+    def _arm(self, name, seed, task, reference, journal: Journal, watch: Watch, interrupts: Interrupts) -> Result:
+        """One arm of one repetition, trained or read back."""
+
+        def train() -> Result:
+            training = self._training(name, seed, task, reference)
+            path = self._place(name, seed) / "checkpoint.pt"
+            done = _steps_done(path)
+            journal.cut(name, seed, done)
+            watch.begin(f"{name} (seed {seed})", self.recipe.steps, done)
+            evaluation: dict[str, float] = {}
+
+            def record(figures: dict[str, Any]) -> None:
+                evaluation.update(figures.get("evaluation", {}))
+                if "loss" in figures:
+                    watch.step(figures["step"], figures["samples"], figures["loss"])
+                if rank() == 0 and ("evaluation" in figures or self._logged(figures["step"])):
+                    journal.add({"arm": name, "seed": seed, **figures})
+
+            try:
+                finished = loop.run(training, path, record=record, stopped=interrupts)
+            except RunError as error:
+                raise RunError(f"{name}, seed {seed}: {error} (last checkpoint: {path})") from None
+            if not finished:
+                raise Stopped(
+                    f"stopped after step {training.done} of {name}, seed {seed}; all is saved. Go on with: "
+                    f"steer run --resume {shlex.quote(str(self.folder))}",
+                    interrupts.received or 2,
+                )
+            return self._finished(name, training, evaluation or training.evaluate())
+
+        result = self._once(name, seed, train)
+        watch.finished(self.recipe.steps)
+        return result
+
+    def _finished(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
+        """The result of a trained arm; its model is exported where the task knows how."""
+        seed, steerer, tally = training.seed, training.steerer, training.tally
+        if isinstance(training.task, Exports) and rank() == 0:
+            training.task.export(training.model, self._place(name, seed) / "export")
+        steered = training.arm.subtract
+        return Result(
+            seed=seed,
+            metrics=metrics,
+            samples=tally.samples,
+            candidates=tally.candidates,
+            facts=tally.means(),
+            cpu_seconds=tally.cpu_seconds,
+            scale=float(steerer.scale) if steered else None,
+            effective=tally.effective / max(1, training.done),
+            variance_ratio=float(steerer.moments.ratio(steerer.scale.double())) if steered else None,
+            cautions=steerer.cautions(),
+        )
+
+    def _once(self, name: str, seed: int, make: Callable[[], Result]) -> Result:
+        """What result.json says, or else what ``make`` finds out."""
+        path = self._place(name, seed) / "result.json"
+        if path.exists():
+            return Result.model_validate_json(path.read_text())
+        result = make()
+        if rank() == 0:
+            files.write(path, result.model_dump_json(indent=1))
+        return result
+
+    def _training(self, name: str, seed: int, task: Task, reference: ReferenceLosses) -> loop.Training:
+        arm = self.recipe.arms[name]
+        return loop.Training(task, arm, self.recipe, reference=reference, seed=seed, device=self.device)
+
+    def _logged(self, step: int) -> bool:
+        return step % self.recipe.log_every == 0 or step in (1, self.recipe.steps)
+
+    def _place(self, name: str, seed: int) -> Path:
+        return self.folder / "arms" / name / f"seed{seed}"
+
+    def _summary(self, results: dict[str, list[Result]], started: str, seconds: float) -> Summary:
+        arms = {REFERENCE: ArmSummary(kind="reference", results=results[REFERENCE])}
+        for name, arm in self.recipe.arms.items():
+            looks = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
+            arms[name] = ArmSummary(
+                rule=arm.rule,
+                selector=arm.selector,
+                subtract=arm.subtract,
+                selector_uses_reference=looks,
+                results=results[name],
+            )
+        return Summary(
+            task=self.config.task,
+            command=shlex.join(self.command),
+            started=started,
+            seconds=seconds,
+            baseline=self.recipe.baseline,
+            metrics=dict(self.task.metrics),
+            arms=arms,
+            cautions=_cautions(arms),
+            skipped=self.task.skipped() if isinstance(self.task, Skips) else {},
+        )
+
+    def _exhibits(self) -> list[Exhibit]:
+        """What the task has to show of the models of the first repetition."""
+        task, reference = self._drawn(0)
+        if not isinstance(task, Exhibits):
+            return []
+        models: dict[str, nn.Module] = {REFERENCE: reference.model}
+        for name in self.recipe.arms:
+            training = self._training(name, 0, task, reference)
+            training.load_state_dict(loop.checkpoint.load(self._place(name, 0) / "checkpoint.pt"))
+            models[name] = training.model.eval()
+        with torch.no_grad():
+            return task.exhibits(models)
+
+
+def _cautions(arms: dict[str, ArmSummary]) -> list[str]:
+    """One line a kind of caution and arm, however many seeds it befell."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for name, arm in arms.items():
+        for result in arm.results:
+            for caution in result.cautions:
+                kind = caution.partition("(")[0]  # the words before the numbers
+                found.setdefault((name, kind), []).append((result.seed, caution))
+    lines = []
+    for (name, _), cases in found.items():
+        seeds = len(arms[name].results)
+        where = f"{len(cases)} of {seeds} seeds, seed {cases[0][0]} say" if seeds > 1 else "its only seed"
+        lines.append(f"{name}, {where}: {cases[0][1]}")
+    return lines
+
+
+def new_folder(task: str) -> Path:
+    """The first free ``runs/<task>-001``, ``-002``, ... below the working directory."""
+    name = task.rpartition(":")[2]
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def _steps_done(path: Path) -> int:
+    return int(loop.checkpoint.load(path)["done"]) if path.exists() else 0
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"no device is named {name!r}: use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu")
+    return device

@@ -1,0 +1,91 @@
+"""Intervals over seeds: what the repetitions of a run can decide, and what they cannot."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import stdtr, stdtrit
+
+LEVEL = 0.95
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and how far chance may have moved it.
+
+    Attributes:
+        mean: in the unit of the values.
+        low: lower end of the 95 % t interval; None where there is none.
+        high: upper end.
+        seeds: number of values.
+        p: two-sided p value of a mean of zero in the same t test; None where there is no interval.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    p: float | None = None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width, what is written after a plus-minus sign."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def verdict(self) -> Verdict:
+        """Reads the interval of a difference that is positive where the first is better."""
+        if self.low is not None and self.low > 0:
+            return "better"
+        if self.high is not None and self.high < 0:
+            return "worse"
+        return "undecided"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of independent values with its 95 % t interval.
+
+    There is no interval for one value, nor for values that are all equal (the seeds repeat one draw, or the
+    measure is too coarse: the spread is unknown rather than zero), nor for values that are not finite.
+
+    Raises:
+        ValueError: no values.
+    """
+    return _interval(values, largest=max(map(abs, values), default=0.0))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], better: Literal["high", "low"]) -> Interval:
+    """How much better ``a`` is than ``b``, seed by seed; positive means that ``a`` is better.
+
+    Pairing removes what both share (the split, the noise, the initial weights), so a difference may be
+    decided although the intervals of the two means overlap.
+
+    Args:
+        a: one value a seed.
+        b: values of the same seeds, in the same order.
+        better: which direction of the values is better.
+
+    Raises:
+        ValueError: the lists differ in length, or are empty.
+    """
+    sign = 1.0 if better == "high" else -1.0
+    differences = [sign * (x - y) for x, y in zip(a, b, strict=True)]
+    return _interval(differences, largest=max(map(abs, (*a, *b)), default=0.0))
+
+
+def _interval(values: Sequence[float], largest: float) -> Interval:
+    """The t interval; spread below what floats of the size ``largest`` can tell apart counts as none."""
+    if not values:
+        raise ValueError("an interval needs at least one value, got none")
+    number = len(values)
+    mean = math.fsum(values) / number if all(map(math.isfinite, values)) else math.nan
+    if number == 1 or math.isnan(mean) or max(values) - min(values) <= 1e-12 * largest:
+        return Interval(mean, None, None, number)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (number - 1)
+    error = math.sqrt(variance / number)
+    half = float(stdtrit(number - 1, (1 + LEVEL) / 2)) * error
+    p = 2 * float(stdtr(number - 1, -abs(mean) / error))
+    return Interval(mean, mean - half, mean + half, number, p)

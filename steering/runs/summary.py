@@ -1,0 +1,129 @@
+"""What a finished run is, in numbers: the contents of summary.json."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from steering.recipe import Metric, Strict
+from steering.runs.statistics import Interval, interval, paired_difference
+
+
+class _Record(Strict):
+    """Not-a-number is kept as a word, which JSON proper has no number for."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Result(_Record):
+    """One arm trained with one seed.
+
+    Attributes:
+        seed: repetition; equal seeds are paired between arms.
+        metrics: what ``Task.evaluate`` returned at the end.
+        samples: samples in gradient steps, counted as often as they were used.
+        candidates: samples that were scored to choose those; equal to ``samples`` without a selector.
+        facts: mean of every fact over the samples that were trained on (``wrong: 0.3``).
+        cpu_seconds: of training, without evaluation.
+        scale: last scale of the reference loss.
+        effective: mean effective sample size of the weights, as a share of the batch.
+        variance_ratio: Var(loss - scale * reference) / Var(loss) of the training batches.
+        cautions: what the engine warns of, for this arm and seed.
+    """
+
+    seed: int
+    metrics: dict[str, float]
+    samples: int = 0
+    candidates: int = 0
+    facts: dict[str, float] = Field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    scale: float | None = None
+    effective: float | None = None
+    variance_ratio: float | None = None
+    cautions: list[str] = Field(default_factory=list)
+
+
+class ArmSummary(_Record):
+    """One row of the comparison.
+
+    Attributes:
+        kind: ``reference`` is only evaluated, everything else is trained.
+        rule: weights of the losses, as a constructor call.
+        selector: choice of samples, as a constructor call; None takes all.
+        subtract: whether the rule saw the loss minus the reference's.
+        selector_uses_reference: False for a selector that looks at the target's loss alone.
+        results: one for every finished seed.
+    """
+
+    kind: Literal["reference", "trained"] = "trained"
+    rule: str | None = None
+    selector: str | None = None
+    subtract: bool = False
+    selector_uses_reference: bool = True
+    results: list[Result]
+
+    @property
+    def subtracts(self) -> bool:
+        """Whether the weights depend on the reference; uniform ones ignore what is subtracted."""
+        return self.subtract and self.rule is not None and self.rule.partition("(")[0].strip() != "uniform"
+
+    @property
+    def steered(self) -> bool:
+        """Whether the reference had any say in training, by the weights or by the choice of samples."""
+        selects = self.selector is not None and self.selector_uses_reference
+        return self.kind == "trained" and (self.subtracts or selects)
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """Values of one metric, by seed, in the order of the seeds."""
+        found = {r.seed: r.metrics[metric] for r in self.results if metric in r.metrics}
+        return dict(sorted(found.items()))
+
+    def interval(self, metric: str) -> Interval | None:
+        """Mean of one metric over seeds; None where there is no result."""
+        values = list(self.by_seed(metric).values())
+        return interval(values) if values else None
+
+
+class Summary(_Record):
+    """A whole run: every arm with every seed, and how to read the numbers.
+
+    Attributes:
+        task: constructor call of the task.
+        command: what was typed.
+        started: ISO time.
+        seconds: wall-clock time of the run.
+        baseline: the arm that differences are taken against.
+        metrics: how to read each metric; the first one is the headline.
+        arms: by name, in the order of the tables.
+        cautions: sentences of the engine for whoever reads the numbers.
+        skipped: how many samples were left out, by reason.
+    """
+
+    task: str
+    command: str
+    started: str
+    seconds: float
+    baseline: str
+    metrics: dict[str, Metric]
+    arms: dict[str, ArmSummary]
+    cautions: list[str] = Field(default_factory=list)
+    skipped: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that decides."""
+        return next(iter(self.metrics))
+
+    @property
+    def seeds(self) -> int:
+        """Repetitions of the arm that has most."""
+        return max((len(arm.results) for arm in self.arms.values()), default=0)
+
+    def gain(self, arm: str, against: str, metric: str | None = None) -> Interval | None:
+        """Paired difference over the seeds both have, positive where ``arm`` is better; None without any."""
+        metric = metric or self.headline
+        mine, theirs = self.arms[arm].by_seed(metric), self.arms[against].by_seed(metric)
+        shared = [seed for seed in mine if seed in theirs]
+        if not shared:
+            return None
+        a, b = [mine[seed] for seed in shared], [theirs[seed] for seed in shared]
+        return paired_difference(a, b, self.metrics[metric].better)

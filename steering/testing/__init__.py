@@ -1,0 +1,3 @@
+"""Contracts as runnable checks, for plugins of ours and of others."""
+
+from steering.testing.rules import check_rule as check_rule

@@ -1,0 +1,250 @@
+"""The contract of a rule as runnable checks, for our rules and yours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from steering.rules.rule import Rule
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of a weight, relative to the largest of its row
+
+
+def check_rule(rule: Rule, *, population: int = 100) -> None:
+    """Checks that a rule keeps the contract that the engine builds on.
+
+    Every check runs on several batches of excess losses (mild, wide, tied, masked) in float32 and float64.
+
+    Args:
+        rule: an instance, ``KL(rho=80)`` say.
+        population: number of training samples that ``level`` is told.
+
+    Raises:
+        AssertionError: names the rule, the promise that it breaks, and the numbers that show it.
+
+    Example:
+        >>> check_rule(KL(temperature=0.5))
+    """
+    parts = ("width", "normalised", "level", "blend", "weights")
+    missing = [part for part in parts if not hasattr(rule, part)]
+    assert not missing, f"{rule!r}: a rule needs {', '.join(missing)}; see steering.rules.rule.Rule"
+    for dtype in (torch.float32, torch.float64):
+        for name, excess, mask in _batches(dtype):
+            case = _Case(rule, population, f"{name} excess in {str(dtype)[6:]}", excess, mask)
+            for check in _CHECKS:
+                check(case)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One rule on one batch, ``[rows, columns]``."""
+
+    rule: Rule
+    population: int
+    name: str
+    excess: Tensor
+    mask: Tensor
+
+    def level(self, excess: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        excess = self.excess if excess is None else excess
+        return self.rule.level(excess, self.mask if mask is None else mask, self.population)
+
+    def weights(self, excess: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Weights of a fresh level, with NaN where the mask is False."""
+        excess = self.excess if excess is None else excess
+        mask = self.mask if mask is None else mask
+        return self.rule.weights(excess, self.level(excess, mask)).masked_fill(~mask, torch.nan)
+
+    @cached_property
+    def fresh(self) -> Tensor:
+        """Weights of the batch as it is."""
+        return self.weights()
+
+    @property
+    def tolerance(self) -> float:
+        return _TOLERANCE[self.excess.dtype]
+
+    def fail(self, promise: str, detail: object = "") -> str:
+        """The message of a broken promise."""
+        return f"{self.rule!r} on {self.name}: {promise}" + (f"\n{detail}" if str(detail) else "")
+
+    def require_same(self, got: Tensor, wanted: Tensor, promise: str) -> None:
+        """Asserts that two sets of weights, or of levels, agree; NaN equals NaN."""
+        size = wanted.nan_to_num().abs().amax(-1, keepdim=True).clamp(min=1)
+        same = torch.allclose(got / size, wanted / size, rtol=0, atol=self.tolerance, equal_nan=True)
+        assert same, self.fail(promise, f"got\n{got}\ninstead of\n{wanted}")
+
+
+def _batches(dtype: torch.dtype) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, excess and mask of every batch.
+
+    Entries are multiples of 1/64, so that shifting them by a small integer is exact in float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mild = (torch.randn(3, 9, generator=generator) * 64).round() / 64
+    everything = torch.ones(3, 9, dtype=torch.bool)
+    some = torch.rand(3, 9, generator=generator) < 0.6
+    some[:, :2] = True
+    batches = [
+        ("mild", mild, everything),
+        ("wide", mild * 64, everything),
+        ("offset", mild - 1000, everything),
+        ("tied", mild.round(), everything),
+        ("masked", mild, some),
+        ("single", mild[:, :1], everything[:, :1]),
+    ]
+    return [(name, excess.to(dtype), mask) for name, excess, mask in batches]
+
+
+def _check_shapes(case: _Case) -> None:
+    rows, width = len(case.excess), case.rule.width
+    excess = case.excess.clone()  # whether it is overwritten comes next
+    level = case.level(excess)
+    promise = f"level must be [rows, width] = [{rows}, {width}]"
+    assert list(level.shape) == [rows, width], case.fail(f"{promise}, got {list(level.shape)}")
+    assert level.is_floating_point(), case.fail(f"level must be floating point, got {level.dtype}")
+    assert level.isfinite().all(), case.fail("level must be finite, got", level)
+    weights = case.rule.weights(excess, level)
+    promise = f"weights must be shaped like the excess {list(case.excess.shape)}"
+    assert weights.shape == case.excess.shape, case.fail(f"{promise}, got {list(weights.shape)}")
+    promise = f"weights must be of the excess's type {case.excess.dtype}"
+    assert weights.dtype == case.excess.dtype, case.fail(f"{promise}, got {weights.dtype}")
+
+
+def _check_leaves_its_arguments_alone(case: _Case) -> None:
+    excess, mask = case.excess.clone(), case.mask.clone()
+    case.weights(excess, mask)
+    same = torch.equal(excess, case.excess) and torch.equal(mask, case.mask)
+    assert same, case.fail("level and weights must not write into their arguments")
+
+
+def _check_not_negative(case: _Case) -> None:
+    counted = case.fresh[case.mask]
+    assert counted.isfinite().all(), case.fail("weights must be finite, got", counted)
+    assert (counted >= 0).all(), case.fail("weights must be at least 0, got", counted)
+
+
+def _check_mean_one(case: _Case) -> None:
+    if not case.rule.normalised:
+        return
+    means = case.fresh.nanmean(-1)
+    size = case.fresh.nan_to_num().amax(-1).clamp(min=1)
+    assert ((means - 1).abs() / size <= case.tolerance).all(), case.fail(
+        "weights of a fresh level must average one in every row (or set normalised = False), got means", means
+    )
+
+
+def _check_monotone(case: _Case) -> None:
+    weights = case.fresh
+    for excess, row, counts in zip(case.excess, weights, case.mask, strict=True):
+        ordered = row[counts][excess[counts].argsort()]
+        slack = case.tolerance * max(1.0, float(ordered.max()))
+        promise = "a larger excess must never weigh less; weights in the order of the excess"
+        assert (ordered.diff() >= -slack).all(), case.fail(promise, ordered)
+
+
+def _check_equal_entries_weigh_alike(case: _Case) -> None:
+    same = case.excess[:, :1].expand_as(case.excess).contiguous()
+    weights = case.weights(same)
+    if case.rule.normalised:
+        wanted = torch.ones_like(weights).masked_fill(~case.mask, torch.nan)
+        case.require_same(weights, wanted, "entries of a row that are all equal must weigh one")
+    else:
+        wanted = weights[:, :1].expand_as(weights).masked_fill(~case.mask, torch.nan)
+        case.require_same(weights, wanted, "entries of a row that are all equal must weigh the same")
+
+
+def _check_shift(case: _Case) -> None:
+    if not case.rule.normalised:
+        return
+    shifts = torch.tensor([[3.0], [-8.0], [16.0]], dtype=case.excess.dtype)
+    shifted = case.weights(case.excess + shifts)
+    case.require_same(shifted, case.fresh, "adding a constant to a row must not change its weights")
+
+
+def _check_mask(case: _Case) -> None:
+    if case.mask.all():
+        return
+    level, weights = case.level(), case.fresh
+    for other in (torch.nan, torch.inf, -torch.inf):
+        excess = case.excess.masked_fill(~case.mask, other)
+        promise = f"entries under the mask must change nothing, but {other} there does"
+        case.require_same(case.level(excess), level, f"{promise} (level)")
+        case.require_same(case.weights(excess), weights, f"{promise} (weights)")
+
+
+def _check_absent(case: _Case) -> None:
+    if case.mask.all():
+        return
+    for row in range(len(case.excess)):
+        counts = case.mask[row]
+        alone = case.excess[row : row + 1, counts]
+        weights = case.weights(alone, torch.ones_like(alone, dtype=torch.bool))
+        masked = case.fresh[row : row + 1, counts]
+        case.require_same(masked, weights, "masked entries must weigh on the others as if they were absent")
+
+
+def _check_rows_alone(case: _Case) -> None:
+    together = case.fresh
+    for row in range(len(case.excess)):
+        alone = case.weights(case.excess[row : row + 1], case.mask[row : row + 1])
+        case.require_same(alone, together[row : row + 1], "a row must weigh alike alone and among other rows")
+
+
+def _check_column_order(case: _Case) -> None:
+    back = case.weights(case.excess.flip(-1), case.mask.flip(-1)).flip(-1)
+    case.require_same(back, case.fresh, "the order of the columns must not matter")
+
+
+def _check_transposed(case: _Case) -> None:
+    excess, mask = case.excess.T.contiguous().T, case.mask.T.contiguous().T
+    promise = "transposed views must weigh like plain tensors"
+    case.require_same(case.weights(excess, mask), case.fresh, promise)
+
+
+def _check_empty_row(case: _Case) -> None:
+    mask = case.mask.clone()
+    mask[0] = False
+    level = case.level(mask=mask)
+    promise = "a row without a True in its mask needs a finite level, got"
+    assert level.isfinite().all(), case.fail(promise, level)
+    weights = case.rule.weights(case.excess, level)
+    promise = "a row without a True in its mask must not weigh NaN, got"
+    assert not weights.isnan().any(), case.fail(promise, weights)
+    promise = "a row without a True in its mask must leave the other rows alone"
+    case.require_same(case.weights(mask=mask)[1:], case.fresh[1:], promise)
+
+
+def _check_blend(case: _Case) -> None:
+    old, new = case.level(case.excess.roll(1, 0), case.mask.roll(1, 0)), case.level()
+    case.require_same(case.rule.blend(old, new, 1.0), new, "blend(old, new, 1) must be new")
+    for rate in (0.1, 0.5, 1.0):
+        promise = f"blending a level with itself (rate {rate}) must give that level"
+        case.require_same(case.rule.blend(new, new, rate), new, promise)
+    blended = case.rule.blend(old, new, 0.3)
+    promise = f"blend must give {list(new.shape)}"
+    assert blended.shape == new.shape, case.fail(f"{promise}, got {list(blended.shape)}")
+    assert blended.isfinite().all(), case.fail("blend of finite levels must be finite, got", blended)
+    weights = case.rule.weights(case.excess, blended)[case.mask]
+    promise = "weights of a blended level must be at least 0 and not NaN, got"
+    assert (weights >= 0).all(), case.fail(promise, weights)
+
+
+_CHECKS: tuple[Callable[[_Case], None], ...] = (
+    _check_shapes,
+    _check_leaves_its_arguments_alone,
+    _check_not_negative,
+    _check_mean_one,
+    _check_equal_entries_weigh_alike,
+    _check_monotone,
+    _check_shift,
+    _check_mask,
+    _check_absent,
+    _check_rows_alone,
+    _check_column_order,
+    _check_transposed,
+    _check_empty_row,
+    _check_blend,
+)

@@ -1,0 +1,62 @@
+"""Single precision against double, where it hurts: large offsets, small and large spreads, odd radii."""
+
+import pytest
+import torch
+
+from steering import KL, ChiSquare, CVaR
+
+
+def rules(spread: float):
+    return [
+        *(kind(rho=rho) for kind in (KL, ChiSquare) for rho in (1e-4, 1, 80, 1e9)),
+        *(kind(temperature=factor * spread) for kind in (KL, ChiSquare) for factor in (0.01, 1, 100)),
+        CVaR(alpha=0.1),
+        CVaR(alpha=0.37),
+    ]
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 1000, 10_000])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
+def test_single_precision_weighs_like_double(offset, spread, n):
+    """The same float32 numbers, weighed in float32 as they are and in float64 without their offset."""
+    single = (torch.randn(1, n, dtype=torch.float64) * spread + offset).float()
+    everything = torch.ones_like(single, dtype=torch.bool)
+    double = single.double() - single.double().amax()
+    for rule in rules(spread):
+        weights = rule.weights(single, rule.level(single, everything, n))
+        wanted = rule.weights(double, rule.level(double, everything, n))
+        assert weights.isfinite().all(), rule
+        assert float(weights.double().mean()) == pytest.approx(1, abs=1e-3), rule
+        assert (weights - wanted).abs().max() <= 1e-3 * wanted.max(), rule
+
+
+@pytest.mark.parametrize("rule", [KL(rho=1e-4), ChiSquare(rho=1e-4)], ids=repr)
+def test_a_tiny_radius_is_touched_in_single_precision(rule):
+    """Radius 1e-4 / 10000 = 1e-8, less than the rounding of float32: the largest entry still weighs as the
+    expansion says, 1 + sqrt(2e-8) * (largest - mean) / standard deviation."""
+    excess = torch.randn(1, 10_000)
+    level = rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 10_000)
+    highest = (excess.max() - excess.mean()) / excess.std()
+    steepness = (rule.weights(excess.double(), level).max() - 1) / highest
+    assert float(steepness) == pytest.approx(2e-8**0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, -7.3, 1e6])
+@pytest.mark.parametrize("argument", [{"rho": 1}, {"temperature": 0.1}])
+@pytest.mark.parametrize("kind", [KL, ChiSquare])
+def test_equal_entries_weigh_one_whatever_their_value(kind, argument, value):
+    rule = kind(**argument)
+    excess = torch.full((1, 5), value)
+    weights = rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 10))
+    assert weights[0].tolist() == pytest.approx([1] * 5, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [KL, ChiSquare])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-2])
+def test_an_excess_of_200_over_a_small_temperature_stays_finite(temperature, kind):
+    excess = torch.linspace(-200, 200, 401)[None]
+    level = kind(temperature=temperature).level(excess, torch.ones_like(excess, dtype=torch.bool))
+    weights = kind(temperature=temperature).weights(excess, level)
+    assert weights.isfinite().all() and float(weights.mean()) == pytest.approx(1, abs=1e-3)
+    assert (weights[0, :-20] == 0).all(), "only the largest few weigh anything"

@@ -1,0 +1,81 @@
+"""Intervals agree with scipy and never claim more than the seeds carry."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steering.runs.statistics import interval, paired_difference
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 12])
+def test_the_interval_is_that_of_scipy(seeds):
+    values = np.random.default_rng(seeds).normal(3, 2, seeds)
+    expected: Any = stats.ttest_1samp(values, 0.0)
+    ends = expected.confidence_interval(0.95)
+
+    found = interval(list(values))
+
+    assert (found.mean, found.low, found.high) == pytest.approx((values.mean(), ends.low, ends.high))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.half == pytest.approx((ends.high - ends.low) / 2)
+
+
+def test_the_paired_difference_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1.0, 1, 12), rng.normal(0.5, 1, 12)
+    expected: Any = stats.ttest_rel(a, b)
+
+    found = paired_difference(list(a), list(b), "high")
+
+    ends = expected.confidence_interval(0.95)
+    assert (found.low, found.high, found.p) == pytest.approx((ends.low, ends.high, expected.pvalue))
+
+
+def test_by_hand():
+    """Differences 1, 2, 3: mean 2, deviation 1, error 1/sqrt(3), t(0.975, 2) = 4.302653."""
+    found = paired_difference([2, 4, 6], [1, 2, 3], "high")
+    half = 4.302653 / math.sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-6)
+
+
+def test_a_lower_loss_is_a_positive_gain():
+    assert paired_difference([1.0, 1.1, 0.9], [2.0, 2.2, 2.1], "low").mean == pytest.approx(1.1)
+    assert paired_difference([1.0, 1.1, 0.9], [2.0, 2.2, 2.1], "low").verdict == "better"
+    assert paired_difference([1.0, 1.1, 0.9], [2.0, 2.2, 2.1], "high").verdict == "worse"
+
+
+def test_one_seed_claims_no_interval():
+    found = paired_difference([0.9], [0.1], "high")
+    assert (found.low, found.high, found.half, found.p, found.seeds) == (None, None, None, None, 1)
+    assert found.verdict == "undecided"
+
+
+def test_seeds_that_repeat_one_another_claim_no_interval():
+    """0.3 - 0.2 and 0.8 - 0.7 differ in the last digit of a float: that is no spread."""
+    assert interval([0.7, 0.7, 0.7]).low is None
+    assert paired_difference([0.3, 0.8], [0.2, 0.7], "high").low is None
+
+
+def test_a_difference_far_below_the_values_is_still_a_spread():
+    found = paired_difference([1e6 + 1, 1e6 + 2, 1e6 + 3], [1e6, 1e6, 1e6], "high")
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+
+
+def test_an_interval_over_zero_is_called_undecided():
+    assert paired_difference([1.0, -1.0, 0.5], [0.0, 0.0, 0.0], "high").verdict == "undecided"
+
+
+def test_a_value_that_is_no_number_decides_nothing():
+    for bad in (math.nan, math.inf):
+        found = interval([1.0, bad, 2.0])
+        assert math.isnan(found.mean) and found.low is None and found.verdict == "undecided"
+
+
+def test_unpaired_lists_are_refused():
+    with pytest.raises(ValueError):
+        paired_difference([1.0, 2.0], [1.0], "high")
+    with pytest.raises(ValueError, match="at least one value"):
+        interval([])

@@ -1,0 +1,386 @@
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, UserError
+
+RULES = [
+    Uniform(),
+    KL(temperature=0.5),
+    KL(rho=20),
+    CVaR(alpha=0.3),
+    ChiSquare(temperature=0.5),
+    ChiSquare(rho=20),
+]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+
+def draw(*shape, dtype=torch.float64, grad=True):
+    return torch.randn(*shape, dtype=dtype).requires_grad_(grad)
+
+
+def gradient(steered, losses):
+    return torch.autograd.grad(steered.loss, losses)[0]
+
+
+def pairs(n=4, width=3):
+    return Pairs(*(normalize(draw(n, width, grad=False), dim=-1) for _ in range(2)))
+
+
+# -- the loss and its gradient ------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_kl_penalised_is_that_of_its_log_mean_exp():
+    losses, reference = draw(20), draw(20)
+    risk = 0.5 * ((losses - reference) / 0.5).exp().mean().log()
+    (wanted,) = torch.autograd.grad(risk, losses)
+    found = gradient(Steerer(KL(temperature=0.5), reference_scale=1)(losses, reference), losses)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
+
+
+def test_the_gradient_of_a_constrained_rule_is_that_of_its_worst_case():
+    """Danskin: the derivative of the inner maximum, here by finite differences of the risk itself."""
+    losses, step = draw(9), 1e-6
+    for rule in (KL(rho=2), ChiSquare(rho=2)):
+        found = gradient(Steerer(rule, population=9)(losses), losses)
+        for place in range(9):
+            moved = losses.detach().repeat(2, 1)
+            moved[:, place] += torch.tensor([step, -step])
+            up, down = (Steerer(rule, population=9)(row).loss for row in moved)
+            assert float(found[place]) == pytest.approx(float(up - down) / (2 * step), abs=1e-6)
+
+
+@every_rule
+def test_the_loss_is_the_weighted_mean_of_the_excess_and_its_gradient_the_weights(rule):
+    losses, reference = draw(12), draw(12)
+    steered = Steerer(rule, reference_scale=0.5, population=100)(losses, reference)
+    excess = losses - 0.5 * reference
+    assert torch.allclose(steered.loss, (steered.weights * excess).mean())
+    assert torch.allclose(gradient(steered, losses), steered.weights / 12)
+    assert not steered.weights.requires_grad and not steered.effective.requires_grad
+
+
+@every_rule
+def test_every_line_of_a_matrix_is_a_row_of_its_own(rule):
+    losses = draw(3, 8)
+    together = Steerer(rule, population=100)(losses)
+    alone = [Steerer(rule, population=100)(row) for row in losses]
+    assert torch.allclose(together.loss, sum(x.loss for x in alone) / 3)
+    assert torch.allclose(together.weights, torch.stack([x.weights for x in alone]), atol=1e-9)
+    assert torch.allclose(together.effective, torch.cat([x.effective for x in alone]))
+
+
+@every_rule
+def test_pairs_weigh_like_the_matrix_of_their_rows(rule):
+    some = pairs()
+    values, mask = some.rows()
+    as_pairs = Steerer(rule, population=100)(some)
+    as_rows = Steerer(rule, population=100)(values, mask=mask)
+    assert torch.equal(as_pairs.weights, as_rows.weights) and torch.equal(as_pairs.loss, as_rows.loss)
+    assert (as_pairs.weights[~mask] == 0).all()
+
+
+def test_pairs_find_the_contrastive_gradient_of_the_paper():
+    """Mean over the 2 n anchors of t log mean exp(loss / t), each over its n - 1 negatives."""
+    some = pairs(5)
+    left, right = some.left.requires_grad_(), some.right.requires_grad_()
+    own = (left * right).sum(-1, keepdim=True)
+    gaps = left @ right.T - own, right @ left.T - own
+    others = ~torch.eye(5, dtype=torch.bool)
+    risk = sum((x[others].view(5, 4) / 0.1).exp().mean(-1).log().mean() * 0.1 for x in gaps) / 2
+    wanted = torch.autograd.grad(risk, (left, right))
+    found = torch.autograd.grad(Steerer(KL(temperature=0.1))(some).loss, (left, right))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found, wanted, strict=True))
+
+
+# -- masks --------------------------------------------------------------------------------------------------
+
+
+@every_rule
+@pytest.mark.parametrize("padding", [0.0, 1e9, float("nan"), float("inf")])
+def test_a_padded_entry_weighs_nothing_and_leaves_the_others_as_if_it_were_absent(rule, padding):
+    losses, reference = draw(10), draw(10)
+    mask = torch.arange(10) % 3 != 0
+    padded = losses.detach().masked_fill(~mask, padding).requires_grad_()
+    steered = Steerer(rule, population=100)(padded, reference, mask=mask)
+    absent = Steerer(rule, population=100)(losses[mask], reference[mask])
+    assert torch.allclose(steered.weights[mask], absent.weights)
+    assert (steered.weights[~mask] == 0).all()
+    assert torch.allclose(steered.loss, absent.loss)
+    assert torch.allclose(steered.effective, absent.effective)
+    found = gradient(steered, padded)
+    assert torch.allclose(found[mask], absent.weights / int(mask.sum())) and (found[~mask] == 0).all()
+
+
+def test_rows_of_tokens_with_padding_count_like_shorter_rows():
+    """Rows of 4 and of 2 tokens: the mean over the two rows, each over its own tokens."""
+    losses, rule = draw(2, 4), KL(temperature=0.5)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])  # integers, as tokenizers give them
+    found = Steerer(rule)(losses, mask=mask)
+    wanted = (Steerer(rule)(losses[0]).loss + Steerer(rule)(losses[1, :2]).loss) / 2
+    assert torch.allclose(found.loss, wanted)
+
+
+def test_a_row_that_is_all_padding_counts_as_absent():
+    losses, rule = draw(3, 4), KL(temperature=0.5)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1] = False
+    found = Steerer(rule)(losses, mask=mask)
+    assert torch.allclose(found.loss, Steerer(rule)(losses[[0, 2]]).loss)
+    assert found.effective[1] == 0 and (found.weights[1] == 0).all()
+
+
+@every_rule
+def test_a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient(rule):
+    losses = draw(4)
+    steered = Steerer(rule, population=100)(losses, draw(4), mask=torch.zeros(4, dtype=torch.bool))
+    assert steered.loss == 0 and (gradient(steered, losses) == 0).all() and steered.effective == 0
+
+
+def test_a_row_that_is_all_padding_leaves_its_remembered_level_alone():
+    losses = draw(2, 4)
+    steerer = Steerer(KL(temperature=0.5), memory=Levels(2, rate=0.5))
+    ids, mask = torch.tensor([0, 1]), torch.ones(2, 4, dtype=torch.bool)
+    steerer(losses, ids=ids)
+    before = steerer.memory.read(ids)
+    mask[1] = False
+    steerer(losses + 1, ids=ids, mask=mask)
+    after = steerer.memory.read(ids)
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+# -- precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_everything_is_at_least_single_precision_under_autocast(dtype):
+    rows = draw(3, 8, dtype=torch.float32).to(dtype).detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        steered = Steerer(KL(temperature=0.1))(rows, rows.detach() / 2)
+    exact = Steerer(KL(temperature=0.1))(rows.float(), rows.detach().float() / 2)
+    assert steered.loss.dtype == steered.weights.dtype == torch.float32
+    assert torch.allclose(steered.weights, exact.weights, rtol=1e-5)
+    assert gradient(steered, rows).dtype == dtype
+
+
+def test_similarities_of_pairs_are_not_rounded_by_autocast():
+    some = Pairs(draw(8, 16, dtype=torch.float32), draw(8, 16, dtype=torch.float32))
+    exact = Steerer(KL(temperature=0.01))(some).weights
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Steerer(KL(temperature=0.01))(some).weights
+    assert torch.equal(found, exact)
+
+
+def test_double_stays_double():
+    steered = Steerer(KL(rho=5), population=10)(draw(6), draw(6))
+    assert steered.loss.dtype == steered.weights.dtype == steered.effective.dtype == torch.float64
+
+
+# -- the reference ------------------------------------------------------------------------------------------
+
+
+@every_rule
+def test_without_a_reference_it_is_plain_dro(rule):
+    losses = draw(10)
+    plain = Steerer(rule, population=100)(losses)
+    zero = Steerer(rule, population=100, reference_scale=1)(losses, torch.zeros(10))
+    assert plain.scale == 0
+    assert torch.equal(plain.weights, zero.weights) and torch.equal(plain.loss, zero.loss)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_a_number_scales_the_reference(scale):
+    losses, reference = draw(10), draw(10)
+    found = Steerer(KL(temperature=0.5), reference_scale=scale)(losses, reference)
+    by_hand = Steerer(KL(temperature=0.5))(losses - scale * reference)
+    assert float(found.scale) == pytest.approx(scale)
+    assert torch.allclose(found.weights, by_hand.weights) and torch.allclose(found.loss, by_hand.loss)
+
+
+def test_the_automatic_scale_is_covariance_over_variance_of_the_reference():
+    reference = draw(50, grad=False)
+    losses = 0.6 * reference + 0.1 * draw(50)
+    found = Steerer(KL(temperature=0.5))(losses, reference).scale
+    both = torch.cov(torch.stack([losses.detach(), reference]))
+    assert float(found) == pytest.approx(float(both[0, 1] / both[1, 1]))
+
+
+@pytest.mark.parametrize("slope, wanted", [(-1.0, 0), (3.0, 1)])
+def test_the_automatic_scale_stays_between_zero_and_one(slope, wanted):
+    reference = draw(50, grad=False)
+    assert Steerer(KL(temperature=0.5))(slope * reference, reference).scale == wanted
+
+
+def test_the_automatic_scale_is_a_moving_average_that_a_checkpoint_keeps():
+    reference = draw(50, grad=False)
+    steerer = Steerer(KL(temperature=0.5))
+    steerer(0.2 * reference, reference)
+    again = Steerer(KL(temperature=0.5))
+    again.load_state_dict(steerer.state_dict())
+    for one in (steerer, again):  # 0.9 * 0.2 + 0.1 * 0.7 = 0.25, the variance of the reference being the same
+        assert float(one(0.7 * reference, reference).scale) == pytest.approx(0.25)
+
+
+def test_no_gradient_passes_through_the_automatic_scale_or_the_reference():
+    losses, reference = draw(10), draw(10)
+    steered = Steerer(KL(temperature=0.5))(losses, reference)
+    assert torch.allclose(gradient(steered, losses), steered.weights / 10), "the weights and nothing else"
+    (found,) = torch.autograd.grad(Steerer(Uniform())(losses, reference).loss, reference, allow_unused=True)
+    assert found is None and not steered.scale.requires_grad
+
+
+def test_a_reference_of_equal_losses_steers_like_none():
+    losses = draw(10)
+    found = Steerer(KL(temperature=0.5), reference_scale=1)(losses, torch.full((10,), 7.0))
+    assert torch.allclose(found.weights, Steerer(KL(temperature=0.5))(losses).weights)
+
+
+# -- the memory ---------------------------------------------------------------------------------------------
+
+
+def test_one_row_blends_its_level_from_step_to_step():
+    """Equal losses log 2 and then log 8 at temperature 1, rate 1/2: u is 2 and then (2 + 8) / 2 = 5, so the
+    second batch weighs 8 / 5."""
+    steerer = Steerer(KL(temperature=1.0), memory=Levels(rate=0.5))
+    assert steerer(torch.full((3,), 2.0).log()).weights.tolist() == pytest.approx([1] * 3)
+    assert steerer(torch.full((3,), 8.0).log()).weights.tolist() == pytest.approx([1.6] * 3)
+
+
+def test_rows_find_their_own_level_again_by_id():
+    """Temperature 1, rate 1/2. Id 0 had exponentials of 6 and has 4: u = 5 and the weight is 4 / 5. Id 1 was
+    never seen: its weight is one."""
+    steerer = Steerer(KL(temperature=1.0), memory=Levels(5, rate=0.5))
+    rows = torch.tensor([[2.0, 2.0], [6.0, 6.0]]).log()
+    steerer(rows, ids=torch.tensor([4, 0]))
+    found = steerer(torch.tensor([[4.0, 4.0], [9.0, 9.0]]).log(), ids=torch.tensor([0, 1])).weights
+    assert found.flatten().tolist() == pytest.approx([0.8, 0.8, 1, 1])
+
+
+def test_a_batch_of_a_single_row_still_goes_by_its_id():
+    steerer = Steerer(KL(temperature=1.0), memory=Levels(5, rate=0.5))
+    steerer(torch.tensor([[2.0, 2.0]]).log(), ids=torch.tensor([3]))
+    assert steerer.memory.read(torch.tensor([3])).exp().item() == pytest.approx(2)
+    assert steerer.memory.read(torch.tensor([0])).isnan().all()
+
+
+def test_pairs_remember_lefts_in_the_first_half_and_rights_in_the_second():
+    steerer = Steerer(KL(temperature=0.5), memory=Levels(20, rate=0.5))
+    some, ids = pairs(3), torch.tensor([7, 2, 5])
+    steerer(some, ids=ids)
+    level = KL(temperature=0.5).level(*some.rows())
+    assert torch.equal(steerer.memory.read(ids), level[:3])
+    assert torch.equal(steerer.memory.read(ids + 10), level[3:])
+
+
+@every_rule
+def test_a_rate_of_one_remembers_nothing(rule):
+    steerer = Steerer(rule, population=100)
+    losses = draw(2, 6)
+    first = steerer(losses).weights
+    steerer(draw(2, 6))
+    assert torch.equal(steerer(losses).weights, first)
+
+
+@every_rule
+def test_a_checkpoint_continues_as_if_nothing_had_happened(rule, tmp_path):
+    def fresh():
+        return Steerer(rule, population=100, memory=Levels(6, rate=0.3))
+
+    batches = [(draw(3, 6), draw(3, 6), torch.randperm(6)[:3]) for _ in range(4)]
+    steerer, again = fresh(), fresh()
+    for losses, reference, ids in batches[:2]:
+        steerer(losses, reference, ids=ids)
+    torch.save(steerer.state_dict(), tmp_path / "steerer.pt")
+    again.load_state_dict(torch.load(tmp_path / "steerer.pt", weights_only=True))
+    assert again.cautions() == steerer.cautions()
+    for losses, reference, ids in batches[2:]:
+        one, other = (x(losses, reference, ids=ids) for x in (steerer, again))
+        assert torch.equal(one.weights, other.weights) and torch.equal(one.scale, other.scale)
+
+
+# -- figures and cautions -----------------------------------------------------------------------------------
+
+
+def test_the_effective_sample_size_by_hand():
+    """Weights 2, 2, 0, 0: (sum)^2 / sum of squares = 16 / 8 = 2 of 4 entries."""
+    steered = Steerer(CVaR(alpha=0.5))(torch.tensor([4.0, 3.0, 1.0, 0.0]))
+    assert steered.effective.tolist() == [0.5]
+    assert Steerer(Uniform())(draw(7)).effective.tolist() == pytest.approx([1])
+
+
+def test_a_useful_reference_calls_for_no_caution():
+    reference = draw(50, grad=False)
+    steerer = Steerer(KL(temperature=1.0))
+    assert steerer.cautions() == [], "nothing was seen yet"
+    steerer(reference + 0.5 * draw(50), reference)
+    assert steerer.cautions() == []
+
+
+def test_an_excess_that_varies_more_than_the_loss_is_cautioned():
+    """Var(loss - reference) / Var(loss) = 1 + 4 for an unrelated reference of twice the deviation."""
+    reference = torch.tensor([-2.0, 2.0, -2.0, 2.0])
+    steerer = Steerer(Uniform(), reference_scale=1)
+    steerer(torch.tensor([-1.0, -1.0, 1.0, 1.0]), reference)
+    (caution,) = steerer.cautions()
+    assert "varies more than the loss itself (ratio 5.00)" in caution
+    assert "try reference_scale='auto' (now 0.00)" in caution
+
+
+def test_the_automatic_scale_is_never_cautioned_for_noise():
+    for _ in range(20):
+        steerer = Steerer(Uniform())
+        steerer(draw(6), draw(6))
+        assert not [x for x in steerer.cautions() if "varies more" in x]
+
+
+def test_a_target_that_collapsed_onto_its_reference_is_cautioned():
+    reference = draw(50, grad=False)
+    steerer = Steerer(Uniform())
+    steerer(reference + 1e-3 * draw(50), reference)
+    (caution,) = steerer.cautions()
+    assert "the target has collapsed onto the reference" in caution and "use a smaller rho" in caution
+
+
+def test_weights_that_rest_on_one_sample_are_cautioned():
+    steerer = Steerer(KL(temperature=0.01))
+    steerer(torch.tensor([0.0, 1.0, 5.0]))
+    (caution,) = steerer.cautions()
+    assert "the weights rest on 1.0 samples of a row" in caution
+
+
+# -- what the user got wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda s: s(torch.tensor(1.0)), r"losses are \[n\] or \[rows, columns\] and not empty, got \[\]"),
+        (lambda s: s(torch.zeros(0)), r"and not empty, got \[0\]"),
+        (lambda s: s(torch.zeros(2, 2, 2)), r"got \[2, 2, 2\]"),
+        (lambda s: s(torch.zeros(3), torch.zeros(4)), "was reduction='none' forgotten"),
+        (lambda s: s(torch.zeros(3), torch.zeros(1)), "must be of the same samples"),
+        (lambda s: s(torch.zeros(3), torch.tensor(0.0)), r"losses are \[n\] or \[rows, columns\]"),
+        (lambda s: s(torch.zeros(3), mask=torch.ones(2)), r"shaped like the losses \[3\], got \[2\]"),
+        (lambda s: s(pairs(), mask=torch.ones(8, 4)), "Pairs know their own mask; got another one"),
+        (lambda s: s(pairs(4), pairs(3)), "must be of the same samples"),
+    ],
+)
+def test_losses_that_do_not_fit_are_explained(call, message):
+    with pytest.raises(UserError, match=message):
+        call(Steerer(Uniform()))
+
+
+def test_an_unknown_scale_is_explained():
+    with pytest.raises(UserError, match="reference_scale is a number or 'auto', got 'best'"):
+        Steerer(Uniform(), reference_scale="best")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("losses", [torch.zeros(1, 3), torch.zeros(2, 3), pairs()], ids=type)
+def test_a_memory_without_ids_is_explained(losses):
+    with pytest.raises(UserError, match=r"needs the samples' ids: steerer\(..., ids=ids\)"):
+        Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))(losses)
+
+
+def test_a_radius_without_a_population_is_explained():
+    with pytest.raises(UserError, match=r"kl\(rho=80\).*pass Steerer\(..., population=n\)"):
+        Steerer(KL(rho=80))(torch.zeros(3))

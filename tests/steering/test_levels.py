@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from steering import Levels, UserError
+
+
+def ids(*places):
+    return torch.tensor(places)
+
+
+def test_nothing_is_remembered_before_the_first_write():
+    assert Levels(3, rate=0.5).read(ids(0, 1)) is None
+
+
+def test_what_was_written_is_read_back_and_the_rest_is_nan():
+    levels = Levels(3, rate=0.5)
+    levels.write(ids(2, 0), torch.tensor([[1.0, 10.0], [2.0, 20.0]]))
+    read = levels.read(ids(0, 1, 2))
+    assert read[[0, 2]].tolist() == [[2, 20], [1, 10]]
+    assert read[1].isnan().all()
+
+
+def test_a_second_write_replaces_the_first_and_spares_the_others():
+    levels = Levels(2, rate=0.5)
+    levels.write(ids(0, 1), torch.tensor([[1.0], [2.0]]))
+    levels.write(ids(0), torch.tensor([[5.0]]))
+    assert levels.read(ids(0, 1))[:, 0].tolist() == [5, 2]
+
+
+def test_an_id_that_comes_twice_keeps_the_mean():
+    """(1 + 3) / 2 = 2."""
+    levels = Levels(2, rate=0.5)
+    levels.write(ids(1, 0, 1), torch.tensor([[1.0], [7.0], [3.0]]))
+    assert levels.read(ids(0, 1))[:, 0].tolist() == [7, 2]
+
+
+def test_levels_keep_the_precision_they_came_with():
+    levels = Levels(1, rate=0.5)
+    levels.write(ids(0), torch.tensor([[0.1]], dtype=torch.float64))
+    assert levels.read(ids(0)).item() == 0.1
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
+def test_a_wrong_rate_is_explained_at_once_and_later(rate):
+    with pytest.raises(UserError, match="the rate of a moving average lies above 0 and at most 1, got"):
+        Levels(rate=rate)
+    levels = Levels(rate=0.5)
+    with pytest.raises(UserError, match="the rate of a moving average"):
+        levels.rate = rate
+    assert levels.rate == 0.5
+
+
+def test_a_memory_of_nothing_is_explained():
+    with pytest.raises(UserError, match="Levels needs a size of at least 1, got 0"):
+        Levels(0)
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_an_id_outside_is_explained_by_write_and_by_read(wrong):
+    levels = Levels(3, rate=0.5)
+    with pytest.raises(UserError, match=f"id {wrong} does not fit a memory of 3 levels: give Levels"):
+        levels.write(ids(0, wrong), torch.zeros(2, 1))
+    levels.write(ids(0), torch.zeros(1, 1))
+    with pytest.raises(UserError, match=f"id {wrong} does not fit a memory of 3 levels"):
+        levels.read(ids(wrong))
+
+
+def test_a_memory_is_saved_and_restored_and_then_lives_its_own_life(tmp_path):
+    levels = Levels(3, rate=0.5)
+    levels.write(ids(1), torch.tensor([[4.0]]))
+    torch.save(levels.state_dict(), tmp_path / "levels.pt")
+    again = Levels(3, rate=1.0)
+    again.load_state_dict(torch.load(tmp_path / "levels.pt", weights_only=True))
+    assert again.rate == 0.5
+    assert again.read(ids(0, 1)).nan_to_num(-1)[:, 0].tolist() == [-1, 4]
+    twin = Levels(3)
+    twin.load_state_dict(levels.state_dict())
+    twin.write(ids(1), torch.tensor([[9.0]]))
+    assert levels.read(ids(1)).item() == 4
+
+
+def test_an_unused_memory_is_saved_and_restored_too():
+    again = Levels(3)
+    again.load_state_dict(Levels(3, rate=0.25).state_dict())
+    assert again.rate == 0.25 and again.read(ids(0)) is None
+
+
+def test_a_checkpoint_of_another_data_set_is_refused():
+    with pytest.raises(UserError, match="the checkpoint remembers 3 levels, this run 4: was it made"):
+        Levels(4).load_state_dict(Levels(3).state_dict())
