@@ -34,7 +34,7 @@ def below_top(excess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minus(excess: Tensor, level: Tensor) -> Tensor:
-    """``excess - level`` in the precision of the excess, ``[rows, columns]``, for a float64 ``[rows, 1]`` level.
+    """``excess - level`` in the excess's precision, ``[rows, columns]``, for float64 levels ``[rows, 1]``.
 
     A level is an absolute number, and its rounding error is divided by the temperature: rounded to float32,
     the level of an excess around 1000 would be useless at a temperature of 1e-3.

@@ -147,7 +147,8 @@ def _count_verdicts(summary: Summary, gains: list[Interval], what: str) -> str:
     rest = f"the baseline {summary.baseline} in {summary.metrics[summary.headline].label}"
     if len(counts) == 1:
         than = "against" if verdicts[0] == "undecided" else "than"
-        return f"All {len(gains)} {what}s are {verdicts[0]} {than} {rest}."
+        every = "Both" if len(gains) == 2 else f"All {len(gains)}"
+        return f"{every} {what}s are {verdicts[0]} {than} {rest}."
     parts = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for verdict, count in counts.items()]
     return f"Of {len(gains)} {what}s against {rest}, {', '.join(parts[:-1])} and {parts[-1]}."
 

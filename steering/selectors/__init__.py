@@ -1,3 +1,9 @@
 """Selectors: one file each, found by file name."""
 
+from steering.selectors.boltzmann import Boltzmann as Boltzmann
+from steering.selectors.jest import Jest as Jest
+from steering.selectors.reference_only import ReferenceOnly as ReferenceOnly
 from steering.selectors.selector import Selector as Selector
+from steering.selectors.top_k import TopK as TopK
+from steering.selectors.top_loss import TopLoss as TopLoss
+from steering.selectors.uniform import Uniform as Uniform

@@ -25,6 +25,7 @@ def check_rule(rule: Rule, *, population: int = 100) -> None:
         AssertionError: names the rule, the promise that it breaks, and the numbers that show it.
 
     Example:
+        >>> from steering import KL
         >>> check_rule(KL(temperature=0.5))
     """
     parts = ("width", "normalised", "level", "blend", "weights")

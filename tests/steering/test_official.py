@@ -1,9 +1,9 @@
 """Parity with the authors' own code, DRRho-CLIP, on figures that it gave in double precision.
 
-``data/drrho_clip.json`` says in ``source`` what was run. Their estimator divides by n where their loss divides
-by n - 1; ours averages over the n - 1 negatives throughout. That leaves three constants: epsilon is scaled by
-n / (n - 1), their gradient is larger by n / (n - 1), and their log u is smaller by log(n / (n - 1)). Their loss
-adds the two directions where ours averages over the 2 n anchors: another factor 2.
+``data/drrho_clip.json`` says in ``source`` what was run. Their estimator divides by n where their loss
+divides by n - 1; ours averages over the n - 1 negatives throughout. That leaves three constants: epsilon is
+scaled by n / (n - 1), their gradient is larger by n / (n - 1), and their log u is smaller by
+log(n / (n - 1)). Their loss adds the two directions where ours averages over the 2 n anchors: another factor 2.
 """
 
 import json

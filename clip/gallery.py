@@ -1,0 +1,78 @@
+"""A picture of what was learnt: texts, and the pictures every model finds for them."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from PIL import Image
+from torch import Tensor
+
+SHOWN = 6  # pictures in a row
+
+
+def draw(
+    queries: Sequence[str],
+    own: Sequence[int],
+    pictures: Sequence[Image.Image],
+    scores: Mapping[str, Tensor],
+) -> bytes:
+    """Draws one line a query: its own picture, then the best pictures of every model, its own ringed in green.
+
+    Args:
+        queries: texts.
+        own: place of every query's own picture.
+        pictures: the gallery.
+        scores: ``[queries, gallery]`` similarities of every model, by name.
+
+    Returns:
+        A PNG.
+    """
+    names, lines = list(scores), len(queries)
+    widths = [1.7, 0.9] + [0.25 if i % (SHOWN + 1) == 0 else 0.8 for i in range(len(names) * (SHOWN + 1))]
+    figure, axes = plt.subplots(
+        lines,
+        len(widths),
+        figsize=(sum(widths) * 0.62, lines * 0.62 + 0.5),
+        squeeze=False,
+        gridspec_kw={"width_ratios": widths, "wspace": 0.06, "hspace": 0.12},
+    )
+    for cell in axes.flat:
+        cell.axis("off")
+    for line, (query, match) in enumerate(zip(queries, own, strict=True)):
+        words = textwrap.fill(query, 24, max_lines=2, placeholder=" ...")
+        axes[line][0].text(1, 0.5, words, ha="right", va="center", fontsize=8)
+        axes[line][1].imshow(pictures[match])
+        for place, name in enumerate(names):
+            best = scores[name][line].topk(min(SHOWN, len(pictures))).indices.tolist()
+            for offset, shown in enumerate(best):
+                cell = axes[line][2 + place * (SHOWN + 1) + 1 + offset]
+                cell.imshow(pictures[shown])
+                if shown == match:
+                    _ring(cell)
+    axes[0][1].set_title("asked for", fontsize=8)
+    for place, name in enumerate(names):
+        axes[0][2 + place * (SHOWN + 1) + 1].set_title(name, fontsize=9, fontweight="bold", loc="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _ring(cell) -> None:
+    """A green frame around a picture."""
+    cell.axis("on")
+    cell.set_xticks([])
+    cell.set_yticks([])
+    for side in cell.spines.values():
+        side.set_edgecolor("#009e73")
+        side.set_linewidth(2.5)
+
+
+def pick(names: Sequence[str], number: int) -> list[int]:
+    """Places of evenly spread queries, the same for every model: nothing is chosen for looking good."""
+    return torch.linspace(0, len(names) - 1, min(number, len(names))).round().long().tolist()

@@ -1,0 +1,219 @@
+"""The reference: a trained open_clip model by whatever name, with its own preprocessing and tokenizer.
+
+load_reference("openai/ViT-B-32")          weights that open_clip lists, also as ViT-B-32/openai
+load_reference("hf-hub:org/repo")          a repository of the hub with an open_clip_config.json
+load_reference("runs/emoji")               a run of ours, one arm or one seed of it, or its export
+load_reference("local-dir:my/model")       a folder with an open_clip_config.json
+load_reference("ViT-B-16=my/epoch_32.pt")  a checkpoint of that architecture
+load_reference("ViT-B-32/openai=my/file")  weights that open_clip lists, fetched by hand
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+
+from steering.clip.towers import CONFIG, EMOJI, WEIGHTS, Towers, architecture, assemble, make, one_line, quiet
+from steering.collect import rank
+from steering.errors import UserError, did_you_mean
+
+LIST = "python -c \"import open_clip; print(*open_clip.list_pretrained(as_str=True), sep='\\n')\""
+
+
+def load_reference(ref: str, *, cache: Path | None = None) -> Towers:
+    """Loads a reference: frozen, in evaluation mode, never with random weights.
+
+    Args:
+        ref: one of the forms above. What open_clip lists comes before a folder of the same name.
+        cache: folder of downloaded files, where it is not the default one of open_clip and the hub.
+
+    Raises:
+        UserError: there is no such model, it cannot be fetched, or the weights are not that model's.
+    """
+    return load(ref, cache=cache).eval().requires_grad_(False)
+
+
+def load(ref: str, *, cache: Path | None = None) -> Towers:
+    """Loads a trained model to train it further; otherwise as ``load_reference``."""
+    schema, _, rest = ref.partition(":")
+    if schema == "hf-hub":
+        return _from_hub(rest, cache)
+    if schema == "local-dir":
+        return read(Path(rest).expanduser())
+    if release := _release(ref):
+        return _from_release(*release, None, cache)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return read(path if (path / CONFIG).is_file() else _only_export(path))
+    if path.is_file():
+        raise UserError(f"{ref} does not say what its architecture is: write ARCH={ref}, ViT-B-32={ref} say")
+    return _from_file(ref, cache)
+
+
+def read(folder: Path) -> Towers:
+    """Reads a folder that ``towers.export`` or open_clip wrote, with its own preprocessing and tokenizer.
+
+    Raises:
+        UserError: not such a folder, no weights in it, or weights that do not fit.
+    """
+    content = _content(folder / CONFIG)
+    if not any(path for end in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{end}")):
+        raise UserError(f"{folder} has an {CONFIG} but no weights: put its {WEIGHTS} there")
+    ours, merges = content.get("steer", {}), None
+    if "merges" in ours:
+        place = folder / Path(ours["merges"]).name  # a configuration must not reach outside its folder
+        if not place.is_file():
+            raise UserError(f"{folder} has lost its tokenizer, {place.name}: export the model again")
+        merges = place.read_bytes()
+    arch = str(ours.get("arch", folder.resolve().name))
+    name, options = f"local-dir:{folder}", {"merges": merges, "require_pretrained": True}
+    return assemble(name, content["model_cfg"], arch=arch, source=str(folder), **options)
+
+
+def _from_hub(repo: str, cache: Path | None) -> Towers:
+    """A repository of the hub; its own configuration decides on QuickGELU and preprocessing."""
+    name, folder = f"hf-hub:{repo}", cache and str(cache)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"{name!r} is no repository of the hub: write hf-hub:ORG/REPO")
+    with _fetching(name, repo, CONFIG, f"{WEIGHTS} beside it, then say --ref local-dir:FOLDER", cache):
+        config = download_pretrained_from_hf(repo, filename=CONFIG, cache_dir=folder)
+        download_pretrained_from_hf(repo, cache_dir=folder)
+    model_cfg = _content(Path(config))["model_cfg"]
+    return assemble(name, model_cfg, arch=repo, source=name, cache=cache, require_pretrained=True)
+
+
+def _from_release(arch: str, tag: str, file: Path | None, cache: Path | None) -> Towers:
+    """Weights that open_clip lists, fetched unless their file is given.
+
+    Made by name alone, 27 of its models would compute GELU where they were trained with QuickGELU.
+    """
+    release, source = open_clip.get_pretrained_cfg(arch, tag), f"{arch}/{tag}"
+    repo, _, name = release.get("hf_hub", "").rpartition("/")
+    quick = bool(release.get("quick_gelu"))
+    if not quick and _quick(open_clip.get_model_config(arch)):
+        raise UserError(
+            f"open_clip contradicts itself on {source}: QuickGELU says the architecture, GELU the weights. "
+            f"Name the repository, whose own configuration decides: --ref hf-hub:{repo}"
+        )
+    if file is None:
+        with _fetching(source, repo, name or WEIGHTS, f"say --ref {source}=FILE", cache):
+            file = Path(open_clip.download_pretrained(release, cache_dir=cache and str(cache)))
+    else:
+        source = f"{source}={file}"
+    kept = {key: release[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in release}
+    return make(arch, file, source=source, quick_gelu=quick, preprocessing=kept, cache=cache)
+
+
+def _from_file(ref: str, cache: Path | None) -> Towers:
+    """``ARCH=FILE``, ``ARCH,FILE`` or ``ARCH/TAG=FILE``."""
+    name, *rest = re.split("[=,]", ref, maxsplit=1)
+    if not rest:
+        raise _unknown(ref)
+    file, release = Path(rest[0]).expanduser(), _release(name)
+    if not file.is_file():
+        raise UserError(f"{ref}: there is no file {rest[0]}") if "=" in ref else _unknown(ref)
+    if release:
+        return _from_release(*release, file, cache)
+    arch, beside = architecture(name), file.parent / CONFIG
+    if beside.is_file() and _quick(_content(beside)["model_cfg"]) != _quick(open_clip.get_model_config(arch)):
+        raise UserError(f"{beside} and {arch} disagree on QuickGELU: name the folder, --ref {file.parent}")
+    return make(arch, file, source=f"{arch}={file}", cache=cache)
+
+
+def _only_export(folder: Path) -> Path:
+    """The exported model of a run, of one of its arms or of one seed, if there is just one."""
+    places = (f"{above}export/{CONFIG}" for above in ("", "seed*/", "arms/*/seed*/"))
+    found = sorted(path.parent for place in places for path in folder.glob(place))
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {len(found)} models, name one of: {', '.join(map(str, found))}")
+    if not found:
+        raise UserError(f"{folder} holds no model: neither an {CONFIG} nor a run's arms/ARM/seed0/export")
+    return found[0]
+
+
+def _release(ref: str) -> tuple[str, str] | None:
+    """Architecture and tag, if open_clip lists weights for them."""
+    for arch, tag in _splits(ref):
+        if open_clip.is_pretrained_cfg(arch, tag):
+            return arch, tag.lower().replace("-", "_")
+    return None
+
+
+def _splits(ref: str) -> list[tuple[str, str]]:
+    """Every way to read a name as architecture and tag; either comes first, and ViT-B/32 has a slash."""
+    parts = re.split("[/,:]", ref)
+    cuts = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
+    return cuts + [(tag, arch) for arch, tag in cuts]
+
+
+def _unknown(ref: str) -> UserError:
+    """What is wrong with a name that is no reference."""
+    if ref.startswith((".", "/", "~")) or ref.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        return UserError(f"no reference is at {ref}: there is no such file or folder")
+    archs = [EMOJI, *open_clip.list_models()]
+    for arch, tag in [(ref.replace("/", "-"), ""), *_splits(ref)]:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        if arch in archs and not tag:
+            ways = f"{arch}/TAG, TAG being {_some(tags)}" if tags else "a folder"
+            return UserError(f"{ref} alone has random weights, no reference: write {arch}=FILE or {ways}")
+        if arch in archs and tags:
+            hint = did_you_mean(tag, tags) or "."
+            return UserError(f"open_clip lists no weights {tag!r} of {arch}{hint} Known: {_some(tags)}")
+    known = [name for arch, tag in open_clip.list_pretrained() for name in (f"{arch}/{tag}", f"{tag}/{arch}")]
+    return UserError(
+        f"no reference is named {ref!r}{did_you_mean(ref, known) or '.'} Known: hf-hub:ORG/REPO, ARCH=FILE, "
+        f"a run, a folder with an {CONFIG}, and ARCH/TAG for all of {LIST}"
+    )
+
+
+def _some(tags: list[str]) -> str:
+    """The first tags of an architecture, and where the others are."""
+    return ", ".join(tags) if len(tags) < 10 else f"{', '.join(tags[:8])} and {len(tags) - 8} more in {LIST}"
+
+
+@contextmanager
+def _fetching(source: str, repo: str, name: str, then: str, cache: Path | None) -> Iterator[None]:
+    """Says what is being fetched and, in one line, what to do where the hub cannot be reached."""
+    url = name
+    try:
+        url = huggingface_hub.hf_hub_url(repo, name)
+        held = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache)
+        if rank() == 0 and not isinstance(held, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+            # It says so because the hub's library may take a minute to find out that there is no network.
+            print(f"fetching {source} (HF_HUB_OFFLINE=1 would look in the cache alone)", file=sys.stderr)
+        with quiet():
+            yield
+    except Exception as error:
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        reason = "not in the cache, and HF_HUB_OFFLINE is set" if offline else one_line(_root(error))
+        raise UserError(f"cannot fetch {source} ({reason}). Download {url} elsewhere and {then}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What began it: the hub's library wraps 'Name or service not known' five times."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """An open_clip_config.json, which must have a model_cfg."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["model_cfg"]["text_cfg"].keys()
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} cannot be read as a model: it has no {path.name}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has no model_cfg as open_clip writes it ({one_line(error)})") from None
+    return content
+
+
+def _quick(config: dict[str, Any] | None) -> bool:
+    return bool((config or {}).get("quick_gelu"))

@@ -1,0 +1,391 @@
+"""Image and text towers of open_clip, with the preprocessing and the tokenizer that belong to them."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steering.clip.bundled import TOKENIZER
+from steering.errors import RunError, UserError, did_you_mean
+from steering.pairs import Pairs
+
+EMOJI = "emoji-rn32"  # 1.3 M parameters for 32-pixel pictures, small enough to be trained on one core
+EMOJI_CONFIG = {
+    "embed_dim": 96,
+    "quick_gelu": False,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 12},
+    "text_cfg": {"context_length": 16, "vocab_size": 4610, "width": 96, "heads": 4, "layers": 1},
+}
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+MERGES = "merges.txt.gz"
+PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Towers(nn.Module):
+    """An image and a text tower that map into one space.
+
+    Args:
+        clip: an open_clip model.
+        config: the ``model_cfg`` that makes it, as open_clip_config.json holds it.
+        tokenizer: texts to ``[n, context]`` int64.
+        arch: name of the architecture, for records.
+        source: where the weights come from, for records and messages.
+        merges: the gzipped byte pairs of its tokenizer, where open_clip does not know them.
+
+    Attributes:
+        preprocessing: image size, mean and standard deviation per channel, and how to resize.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        config: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        arch: str,
+        source: str,
+        merges: bytes | None = None,
+    ) -> None:
+        super().__init__()
+        self.clip: Any = clip
+        self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
+        self.arch, self.source = arch, source
+        self.preprocessing = _preprocessing(clip)
+        words, room = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
+        if words > room:
+            raise UserError(
+                f"{source} has a vocabulary of {room}, the tokenizer found for it one of {words}: that is "
+                f"another model's. Export the model again, together with its own"
+            )
+
+    def encode(self, images: Tensor, tokens: Tensor) -> Pairs:
+        """Features of images ``[n, 3, h, w]`` and of their captions ``[n, context]``, with the scale."""
+        scale = self.clip.logit_scale.exp().reshape(())
+        return Pairs(self.encode_images(images), self.encode_texts(tokens), scale)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
+        return self.encode(images, tokens)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """``[n, 3, h, w]`` -> ``[n, width]``, each row of length one, in at least float32."""
+        return _unit(self.clip.encode_image(images, normalize=False))
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """``[n, context]`` -> ``[n, width]``, each row of length one, in at least float32."""
+        return _unit(self.clip.encode_text(tokens, normalize=False))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of n texts, ``[n, context]`` int64; longer ones are cut."""
+        return self.tokenizer(list(texts))
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """A picture as the image tower takes it in evaluation, ``[3, h, w]``."""
+        return self._transform(image)
+
+    def val_transform(self) -> Transform:
+        """``preprocess`` as an object of its own, for loaders in other processes."""
+        transform: Any = image_transform_v2(self.preprocessing, is_train=False)
+        return transform
+
+    @cached_property
+    def _transform(self) -> Transform:
+        return self.val_transform()
+
+    @property
+    def temperature(self) -> float:
+        """What similarities are divided by."""
+        return math.exp(-float(self.clip.logit_scale.detach()))
+
+    def set_temperature(self, temperature: float, *, learn: bool = False) -> "Towers":
+        """Sets the temperature, whatever the loaded weights say, and whether it is trained."""
+        if not 0 < temperature < math.inf:
+            raise UserError(f"temperature must be a number above 0, got {temperature}")
+        with torch.no_grad():
+            self.clip.logit_scale.fill_(-math.log(temperature))
+        self.clip.logit_scale.requires_grad_(learn)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its models; equal in all but ``source`` means equal features."""
+        return {
+            "arch": self.arch,
+            "source": self.source,
+            "quick_gelu": bool(self.config.get("quick_gelu", False)),
+            "preprocessing": asdict(self.preprocessing),
+            "tokenizer": self.describe_tokenizer(),
+            "weights": _digest(self.clip.state_dict()),
+        }
+
+    def describe_tokenizer(self) -> dict[str, Any]:
+        """Class, context length and a hash; equal means equal tokens."""
+        words = getattr(self.tokenizer, "encoder", None)
+        known = "\n".join(words) if words else str(self.tokenize([PROBE]).tolist())
+        return {
+            "class": type(self.tokenizer).__name__,
+            "context": getattr(self.tokenizer, "context_length", None),
+            "sha256": hashlib.sha256(known.encode()).hexdigest()[:16],
+        }
+
+
+def architecture(name: str) -> str:
+    """The name of an architecture as open_clip spells it, ``ViT-B/16`` being ViT-B-16.
+
+    Raises:
+        UserError: there is none. (open_clip's get_tokenizer would go on with one that may not fit.)
+    """
+    arch, known = name.replace("/", "-"), [EMOJI, *open_clip.list_models()]
+    if arch not in known:
+        raise UserError(
+            f"no architecture is named {name!r}{did_you_mean(arch, known) or '.'} Known: {EMOJI} and all of "
+            f"python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""
+        )
+    return arch
+
+
+def build(name: str, *, temperature: float | None = None) -> Towers:
+    """Makes a target with random weights; torch's global generator decides them.
+
+    Args:
+        name: ``emoji-rn32`` or any open_clip architecture, ``ViT-B-16`` or ``ViT-B/16``.
+        temperature: fixed; without it open_clip's 0.07, which is trained.
+
+    Raises:
+        UserError: no such architecture, or it needs a package that is not installed.
+    """
+    arch = architecture(name)
+    towers = make(arch, source=f"{arch} with random weights")
+    return towers if temperature is None else towers.set_temperature(temperature)
+
+
+def make(
+    arch: str,
+    weights: Path | None = None,
+    *,
+    source: str,
+    quick_gelu: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+) -> Towers:
+    """Makes the towers of a known architecture, with random weights or those of a checkpoint file.
+
+    Args:
+        arch: as ``architecture`` returns it.
+        weights: a checkpoint, which must fill the whole model.
+        source: where the weights come from, for records and messages.
+        quick_gelu: forces QuickGELU; otherwise the architecture decides.
+        preprocessing: mean, std, interpolation, resize_mode where they are not OpenAI's.
+        cache: folder of downloaded files, where it is not the default one.
+
+    Raises:
+        UserError: as ``assemble``.
+    """
+    if arch == EMOJI:
+        return _make_emoji(weights, source)
+    config: dict[str, Any] = open_clip.get_model_config(arch) or {}
+    config["quick_gelu"] = quick_gelu or config.get("quick_gelu", False)
+    options: dict[str, Any] = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": preprocessing}
+    if weights is not None:
+        options |= {"pretrained": str(weights), "require_pretrained": True}
+    return assemble(arch, config, arch=arch, source=source, cache=cache, **options)
+
+
+def assemble(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    arch: str,
+    source: str,
+    merges: bytes | None = None,
+    cache: Path | None = None,
+    **options: Any,
+) -> Towers:
+    """Lets open_clip make a model and its tokenizer.
+
+    Args:
+        name: for open_clip: an architecture, ``hf-hub:...`` or ``local-dir:...``.
+        config: the ``model_cfg`` that open_clip will find under that name.
+        arch, source, merges: as of Towers.
+        cache: folder of downloaded files, where it is not the default one.
+        options: more arguments of ``open_clip.create_model``.
+
+    Raises:
+        UserError: weights that do not fit or that hold code, or a package that is missing.
+    """
+    folder = cache and str(cache)
+    with _loading(source):
+        # Towers are pretrained together or not at all: nothing is fetched for one alone.
+        options |= {"pretrained_image": False, "pretrained_text": False}
+        clip = open_clip.create_model(model_name=name, weights_only=True, cache_dir=folder, **options)
+        if merges is None:
+            tokenizer: Any = open_clip.get_tokenizer(model_name=name, cache_dir=folder)
+        else:
+            tokenizer = _byte_pairs(merges, config)
+    return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
+
+
+def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
+    """Writes towers in open_clip's local-dir form, the only one that keeps QuickGELU and preprocessing.
+
+    ``open_clip.create_model(model_name=f"local-dir:{folder}")`` reads it; what is ours is under ``steer``,
+    where open_clip does not look. The folder is either whole or as it was before.
+
+    Args:
+        towers: the model.
+        folder: is replaced if it exists.
+        half: stores matrices as float16, in half the space; features then differ by about 0.001.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of an export that was killed
+        new.mkdir(parents=True)
+        _write(towers, new, half)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise RunError(f"cannot write {folder}: {reason}. Free some space or choose another folder") from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences open_clip and the hub, which log a lot while they load; what matters is checked or raised."""
+    handler, before = logging.NullHandler(), logging.root.manager.disable
+    logging.root.addHandler(handler)  # with none there, logging.info() would install one for good
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(handler)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of bearable length."""
+    return " ".join((str(error) or type(error).__name__).split())[:240]
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """One line for each of the many ways in which open_clip fails to make a model."""
+    try:
+        with quiet():
+            yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{source} is damaged or holds Python objects besides tensors, which could run code on being "
+            f"read: save the model's state_dict alone, or as .safetensors"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"{source} needs the package {error.name}: pip install {error.name}") from error
+    except Exception as error:
+        if "TorchScript archive" in str(error):
+            raise UserError(
+                f"{source} is a TorchScript archive, which could run code: give the same weights as "
+                f".safetensors or a state_dict, the forms in which open_clip downloads them"
+            ) from error
+        raise UserError(f"cannot load {source}: {one_line(error)}") from error
+
+
+def _make_emoji(weights: Path | None, source: str) -> Towers:
+    """Our own architecture, which open_clip has no name for."""
+    config: dict[str, Any] = deepcopy(EMOJI_CONFIG)
+    merges = Path(TOKENIZER).read_bytes()
+    with _loading(source):
+        clip: Any = open_clip.CLIP(**deepcopy(config))
+        # Mean and deviation are OpenAI's, which open_clip assumes of a bare checkpoint.
+        open_clip.set_model_preprocess_cfg(clip, asdict(PreprocessCfg(size=clip.visual.image_size)))
+        if weights is not None:
+            open_clip.load_checkpoint(clip, str(weights), strict=True, weights_only=True)
+    return Towers(clip, config, _byte_pairs(merges, config), arch=EMOJI, source=source, merges=merges)
+
+
+def _byte_pairs(merges: bytes, config: Mapping[str, Any]) -> Tokenizer:
+    """open_clip's own tokenizer over another vocabulary: a header line, then one merge a line."""
+    file: Any = io.BytesIO(merges)
+    tokenizer: Any = open_clip.SimpleTokenizer(file, context_length=config["text_cfg"]["context_length"])
+    return tokenizer
+
+
+def _preprocessing(clip: nn.Module) -> PreprocessCfg:
+    """A model's preprocessing, in tuples throughout, so that two can be compared."""
+    found: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip)
+    values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in found.items()}
+    return PreprocessCfg(**values)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Rows of length one; in half precision they would be off by up to 0.4 %."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _write(towers: Towers, folder: Path, half: bool) -> None:
+    """The files of an export."""
+    ours = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
+    content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": ours}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    save_file(_stored(towers.clip.state_dict(), half), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)
+    save_tokenizer = getattr(towers.tokenizer, "save_pretrained", None)
+    if towers.merges:
+        (folder / MERGES).write_bytes(towers.merges)
+    elif save_tokenizer:
+        save_tokenizer(str(folder))
+
+
+def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    """Weights as a file holds them: on the CPU, each with memory of its own, as safetensors wants them."""
+    largest = torch.finfo(torch.float16).max
+    held = {}
+    for name, value in state.items():
+        held[name] = value.detach().to("cpu", copy=True).contiguous()
+        # Vectors and scalars stay exact: they are few, and a running variance may be large.
+        if half and value.is_floating_point() and value.ndim > 1 and value.abs().max() < largest:
+            held[name] = held[name].half()
+    return held
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of all weights, 16 hexadecimal digits, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
