@@ -326,7 +326,7 @@ def _walk(file: int, end: int) -> Iterator[tuple[str, int, int]]:
         payload = place + 512
         place = payload + (0 if kind in _NO_PAYLOAD else -(-size // 512) * 512)
         if place > payload and payload + size > end:
-            raise _Fault(f"is cut short: it ends at byte {end:,} within {name},")
+            raise _Fault(f"is cut short: it ends at byte {end:,} within a member,")
         if kind == b"L":
             extra["path"] = os.pread(file, size, payload).rstrip(b"\0").decode(errors="backslashreplace")
         elif kind == b"x":

@@ -20,7 +20,7 @@ TURN = math.radians(12)  # at most, each way
 WHITE = 0.5  # share of views on white paper, which evaluation shows; the others are on a random colour
 CONTRAST = (0.75, 1.25)
 BRIGHTNESS = 0.12  # added to all channels, at most, of 1
-MIX = 0.08  # standard deviation of what one channel takes of another
+MIX = 0.05  # standard deviation of what one channel takes of another
 CROP = (0.9, 1.0)  # share of an ordinary picture's area that a view shows
 
 Transform = Callable[[Image.Image], Tensor]

@@ -94,9 +94,7 @@ class Steerer:
         device = losses.left.device if isinstance(losses, Pairs) else losses.device
         with torch.autocast(device.type, enabled=False):
             values, counted = _rows(losses, mask)
-            known = (
-                values.new_zeros(values.shape) if reference is None else _reference_rows(reference, values)
-            )
+            known = values.new_zeros(values.shape) if reference is None else _reference_rows(reference, values)
             return self._steer(losses, values, known, counted, ids, with_reference=reference is not None)
 
     def _steer(self, losses, values, known, counted, ids, *, with_reference: bool) -> Steered:
@@ -161,9 +159,9 @@ class Steerer:
             )
         if self.moments.values is None:
             return found
-        scale = self.moments.best_scale() if self.reference_scale == "auto" else self.reference_scale
-        ratio, plain = float(self.moments.ratio(scale)), float(self.moments.ratio(1.0))
         best = float(self.moments.best_scale())
+        scale = best if isinstance(self.reference_scale, str) else self.reference_scale
+        ratio, plain = float(self.moments.ratio(scale)), float(self.moments.ratio(1.0))
         if ratio > 1:
             found.append(
                 f"the excess loss varies more than the loss itself (ratio {ratio:.2f}): at this scale the "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from sklearn.datasets import load_digits
@@ -50,8 +50,8 @@ class Digits:
     DRO as the best of KL (five temperatures, three rho) and CVaR (five shares) without a reference, and the
     CVaR with one as the best of four shares. On seeds 1000 to 1019 KL then ends 4.7 +- 1.0 points of test
     error below plain training, 4.2 +- 0.9 below DRO and 2.7 +- 0.7 below the reference (95 % t-intervals of
-    paired differences). Selecting by the reference once, before training, does as well on these data; what
-    is learned here is mostly which labels are wrong.
+    paired differences). Plain training on the 60 % of lowest reference loss does as well here (9.7 +- 0.5 apart
+    by 0.2): what the reference tells is mostly which labels are wrong.
 
     The reference is subtracted whole, as in the paper. The coefficient of least variance, ``auto``, is
     estimated on noisy labels, which the target learns to fit and a clean reference does not; it falls to 0.4
@@ -69,10 +69,7 @@ class Digits:
     reference_samples: int = 100
     seed: int = 0
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "error": Metric(label="test error", better="low", chance=0.9, percent=True)
-    }
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe = Recipe(
         steps=150,
         batch=160,
         optimizer="adam",
@@ -106,6 +103,10 @@ class Digits:
     @property
     def rows(self) -> int:
         return 1
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"error": Metric(label="test error", better="low", chance=0.9, percent=True)}
 
     def seeded(self, seed: int) -> Self:
         return replace(self, seed=self.seed + seed)

@@ -1,12 +1,11 @@
 """Chi-square DRO: weights that grow linearly above a cut-off."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from steering.rules.solve import below_top, bisect_log, count, mean, minus, one_of, radius, spread, top
+from steering.rules.solve import below_top, bisect_log, count, minus, one_of, radius, spread
 
 __all__ = ["ChiSquare"]
 
@@ -29,8 +28,8 @@ class ChiSquare:
 
     temperature: float | None = None
     rho: float | None = None
-    width: ClassVar[int] = 2
-    normalised: ClassVar[bool] = True
+    width = 2
+    normalised = True
 
     def __post_init__(self):
         one_of("chi_square", self.temperature, self.rho)
@@ -57,7 +56,6 @@ class ChiSquare:
                 wide * 1e-6,
                 wide * (1 + (8 * size) ** -0.5),
             )
-            depth = torch.maximum(depth, self._interior(below, mask, size))
         cut = largest - depth
         return torch.cat([cut, mean_above(largest - cut)], -1)  # the mean weight is one whatever was rounded
 
@@ -67,11 +65,3 @@ class ChiSquare:
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         slope = level[:, 1:].to(excess.dtype)
         return minus(excess, level[:, :1]).clamp(min=0) / torch.where(slope > 0, slope, 1)
-
-    @staticmethod
-    def _interior(below: Tensor, mask: Tensor, size: float) -> Tensor:
-        """Depth of the cut in closed form where every weight stays positive, else 0, ``[rows, 1]``."""
-        centre = mean(below, mask)
-        deviation = mean((below - centre).square(), mask).sqrt()
-        depth = deviation / (2 * size) ** 0.5 - centre
-        return torch.where((depth >= top(-below, mask)) & (deviation > 0), depth, 0)

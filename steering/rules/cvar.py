@@ -1,7 +1,6 @@
 """Conditional value at risk: the mean of the worst share, exactly."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ class CVaR:
     """
 
     alpha: float
-    width: ClassVar[int] = 2
-    normalised: ClassVar[bool] = True
+    width = 2
+    normalised = True
 
     def __post_init__(self):
         if not 0 < self.alpha <= 1:
@@ -33,10 +32,8 @@ class CVaR:
 
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         """The quantile and the weight of an entry that equals it, ``[rows, 2]``."""
-        entries = mask.sum(-1, keepdim=True).double()  # float32 would round alpha * n by more than the hair
-        kept = self.alpha * entries
-        # A hair is taken off so that 0.1 * 30 = 3.0000000000000004 still means three entries.
-        place = (torch.ceil(kept - 1e-6) - 1).clamp(min=0).long()
+        entries = mask.sum(-1, keepdim=True).double()
+        place = (torch.ceil(self.alpha * entries) - 1).clamp(min=0).long()
         ordered = excess.masked_fill(~mask, -torch.inf).sort(-1, descending=True).values
         quantile = torch.where(mask.any(-1, keepdim=True), ordered.gather(-1, place), 0)
         above = ((excess > quantile) & mask).sum(-1, keepdim=True)

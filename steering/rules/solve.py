@@ -13,11 +13,6 @@ def count(mask: Tensor, like: Tensor) -> Tensor:
     return mask.sum(-1, keepdim=True).clamp(min=1).to(like)
 
 
-def mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the entries of every row that count, ``[rows, 1]``; 0 for an empty row."""
-    return values.masked_fill(~mask, 0).sum(-1, keepdim=True) / count(mask, values)
-
-
 def top(values: Tensor, mask: Tensor) -> Tensor:
     """Largest entry that counts in every row, ``[rows, 1]``; 0 for an empty row."""
     largest = values.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)

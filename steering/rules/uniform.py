@@ -1,7 +1,6 @@
 """No steering: every sample weighs the same (empirical risk minimisation)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ __all__ = ["Uniform"]
 class Uniform:
     """Every sample weighs one: the plain average, the baseline of every comparison."""
 
-    width: ClassVar[int] = 1
-    normalised: ClassVar[bool] = True
+    width = 1
+    normalised = True
 
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         return excess.new_zeros(len(excess), 1)

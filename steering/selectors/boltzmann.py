@@ -1,7 +1,6 @@
 """RHO-LOSS with chance: choosing in proportion to the exponential of the excess loss."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class Boltzmann:
 
     keep: float
     temperature: float = 0.25
-    uses_reference: ClassVar[bool] = True
+    uses_reference = True
 
     def __post_init__(self):
         check_keep("boltzmann", self.keep)

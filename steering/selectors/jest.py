@@ -1,7 +1,7 @@
 """JEST: choosing pairs jointly, a chunk at a time."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Jest:
     reference_scale: float | None = None
     bias: float = -10.0
     reference_bias: float | None = None
-    uses_reference: ClassVar[bool] = True
+    uses_reference = True
 
     def __post_init__(self):
         check_keep("jest", self.keep)

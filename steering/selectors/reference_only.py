@@ -1,7 +1,6 @@
 """Choosing what the reference finds easy, whatever the target knows already."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class ReferenceOnly:
     """
 
     keep: float
-    uses_reference: ClassVar[bool] = True
+    uses_reference = True
 
     def __post_init__(self):
         check_keep("reference_only", self.keep)

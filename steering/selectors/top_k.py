@@ -1,7 +1,6 @@
 """RHO-LOSS: choosing by the largest excess loss."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class TopK:
     """
 
     keep: float = 0.1
-    uses_reference: ClassVar[bool] = True
+    uses_reference = True
 
     def __post_init__(self):
         check_keep("top_k", self.keep)

@@ -1,7 +1,6 @@
 """Choosing the hardest candidates, without a reference."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ class TopLoss:
     """
 
     keep: float
-    uses_reference: ClassVar[bool] = False
+    uses_reference = False
 
     def __post_init__(self):
         check_keep("top_loss", self.keep)

@@ -1,7 +1,6 @@
 """Choosing at random: the control of every comparison of selectors."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ class Uniform:
     """
 
     keep: float
-    uses_reference: ClassVar[bool] = False
+    uses_reference = False
 
     def __post_init__(self):
         check_keep("uniform", self.keep)

@@ -8,6 +8,13 @@ def ids(*places):
     return torch.tensor(places)
 
 
+def read(levels: Levels, *places: int) -> torch.Tensor:
+    """What is remembered at the places, ``[places, width]``."""
+    found = levels.read(ids(*places))
+    assert found is not None
+    return found
+
+
 def test_nothing_is_remembered_before_the_first_write():
     assert Levels(3, rate=0.5).read(ids(0, 1)) is None
 
@@ -15,29 +22,29 @@ def test_nothing_is_remembered_before_the_first_write():
 def test_what_was_written_is_read_back_and_the_rest_is_nan():
     levels = Levels(3, rate=0.5)
     levels.write(ids(2, 0), torch.tensor([[1.0, 10.0], [2.0, 20.0]]))
-    read = levels.read(ids(0, 1, 2))
-    assert read[[0, 2]].tolist() == [[2, 20], [1, 10]]
-    assert read[1].isnan().all()
+    found = read(levels, 0, 1, 2)
+    assert found[[0, 2]].tolist() == [[2, 20], [1, 10]]
+    assert found[1].isnan().all()
 
 
 def test_a_second_write_replaces_the_first_and_spares_the_others():
     levels = Levels(2, rate=0.5)
     levels.write(ids(0, 1), torch.tensor([[1.0], [2.0]]))
     levels.write(ids(0), torch.tensor([[5.0]]))
-    assert levels.read(ids(0, 1))[:, 0].tolist() == [5, 2]
+    assert read(levels, 0, 1)[:, 0].tolist() == [5, 2]
 
 
 def test_an_id_that_comes_twice_keeps_the_mean():
     """(1 + 3) / 2 = 2."""
     levels = Levels(2, rate=0.5)
     levels.write(ids(1, 0, 1), torch.tensor([[1.0], [7.0], [3.0]]))
-    assert levels.read(ids(0, 1))[:, 0].tolist() == [7, 2]
+    assert read(levels, 0, 1)[:, 0].tolist() == [7, 2]
 
 
 def test_levels_keep_the_precision_they_came_with():
     levels = Levels(1, rate=0.5)
     levels.write(ids(0), torch.tensor([[0.1]], dtype=torch.float64))
-    assert levels.read(ids(0)).item() == 0.1
+    assert read(levels, 0).item() == 0.1
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
@@ -62,7 +69,7 @@ def test_an_id_outside_is_explained_by_write_and_by_read(wrong):
         levels.write(ids(0, wrong), torch.zeros(2, 1))
     levels.write(ids(0), torch.zeros(1, 1))
     with pytest.raises(UserError, match=f"id {wrong} does not fit a memory of 3 levels"):
-        levels.read(ids(wrong))
+        read(levels, wrong)
 
 
 def test_a_memory_is_saved_and_restored_and_then_lives_its_own_life(tmp_path):
@@ -72,11 +79,11 @@ def test_a_memory_is_saved_and_restored_and_then_lives_its_own_life(tmp_path):
     again = Levels(3, rate=1.0)
     again.load_state_dict(torch.load(tmp_path / "levels.pt", weights_only=True))
     assert again.rate == 0.5
-    assert again.read(ids(0, 1)).nan_to_num(-1)[:, 0].tolist() == [-1, 4]
+    assert read(again, 0, 1).nan_to_num(-1)[:, 0].tolist() == [-1, 4]
     twin = Levels(3)
     twin.load_state_dict(levels.state_dict())
     twin.write(ids(1), torch.tensor([[9.0]]))
-    assert levels.read(ids(1)).item() == 4
+    assert read(levels, 1).item() == 4
 
 
 def test_an_unused_memory_is_saved_and_restored_too():

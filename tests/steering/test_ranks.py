@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform
@@ -108,7 +109,7 @@ def runs(tmp_path_factory) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         root = str(Path(__file__).parents[2])
         patch.setattr(sys, "path", [root, *sys.path])  # so that the ranks find this module
-        torch.multiprocessing.spawn(one_rank, (folder,), nprocs=RANKS)
+        spawn(one_rank, (folder,), nprocs=RANKS)
     return [everything(), *(torch.load(f"{folder}/rank{place}.pt") for place in range(RANKS))]
 
 

@@ -43,6 +43,13 @@ def test_a_share_that_is_a_whole_number_in_exact_arithmetic_keeps_that_many(alph
     assert float(found.mean()) == pytest.approx(1, abs=1e-6)
 
 
+def test_the_entry_at_the_quantile_never_outweighs_a_larger_one():
+    """0.30000001 * 10000 = 3000.0001, which float32 would round to 3000: one entry too few above the quantile."""
+    found = weights(0.30000001, *range(10_000))
+    assert max(found) <= (1 / 0.30000001) * (1 + 1e-9)
+    assert sorted(found)[-3001] == pytest.approx(1e-4 / 0.30000001, rel=1e-3)
+
+
 def test_in_double_precision_the_mean_weight_is_one_to_double_precision():
     assert sum(weights(0.37, *torch.randn(1001).tolist())) / 1001 == pytest.approx(1, abs=1e-12)
 

@@ -42,6 +42,13 @@ def test_a_tiny_radius_is_touched_in_single_precision(rule):
     assert float(steepness) == pytest.approx(2e-8**0.5, rel=1e-2)
 
 
+@pytest.mark.parametrize("rule", [KL(rho=1e9), KL(temperature=1.0), ChiSquare(rho=1e9), ChiSquare(rho=1)], ids=repr)
+def test_in_double_precision_a_large_offset_spoils_no_mean(rule):
+    excess = torch.randn(1, 100, dtype=torch.float64) + 1e6
+    weights = rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 100))
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-6 if isinstance(rule, KL) else 1e-12)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, -7.3, 1e6])
 @pytest.mark.parametrize("argument", [{"rho": 1}, {"temperature": 0.1}])
 @pytest.mark.parametrize("kind", [KL, ChiSquare])

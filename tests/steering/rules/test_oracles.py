@@ -24,10 +24,16 @@ def excess(seed: int) -> numpy.ndarray:
 def solve(values, constraints=lambda p: [], penalty=lambda p: 0.0) -> tuple[numpy.ndarray, float]:
     """The worst case p and its value."""
     p = cvxpy.Variable(len(values), nonneg=True)
-    problem = cvxpy.Problem(cvxpy.Maximize(p @ values - penalty(p)), [cvxpy.sum(p) == 1, *constraints(p)])
+    simplex: list = [cvxpy.sum(p) == 1]
+    problem = cvxpy.Problem(cvxpy.Maximize(p @ values - penalty(p)), simplex + constraints(p))
     problem.solve(solver="CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
-    assert problem.status == "optimal"
-    return p.value, float(problem.value)
+    assert problem.status == "optimal" and p.value is not None
+    return p.value, number(problem.value)
+
+
+def number(value) -> float:
+    """A number of the solver's as a float."""
+    return float(value)
 
 
 def ours(rule, values) -> numpy.ndarray:
@@ -57,7 +63,7 @@ def test_kl_penalised_is_the_worst_case(temperature, seed):
     wanted, risk = solve(values, penalty=lambda p: temperature * divergence_kl(p))
     p = ours(KL(temperature=temperature), values)
     assert p == pytest.approx(wanted, abs=CLOSE)
-    penalty = temperature * float(divergence_kl(cvxpy.Constant(p)).value)
+    penalty = temperature * number(divergence_kl(cvxpy.Constant(p)).value)
     assert p @ values - penalty == pytest.approx(risk, abs=CLOSE)
     row = torch.tensor(values)[None]
     level = KL(temperature=temperature).level(row, torch.ones_like(row, dtype=torch.bool))
@@ -125,7 +131,7 @@ def test_chi_square_penalised_is_the_worst_case(temperature, seed):
     wanted, risk = solve(values, penalty=lambda p: temperature * divergence_chi_square(p))
     p = ours(ChiSquare(temperature=temperature), values)
     assert p == pytest.approx(wanted, abs=CLOSE)
-    penalty = temperature * float(divergence_chi_square(cvxpy.Constant(p)).value)
+    penalty = temperature * number(divergence_chi_square(cvxpy.Constant(p)).value)
     assert p @ values - penalty == pytest.approx(risk, abs=CLOSE)
 
 

@@ -1,24 +1,27 @@
 """Selectors that score every candidate alone: random, hardest, easiest for the reference, RHO-LOSS."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from steering import Pairs, UserError, registry
+from steering import Pairs, Selector, UserError, registry
 from steering.selectors import Boltzmann, ReferenceOnly, TopK, TopLoss, Uniform
 
 LOSSES = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
 REFERENCE = torch.tensor([5.0, 0.0, 1.0, 2.0, 0.5])
 
 
-def choose(selector, losses=LOSSES, reference=REFERENCE, *, number=2, seed=0):
+def choose(selector: Selector, losses: Any = LOSSES, reference: Any = REFERENCE, *, number=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return selector(losses, reference, number=number, generator=generator).tolist()
 
 
 def pairs(seed, n=6, scale=7.0):
     sides = torch.randn(2, n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Pairs(*normalize(sides, dim=-1), scale)
+    left, right = normalize(sides, dim=-1)
+    return Pairs(left, right, scale)
 
 
 def test_top_loss_takes_the_hardest_first():

@@ -104,12 +104,12 @@ def test_fields_replace_the_scales_of_the_models():
 
 
 def test_the_first_pair_is_drawn_with_linear_weights_in_the_softmax_form():
-    """Learnability alone 0, 1, 3: weights 0, 1/4, 3/4; 0.03 is four standard errors of 4000 draws."""
+    """Learnability alone 0, 1, 3: weights 0, 1/4, 3/4; 0.05 is four standard errors of 1500 draws."""
     eye = torch.eye(3, dtype=torch.float64)
     own = torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64) / 3  # target's similarity of each pair
     target = Pairs(eye, eye * own, 3.0)
     known = Pairs(eye, eye, 1.0)
-    assert shares(Jest(form="softmax"), target, known) == pytest.approx([0, 0.25, 0.75], abs=0.03)
+    assert shares(Jest(form="softmax"), target, known) == pytest.approx([0, 0.25, 0.75], abs=0.05)
 
 
 def test_the_first_pair_is_drawn_with_exponential_weights_in_the_sigmoid_form():
@@ -119,17 +119,18 @@ def test_the_first_pair_is_drawn_with_exponential_weights_in_the_sigmoid_form():
     target = Pairs(eye, eye * -losses.expm1().log(), 1.0)
     known = Pairs(eye, eye, 1e4)
     got = shares(Jest(form="sigmoid", bias=0.0), target, known)
-    assert got == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.035)
+    assert got == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.05)
 
 
 def shares(selector, target, known):
-    """How often each of the candidates is drawn as the only one, over 4000 draws."""
+    """How often each of the candidates is drawn as the only one, over 1500 draws."""
     chance, counts = generator(), torch.zeros(3)
-    for _ in range(4000):
+    for _ in range(1500):
         counts[selector(target, known, number=1, generator=chance)] += 1
-    return (counts / 4000).tolist()
+    return (counts / 1500).tolist()
 
 
+@pytest.mark.slow
 def test_the_second_chunk_is_drawn_by_the_exponential_of_the_learnability_given_the_first():
     """The law of the second place, given each first, from the formula; 0.04 is four standard errors."""
     target, known = batch(n=4, seed=3)
@@ -184,4 +185,4 @@ def test_equal_pairs_are_all_drawn_in_the_softmax_form():
     """Linear weights above the least are all zero then; none of the candidates may be forgotten."""
     eye = torch.eye(3, dtype=torch.float64)
     same = Pairs(eye, eye, 1.0)
-    assert shares(Jest(), same, same) == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert shares(Jest(), same, same) == pytest.approx([1 / 3] * 3, abs=0.05)

@@ -1,0 +1,134 @@
+"""Clouds of points in the plane with wrong labels, and a reference that knows where the clouds are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from steering.errors import UserError
+from steering.recipe import Arm, Metric, Recipe
+from steering.task import Batch, Losses
+from steering.training.seeds import generator
+from steering.training.stream import Shuffled
+
+__all__ = ["Blobs"]
+
+CLASSES = 6
+SPREAD = 0.3  # standard deviation of a cloud; their centres lie on the unit circle, 1.0 apart
+REFERENCE = 18  # clean samples
+TEST = 2000
+
+
+class _Data(NamedTuple):
+    """One draw: ``[n, 2]`` places and ``[n]`` labels, of the training set with noise."""
+
+    x: Tensor
+    y: Tensor
+    wrong: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Six clouds of points around a circle, some of them with the label of another cloud.
+
+    The target is a small network, large enough to learn wrong labels by heart. The reference compares a point
+    with the mean of ten clean samples of every cloud. Made for trying things out: a run takes seconds.
+
+    Args:
+        samples: training samples.
+        noise: share of their labels that are replaced by another class, uniformly.
+        seed: of the draw; repetition s of a run uses seed + s.
+    """
+
+    samples: int = 200
+    noise: float = 0.4
+    seed: int = 0
+
+    recipe = Recipe(
+        steps=100,
+        batch=100,
+        optimizer="adamw",
+        learning_rate=0.02,
+        weight_decay=0.01,
+        seeds=3,
+        evaluate_every=20,
+        arms={
+            "erm": Arm(rule="uniform", subtract=False),
+            "dro": Arm(rule="cvar(alpha=0.9)", subtract=False),
+            "drrho_kl": Arm(rule="kl(temperature=0.5)", reference_scale=1.0),
+        },
+        baseline="erm",
+    )
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise UserError(f"blobs needs at least 1 of samples, got {self.samples}")
+        if not 0 <= self.noise <= 1:
+            raise UserError(f"blobs needs a noise within 0 and 1, got {self.noise:g}")
+
+    @property
+    def size(self) -> int:
+        return self.samples
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"error": Metric(label="test error", better="low", chance=1 - 1 / CLASSES, percent=True)}
+
+    def seeded(self, seed: int) -> Self:
+        return replace(self, seed=self.seed + seed)
+
+    def target(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+
+    def reference(self) -> nn.Module:
+        """Linear discriminants: log density of each cloud up to a constant, with the means of clean samples."""
+        y = torch.arange(CLASSES).repeat(REFERENCE // CLASSES)
+        x = _points(y, generator(self.seed, "blobs", "reference"))
+        means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
+        model = nn.utils.skip_init(nn.Linear, 2, CLASSES)  # draws no weights from the global generator
+        model.load_state_dict({"weight": means / SPREAD**2, "bias": -means.square().sum(-1) / (2 * SPREAD**2)})
+        return model.eval().requires_grad_(False)
+
+    def stream(self, batch: int, *, seed: int) -> Shuffled:
+        return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        guessed = model(self._data.test_x.to(device)).argmax(-1)
+        return {"error": float((guessed != self._data.test_y.to(device)).double().mean())}
+
+    def _load(self, ids: Tensor, _: torch.Generator) -> Batch:
+        data = self._data
+        return Batch(ids, {"x": data.x[ids], "y": data.y[ids]}, {"wrong": data.wrong[ids]})
+
+    @cached_property
+    def _data(self) -> _Data:
+        chance = generator(self.seed, "blobs")
+        y = torch.randint(CLASSES, (self.samples,), generator=chance)
+        x = _points(y, chance)
+        wrong = torch.rand(self.samples, generator=chance) < self.noise
+        shift = torch.randint(1, CLASSES, (self.samples,), generator=chance)  # never back to the right class
+        test_y = torch.randint(CLASSES, (TEST,), generator=chance)
+        return _Data(x, torch.where(wrong, (y + shift) % CLASSES, y), wrong, _points(test_y, chance), test_y)
+
+
+def _points(y: Tensor, chance: torch.Generator) -> Tensor:
+    """Points of the clouds ``[n]``, ``[n, 2]``."""
+    angle = y * (2 * math.pi / CLASSES)
+    centres = torch.stack([angle.cos(), angle.sin()], -1)
+    return centres + SPREAD * torch.randn(len(y), 2, generator=chance)
