@@ -56,9 +56,7 @@ SMALL_WORDS = frozenset("a an and as at be by for from in into is it its of off 
 
 def main(argv: list[str] | None = None) -> int:
     """Reads the tarballs, writes the four files and tells their sizes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steering.clip.build_emoji", description="Builds the emoji."
-    )
+    parser = argparse.ArgumentParser(prog="python -m steering.clip.build_emoji", description="Builds the emoji.")
     parser.add_argument("tarballs", type=Path, metavar="TARBALL_DIR", help="folder with the npm tarballs")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write to")
     options = parser.parse_args(argv)
@@ -236,9 +234,7 @@ def write_merges(path: Path) -> None:
     """The first ``MERGES`` merges of open_clip's own vocabulary, in the form its SimpleTokenizer reads."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(
-            "open_clip's byte pair merges are needed, and it is not installed: pip install open_clip_torch"
-        )
+        sys.exit("open_clip's byte pair merges are needed, and it is not installed: pip install open_clip_torch")
     full = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(full.read_bytes()).decode("utf-8").split("\n")
     # No line break at the end: the tokenizer splits at them and would count one more, empty, merge.

@@ -212,9 +212,7 @@ def _folder(cache: Path | None) -> Path:
         folder = os.path.join(home, "model-steering")
     folder = os.path.expanduser(folder)
     if str(folder).startswith("~"):
-        raise OSError(
-            f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead"
-        )
+        raise OSError(f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead")
     return Path(folder) / f"emoji-{_fingerprint()}"
 
 

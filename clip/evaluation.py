@@ -12,6 +12,7 @@ from steering.clip.bundled import shards as bundled_shard
 from steering.clip.images import Skips, Undecodable, decode, flatten
 from steering.clip.shards import Shards
 from steering.clip.towers import Towers
+from steering.errors import RunError
 from steering.recipe import Metric
 
 KEPT_BYTES = 64 << 20  # preprocessed pictures of a set stay in memory up to this size
@@ -27,11 +28,13 @@ class PairSet:
         shards: where they are.
         ids: which of them, all if not given.
         skips: counts what cannot be read.
+        bad_share: largest share of them, see ``Skips.check``.
     """
 
     shards: Shards
     ids: Sequence[int] | None = None
     skips: Skips = field(default_factory=Skips)
+    bad_share: float = 0.01
     kept: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -47,7 +50,9 @@ class PairSet:
                 self.skips.add(str(error), self.shards.name(number))
             else:
                 found.append(number)
-        self.skips.check(share_limit=1.0)
+        self.skips.check(self.bad_share)
+        if not found:
+            raise RunError(f"none of the pairs to evaluate on can be read: {', '.join(self.skips.examples)}")
         return found
 
     @cached_property
@@ -105,9 +110,9 @@ class EmojiSuite:
     """
 
     metrics: Mapping[str, Metric] = {
-        "held_out": Metric(label="held-out names R@10", chance=TOP / 370, percent=True),
+        "held_out": Metric(label="held-out R@10", chance=TOP / 370, percent=True),
         "other_vendor": Metric(label="other vendor R@10", chance=TOP / 1500, percent=True),
-        "other_held_out": Metric(label="other vendor, held-out R@10", chance=TOP / 370, percent=True),
+        "other_held_out": Metric(label="other vendor held-out R@10", chance=TOP / 370, percent=True),
         "category": Metric(label="category", chance=0.11, percent=True),
     }
 

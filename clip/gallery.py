@@ -45,7 +45,7 @@ def draw(
         cell.axis("off")
     for line, (query, match) in enumerate(zip(queries, own, strict=True)):
         words = textwrap.fill(query, 24, max_lines=2, placeholder=" ...")
-        axes[line][0].text(1, 0.5, words, ha="right", va="center", fontsize=8)
+        axes[line][0].text(1, 0.5, words, ha="right", va="center", fontsize=10)
         axes[line][1].imshow(pictures[match])
         for place, name in enumerate(names):
             best = scores[name][line].topk(min(SHOWN, len(pictures))).indices.tolist()
@@ -54,9 +54,9 @@ def draw(
                 cell.imshow(pictures[shown])
                 if shown == match:
                     _ring(cell)
-    axes[0][1].set_title("asked for", fontsize=8)
+    axes[0][1].set_title("asked for", fontsize=10)
     for place, name in enumerate(names):
-        axes[0][2 + place * (SHOWN + 1) + 1].set_title(name, fontsize=9, fontweight="bold", loc="left")
+        axes[0][2 + place * (SHOWN + 1) + 1].set_title(name, fontsize=11, fontweight="bold", loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
     plt.close(figure)

@@ -32,7 +32,9 @@ def emoji(temperature: float) -> Recipe:
 def emoji_reference(temperature: float) -> Recipe:
     """The bundled reference: plain training on the clean captions of 600 concepts.
 
-    Command: ``steer run clip --data emoji-reference --out reference``; its export is what ships in clip/emoji.
+    Command: ``steer run clip --data emoji-reference --out reference``, which also evaluates the shipped one beside
+    it. What ships in clip/emoji is its export at half precision:
+    ``export(load_reference("reference"), folder, half=True)`` with the two from ``steering.clip``.
     """
     return emoji(temperature).model_copy(
         update={"arms": {"plain": Arm(rule=f"kl(temperature={temperature:g})", subtract=False)}, "baseline": "plain"}
@@ -58,7 +60,7 @@ def shards(temperature: float, pairs: int) -> Recipe:
         checkpoint_every=max(1, min(500, steps // 5)),
         arms={
             "unsteered": Arm(rule=rule, subtract=False),
-            "drrho_clip": Arm(rule=rule),
+            "drrho_clip": Arm(rule=rule, reference_scale=1.0),
             "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
         },
         baseline="unsteered",

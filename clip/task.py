@@ -66,7 +66,8 @@ class Clip:
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
             raise UserError(
-                f"noise and bad_share are shares within 0 and 1, got noise={self.noise:g} and bad_share={self.bad_share:g}"
+                f"noise and bad_share are shares within 0 and 1, got noise={self.noise:g} and "
+                f"bad_share={self.bad_share:g}"
             )
         if self._temperature <= 0:
             raise UserError(f"the temperature is a number above 0, got {self._temperature:g}")
@@ -170,7 +171,9 @@ class Clip:
         out = set(held_out)
         train = torch.tensor([i for i in every if i not in out], dtype=torch.long)
         if not held_out or not len(train):
-            raise UserError(f"{self.data} has {len(every)} pairs, too few to hold some out: give --set options.val=SHARDS")
+            raise UserError(
+                f"{self.data} has {len(every)} pairs, too few to hold some out: give --set options.val=SHARDS"
+            )
         return train, held_out
 
     @cached_property
@@ -178,8 +181,9 @@ class Clip:
         if self._bundled:
             return EmojiSuite()
         if self.val is not None:
-            return RetrievalSuite(PairSet(Shards.open(self.val, caption_field=self.caption_field)))
-        return RetrievalSuite(PairSet(self._shards, self._split[1]))
+            held_out = Shards.open(self.val, caption_field=self.caption_field)
+            return RetrievalSuite(PairSet(held_out, bad_share=self.bad_share))
+        return RetrievalSuite(PairSet(self._shards, self._split[1], bad_share=self.bad_share))
 
     @cached_property
     def _pairs(self) -> PairData:

@@ -28,7 +28,9 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _main(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -36,14 +38,24 @@ def _main(
 
 @app.command()
 def run(
-    task: Annotated[str | None, typer.Argument(help="clip, digits, ... or package.module:Name, with arguments.")] = None,
-    ref: Annotated[str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.", rich_help_panel=METHOD)] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="clip, digits, ... or package.module:Name, with arguments.")
+    ] = None,
+    ref: Annotated[
+        str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.", rich_help_panel=METHOD)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Target model, ViT-B-16 say.", rich_help_panel=METHOD)] = None,
-    data: Annotated[str | None, typer.Option(help="Your shards, 'shards/{000..099}.tar'.", rich_help_panel=FILES)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Your shards, 'shards/{000..099}.tar'.", rich_help_panel=FILES)
+    ] = None,
     arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c.", rich_help_panel=METHOD)] = None,
-    rule: Annotated[str | None, typer.Option(help="Rule of an arm of your own: kl(rho=80).", rich_help_panel=METHOD)] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Rule of an arm of your own: kl(rho=80).", rich_help_panel=METHOD)
+    ] = None,
     selector: Annotated[str | None, typer.Option(help="Its selector: top_k(keep=0.1).", rich_help_panel=METHOD)] = None,
-    reference_scale: Annotated[str | None, typer.Option(help="Its scale: auto or a number.", rich_help_panel=METHOD)] = None,
+    reference_scale: Annotated[
+        str | None, typer.Option(help="Its scale: auto or a number.", rich_help_panel=METHOD)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps of every arm.", rich_help_panel=TRAIN)] = None,
     batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.", rich_help_panel=TRAIN)] = None,
     seeds: Annotated[int | None, typer.Option(help="Repetitions.", rich_help_panel=TRAIN)] = None,
@@ -51,7 +63,9 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=TRAIN)] = None,
     config: Annotated[Path | None, typer.Option(help="Settings from a YAML file.", rich_help_panel=FILES)] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c.", rich_help_panel=FILES)] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/TASK-001 say if not given.", rich_help_panel=FILES)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/TASK-001 say if not given.", rich_help_panel=FILES)
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", rich_help_panel=FILES)] = None,
 ) -> None:
     """Train a target with and without a reference's guidance, and compare.
@@ -92,9 +106,9 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
 
     folder = out or runs.new_folder(settled.task)
     console = Console(soft_wrap=not sys.stdout.isatty())
+    whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]])
     console.print(f"run folder: {folder}", markup=False, highlight=False)
-    summary = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]]).execute()
-    show(summary, console)
+    show(whole.execute(), console)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
 
 

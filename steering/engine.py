@@ -40,10 +40,10 @@ class Steerer:
 
     Args:
         rule: turns rows of excess loss into weights, ``KL(rho=80)`` say.
-        reference_scale: the excess is loss - reference_scale * reference loss. 1 is the paper; ``"auto"``
-            estimates the control-variate coefficient Cov / Var(reference) online, between 0 and 1, which
-            makes the excess vary least and never more than the loss (the default: see the README for when
-            it wins).
+        reference_scale: the excess is loss - reference_scale * reference loss. 1 is the paper's; ``"auto"``
+            estimates online the control-variate coefficient Cov / Var(reference), kept within 0 and 1, which makes
+            the excess vary least and never more than the loss. Which one is better depends on the task: see the
+            README, "The scale of the reference".
         population: number of training samples, which rules with a radius rho / n need.
         memory: moving average of the levels by id, for rows that come back (``Levels(2 * n, rate=0.8)``).
 
@@ -57,7 +57,7 @@ class Steerer:
         self,
         rule: Rule,
         *,
-        reference_scale: float | Literal["auto"] = "auto",
+        reference_scale: float | Literal["auto"] = 1.0,
         population: int | None = None,
         memory: Levels | None = None,
     ):

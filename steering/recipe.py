@@ -29,7 +29,7 @@ class Arm(Strict):
     rule: str = "uniform"
     selector: str | None = None
     subtract: bool = True
-    reference_scale: Scale = "auto"
+    reference_scale: Scale = 1.0
     rate: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 

@@ -55,14 +55,14 @@ class Blobs:
         steps=100,
         batch=100,
         optimizer="adamw",
-        learning_rate=0.02,
-        weight_decay=0.01,
+        learning_rate=0.01,
+        weight_decay=0.1,
         seeds=3,
         evaluate_every=20,
         arms={
             "erm": Arm(rule="uniform", subtract=False),
             "dro": Arm(rule="cvar(alpha=0.9)", subtract=False),
-            "drrho_kl": Arm(rule="kl(temperature=0.5)", reference_scale=1.0),
+            "drrho_kl": Arm(rule="kl(temperature=1)", reference_scale=1.0),
         },
         baseline="erm",
     )

@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
+from torch.nn.functional import huber_loss
 
 from steering.recipe import Arm, Metric, Recipe
 from steering.task import Batch, Losses
@@ -38,6 +39,7 @@ class Diabetes:
     samples: int = 250
     noise: float = 0.3
     reference_samples: int = 60
+    huber: float | None = 1.0
     seed: int = 0
 
     recipe = Recipe(
@@ -45,14 +47,13 @@ class Diabetes:
         batch=125,
         optimizer="adam",
         learning_rate=0.05,
-        weight_decay=0.03,
         seeds=12,
         evaluate_every=25,
         arms={
             "erm": Arm(rule="uniform", subtract=False),
             "dro": Arm(rule="cvar(alpha=0.9)", subtract=False),
-            "drrho_kl": Arm(rule="kl(temperature=1.0)", reference_scale=1.0),
-            "drrho_cvar": Arm(rule="cvar(alpha=0.7)", reference_scale=1.0),
+            "drrho_kl": Arm(rule="kl(temperature=2)", reference_scale=1.0),
+            "drrho_cvar": Arm(rule="cvar(alpha=0.9)", reference_scale=1.0),
         },
         baseline="erm",
     )
@@ -86,7 +87,10 @@ class Diabetes:
         return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        return Losses((model(batch["x"])[:, 0] - batch["y"]).square())
+        guess = model(batch["x"])[:, 0]
+        if self.huber is None:
+            return Losses((guess - batch["y"]).square())
+        return Losses(2 * huber_loss(guess, batch["y"], reduction="none", delta=self.huber))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"steering": "steering", "tasks": "steering.tasks", "clip": "steering.clip", "theory_checks": "steering.theory_checks"}
+FOLDERS = {
+    "steering": "steering",
+    "tasks": "steering.tasks",
+    "clip": "steering.clip",
+    "theory_checks": "steering.theory_checks",
+}
 
 # Every part may import those before it, and itself.
 ORDER = [

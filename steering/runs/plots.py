@@ -144,9 +144,7 @@ def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Pl
     """Effective sample size and reference scale over steps, one below the other."""
     effective = _curves(records, "step", lambda r: r.get("effective"))
     scale = _curves(records, "step", lambda r: r.get("scale"))
-    scale = {
-        arm: curves for arm, curves in scale.items() if arm in summary.arms and summary.arms[arm].subtracts
-    }
+    scale = {arm: curves for arm, curves in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
     panels = [
         ("effective sample\nsize of the weights", effective, True),
         ("scale of the\nreference loss", scale, False),
@@ -190,9 +188,7 @@ def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> 
         png = _png(figure)
     title = f"Share of {fact} samples" if share else f"Mean {fact}"
     among = "among" if share else "of"
-    caption = (
-        f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
-    )
+    caption = f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
     return Plot("fact-" + re.sub(r"\W+", "-", fact), title, caption, png)
 
 

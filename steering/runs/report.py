@@ -118,11 +118,7 @@ def compared(summary: Summary, arm: str, other: str) -> str:
     else:
         covers = ": it covers zero" if gain.verdict == "undecided" else ""
         why = f"95 % interval {span(gain, style.finer())}, {gain.seeds} seeds{covers}"
-    says = (
-        f"against {against} is undecided"
-        if gain.verdict == "undecided"
-        else f"is {gain.verdict} than {against}"
-    )
+    says = f"against {against} is undecided" if gain.verdict == "undecided" else f"is {gain.verdict} than {against}"
     return f"{arm} {says} in {metric.label}: {means}, a gain of {change} ({why})."
 
 

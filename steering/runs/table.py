@@ -143,9 +143,7 @@ def _fact_columns(summary: Summary) -> list[tuple[Column, list[Cell]]]:
         columns.append(_plain_column(summary, heading, lambda r, fact=fact: r.facts.get(fact), style))
     columns.append(_plain_column(summary, "CPU seconds", lambda r: r.cpu_seconds))
     if len({len(arm.results) for arm in summary.arms.values()}) > 1:
-        columns.append(
-            (Column("seeds"), [*(Cell(str(len(a.results))) for a in summary.arms.values()), Cell("")])
-        )
+        columns.append((Column("seeds"), [*(Cell(str(len(a.results))) for a in summary.arms.values()), Cell("")]))
     return columns
 
 
@@ -160,9 +158,7 @@ def _plain_column(
     """The mean over seeds of something only trained arms have."""
     means = [_mean(arm, read) if arm.kind == "trained" else None for arm in summary.arms.values()]
     shown = [mean for mean in means if mean is not None]
-    style = style or (
-        Format(1.0, 0) if heading.startswith("samples") else Format.of(Metric(label=heading), shown)
-    )
+    style = style or (Format(1.0, 0) if heading.startswith("samples") else Format.of(Metric(label=heading), shown))
     cells = [Cell(MISSING, "quiet") if mean is None else Cell(style.number(mean)) for mean in means]
     return Column(heading), [*cells, Cell("")]
 
@@ -182,9 +178,7 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
     """
     arms = summary.arms
     trained = [name for name, arm in arms.items() if arm.kind == "trained"]
-    first = [
-        (name, summary.baseline) for name in trained if name != summary.baseline and summary.baseline in arms
-    ]
+    first = [(name, summary.baseline) for name in trained if name != summary.baseline and summary.baseline in arms]
     steered = [name for name in trained if arms[name].steered]
     plain = [name for name, arm in arms.items() if not arm.steered and name != summary.baseline]
     return first + [(name, other) for other in plain for name in steered if name != summary.baseline]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steering.collect import rank, world_size
-from steering.errors import UserError
+from steering.errors import RunError, UserError
 from steering.task import Batch
 from steering.training.seeds import generator
 
@@ -48,7 +48,11 @@ class Shuffled:
     def __next__(self) -> Batch:
         if self._running is None:
             self._running = self._start()
-        batch = next(self._running)
+        try:
+            batch = next(self._running)
+        except (UserError, RunError) as error:  # a worker's comes wrapped in its traceback
+            last = str(error).strip().splitlines()[-1]
+            raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
         self.position += 1
         return batch
 

@@ -107,9 +107,7 @@ def test_a_split_holds_what_it_promises(split, load):
         assert (facts["emoji"], facts["name"]) == (concept.emoji, concept.name)
         assert (facts["category"], facts["subcategory"]) == (concept.category, concept.subcategory)
         assert sample["txt"] == concept.captions[facts["caption"]] and facts["wrong"] is False
-        assert concept.held_out == split.startswith("held_out") and (
-            split != "reference" or concept.reference
-        )
+        assert concept.held_out == split.startswith("held_out") and (split != "reference" or concept.reference)
 
 
 def test_the_test_splits_ask_for_plain_names(load):
@@ -372,9 +370,7 @@ def test_a_keyword_becomes_plain_text_or_nothing():
 
 
 def test_four_captions_differ_even_without_a_keyword():
-    captions = build_emoji.captions(
-        {"name": "red circle", "subcategory": "geometric"}, ["red", "", "geometric"]
-    )
+    captions = build_emoji.captions({"name": "red circle", "subcategory": "geometric"}, ["red", "", "geometric"])
     assert captions[:2] == ["red circle", "an emoji of red circle, geometric"]
     assert captions[2:] == ["red circle, geometric", "geometric: red"]
     assert build_emoji.captions({"name": "fork", "subcategory": "tool"}, [])[3] == "tool: fork"

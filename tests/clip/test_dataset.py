@@ -4,13 +4,14 @@ import io
 import json
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import webdataset
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from webdataset.writer import TarWriter
 
 from steering.clip import dataset
 from steering.clip.dataset import PairData
@@ -20,6 +21,7 @@ from steering.errors import RunError, UserError
 from steering.training.stream import Shuffled
 
 CFG = PreprocessCfg(size=16)
+PREPROCESS: Any = image_transform_v2(CFG, is_train=False)
 
 
 def tokenizer(texts):
@@ -34,15 +36,20 @@ def png(number, side=16):
     return stream.getvalue()
 
 
-def make(folder, count=40, bad=(), side=16, facts=None, **options):
+def make(folder, count=40, bad=(), side=16, facts=None, **options: Any):
     """Pairs of ``count`` numbered pictures, the bad ones text named .png."""
-    with open(folder / "0.tar", "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+    with open(folder / "0.tar", "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for i in range(count):
             members = {"png": b"<html>" if i in bad else png(i, side), "txt": f"no {i}".encode()}
             if facts:
                 members["json"] = json.dumps(facts(i)).encode()
             tar.write({"__key__": f"{i:04d}", **members})
     return PairData(Shards.open(folder / "0.tar"), **{"tokenizer": tokenizer, "preprocessing": CFG, **options})
+
+
+def generators():
+    """States of all global ones."""
+    return str((torch.get_rng_state().tolist(), np.random.get_state(legacy=False), random.getstate()))
 
 
 def seeded(seed=0):
@@ -67,7 +74,7 @@ def test_a_batch_holds_the_views_and_tokens_of_its_ids(tmp_path):
     assert batch.ids.tolist() == [7, 0, 31] and batch.ids.dtype == torch.int64
     assert batch["image"].shape == (3, 3, 16, 16) and batch["image"].dtype == torch.float32
     assert torch.equal(batch["text"], tokenizer(["no 7", "no 0", "no 31"])) and batch["text"].dtype == torch.int64
-    images, tokens = data.plain(batch.ids, image_transform_v2(CFG, is_train=False), tokenizer)
+    images, tokens = data.plain(batch.ids, PREPROCESS, tokenizer)
     assert numbers_seen(images) == [7, 0, 31] and torch.equal(tokens, batch["text"])
 
 
@@ -84,10 +91,9 @@ def test_a_batch_depends_on_ids_and_generator_not_on_what_was_loaded_before(tmp_
 @pytest.mark.parametrize("augment", ["small", "pictures"])
 def test_loading_does_not_touch_the_global_generators(tmp_path, augment):
     data = make(tmp_path, augment=augment, bad=[3])
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = generators()
     data.load(torch.arange(8), seeded())
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1] and random.getstate() == before[2]
+    assert generators() == before
 
 
 def test_ids_are_places_among_the_chosen_numbers(tmp_path):
@@ -120,7 +126,7 @@ def test_several_bad_samples_get_different_substitutes(tmp_path):
 def test_no_sample_left_to_stand_in_ends_the_run_in_one_line(tmp_path):
     data = make(tmp_path, count=6, bad=[0], bad_share=1)
     with pytest.raises(
-        RunError, match="0000 in .*0.tar cannot be used, and none of the 6 training samples is left"
+        RunError, match=r"0000 in .*0.tar cannot be used, and none of the 6 training samples is left"
     ) as error:
         data.load(torch.arange(6), seeded())
     assert "\n" not in str(error.value)
@@ -141,7 +147,7 @@ def test_skips_are_counted_and_too_many_end_the_run(tmp_path):
 
 
 def test_a_sample_without_caption_or_with_a_broken_picture_is_replaced_too(tmp_path):
-    with open(tmp_path / "0.tar", "wb") as file, webdataset.TarWriter(file, encoder=False) as tar:
+    with open(tmp_path / "0.tar", "wb") as file, TarWriter(file, encoder=False) as tar:
         tar.write({"__key__": "good", "png": png(1), "txt": b"good"})
         tar.write({"__key__": "cut", "png": png(2)[:60], "txt": b"cut"})
         tar.write({"__key__": "mute", "png": png(3)})
@@ -151,8 +157,8 @@ def test_a_sample_without_caption_or_with_a_broken_picture_is_replaced_too(tmp_p
     for bad in (1, 2, 3):
         assert int(data.load(torch.tensor([bad]), seeded()).ids) in (0, 4)
     assert data.skips.reasons.keys() == {"broken picture", "no caption", "no picture"}
-    with pytest.raises(RunError, match="mute in .* cannot be used: no caption"):
-        data.plain(torch.tensor([0, 2]), image_transform_v2(CFG, is_train=False), tokenizer)
+    with pytest.raises(RunError, match=r"mute in .* cannot be used: no caption"):
+        data.plain(torch.tensor([0, 2]), PREPROCESS, tokenizer)
 
 
 def test_facts_are_told_only_where_the_data_have_them(tmp_path):
@@ -173,7 +179,7 @@ def test_a_substitute_brings_its_own_facts(tmp_path):
 
 
 def test_small_pictures_are_decoded_once_and_kept_once_for_all_their_captions(tmp_path, monkeypatch):
-    with open(tmp_path / "0.tar", "wb") as file, webdataset.TarWriter(file, encoder=False) as tar:
+    with open(tmp_path / "0.tar", "wb") as file, TarWriter(file, encoder=False) as tar:
         for i in range(12):
             tar.write({"__key__": f"{i}", "png": png(i // 4), "txt": b"x"})
     data = PairData(Shards.open(tmp_path / "0.tar"), tokenizer=tokenizer, preprocessing=CFG)
@@ -210,7 +216,8 @@ def test_views_are_chosen_by_what_the_model_sees(tmp_path):
     assert make(tmp_path, preprocessing=PreprocessCfg(size=65))._transform is not None
     wide = PreprocessCfg(size=(16, 24))
     assert make(tmp_path, preprocessing=wide).load(torch.tensor([1]), seeded())["image"].shape == (1, 3, 16, 24)
-    for options in ({"augment": "tiny"}, {"augment": "small", "preprocessing": wide}):
+    refused: list[dict[str, Any]] = [{"augment": "tiny"}, {"augment": "small", "preprocessing": wide}]
+    for options in refused:
         with pytest.raises(UserError, match="augment is small, for square views, or pictures; got"):
             make(tmp_path, **options)
 

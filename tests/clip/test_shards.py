@@ -4,11 +4,12 @@ import io
 import os
 import pickle
 import tarfile
+from typing import Any
 
 import pytest
-import webdataset
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.writer import TarWriter
 
 from steering.clip.images import Undecodable
 from steering.clip.shards import Shards, expand, scan
@@ -23,7 +24,7 @@ def png(colour="red"):
 
 def write(path, samples):
     """A tar by webdataset; each sample is a key and its members. With no time of its own a member is one header."""
-    with open(path, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for key, members in samples:
             tar.write({"__key__": key, **members})
     return path
@@ -89,7 +90,8 @@ def test_members_are_the_bytes_that_webdataset_reads(tmp_path):
     names = ["x/a.b/1.jpg", "x/a.b/1.txt", "x/a.b/1.SEG.png", "2.txt", "2.jpg", ".hidden.jpg", "noextension"]
     names += ["__index__.json", "sub/__meta__.json", "./3.jpg", "./3.json", "4.", "2.jpg"]
     write_files(tmp_path / "0.tar", names)
-    with open(tmp_path / "0.tar", "rb") as file:
+    with open(tmp_path / "0.tar", "rb") as stream:
+        file: Any = stream  # webdataset says that it wants a TarFile, which it opens itself
         samples = list(group_by_keys({**member, "__url__": ""} for member in tar_file_iterator(file)))
     theirs = [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__")}) for s in samples]
     shards = Shards([scan(str(tmp_path / "0.tar"))])

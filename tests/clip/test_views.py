@@ -1,6 +1,7 @@
 """Views: random ones that depend on their generator alone, and plain ones as open_clip makes them."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,11 @@ from steering.clip import views
 from steering.clip.views import canvas, picture_transform, picture_views, plain_views, small_views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def generators():
+    """States of all global ones."""
+    return str((torch.get_rng_state().tolist(), np.random.get_state(legacy=False), random.getstate()))
 
 
 def seeded(seed=0):
@@ -50,13 +56,12 @@ def test_small_views_depend_on_their_generator_alone():
 
 @pytest.mark.parametrize("make", ["small", "pictures"])
 def test_no_view_touches_the_global_generators(make):
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = generators()
     if make == "small":
         small(noise())
     else:
         picture_views(pictures(), picture_transform(PreprocessCfg(size=24)), seeded())
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1] and random.getstate() == before[2]
+    assert generators() == before
 
 
 def test_without_randomness_a_small_view_is_the_picture(monkeypatch):
@@ -139,7 +144,8 @@ def test_a_canvas_follows_the_resize_mode():
 def test_picture_views_are_open_clips_own_and_depend_on_the_generator_alone():
     cfg = PreprocessCfg(size=24)
     first = picture_views(pictures(), picture_transform(cfg), seeded(3))
-    torch.rand(7), random.random()
+    torch.rand(7)
+    random.random()
     assert torch.equal(first, picture_views(pictures(), picture_transform(cfg), seeded(3)))
     assert not torch.equal(first, picture_views(pictures(), picture_transform(cfg), seeded(4)))
     assert first.shape == (4, 3, 24, 24)
@@ -147,7 +153,7 @@ def test_picture_views_are_open_clips_own_and_depend_on_the_generator_alone():
 
 def test_plain_views_are_what_open_clip_evaluates_with_white_where_it_is_clear():
     cfg = PreprocessCfg(size=24)
-    preprocess = image_transform_v2(cfg, is_train=False)
+    preprocess: Any = image_transform_v2(cfg, is_train=False)
     clear = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
     seen = plain_views([*pictures(), clear], preprocess)
     assert torch.equal(seen[0], preprocess(pictures()[0]))

@@ -195,47 +195,6 @@ def test_without_a_reference_it_is_plain_dro(rule):
     assert torch.equal(plain.weights, zero.weights) and torch.equal(plain.loss, zero.loss)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
-def test_a_number_scales_the_reference(scale):
-    losses, reference = draw(10), draw(10)
-    found = Steerer(KL(temperature=0.5), reference_scale=scale)(losses, reference)
-    by_hand = Steerer(KL(temperature=0.5))(losses - scale * reference)
-    assert float(found.scale) == pytest.approx(scale)
-    assert torch.allclose(found.weights, by_hand.weights) and torch.allclose(found.loss, by_hand.loss)
-
-
-def test_the_automatic_scale_is_covariance_over_variance_of_the_reference():
-    reference = draw(50, grad=False)
-    losses = 0.6 * reference + 0.1 * draw(50)
-    found = Steerer(KL(temperature=0.5))(losses, reference).scale
-    both = torch.cov(torch.stack([losses.detach(), reference]))
-    assert float(found) == pytest.approx(float(both[0, 1] / both[1, 1]))
-
-
-@pytest.mark.parametrize("slope, wanted", [(-1.0, 0), (3.0, 1)])
-def test_the_automatic_scale_stays_between_zero_and_one(slope, wanted):
-    reference = draw(50, grad=False)
-    assert Steerer(KL(temperature=0.5))(slope * reference, reference).scale == wanted
-
-
-def test_the_automatic_scale_is_a_moving_average_that_a_checkpoint_keeps():
-    reference = draw(50, grad=False)
-    steerer = Steerer(KL(temperature=0.5))
-    steerer(0.2 * reference, reference)
-    again = Steerer(KL(temperature=0.5))
-    again.load_state_dict(steerer.state_dict())
-    for one in (steerer, again):  # 0.9 * 0.2 + 0.1 * 0.7 = 0.25, the variance of the reference being the same
-        assert float(one(0.7 * reference, reference).scale) == pytest.approx(0.25)
-
-
-def test_no_gradient_passes_through_the_automatic_scale_or_the_reference():
-    losses, reference = draw(10), draw(10)
-    steered = Steerer(KL(temperature=0.5))(losses, reference)
-    assert torch.allclose(gradient(steered, losses), steered.weights / 10), "the weights and nothing else"
-    (found,) = torch.autograd.grad(Steerer(Uniform())(losses, reference).loss, reference, allow_unused=True)
-    assert found is None and not steered.scale.requires_grad
-
-
 def test_a_reference_of_equal_losses_steers_like_none():
     losses = draw(10)
     found = Steerer(KL(temperature=0.5), reference_scale=1)(losses, torch.full((10,), 7.0))
@@ -291,7 +250,7 @@ def test_a_rate_of_one_remembers_nothing(rule):
 @every_rule
 def test_a_checkpoint_continues_as_if_nothing_had_happened(rule, tmp_path):
     def fresh():
-        return Steerer(rule, population=100, memory=Levels(6, rate=0.3))
+        return Steerer(rule, reference_scale="auto", population=100, memory=Levels(6, rate=0.3))
 
     batches = [(draw(3, 6), draw(3, 6), torch.randperm(6)[:3]) for _ in range(4)]
     steerer, again = fresh(), fresh()
@@ -335,7 +294,7 @@ def test_an_excess_that_varies_more_than_the_loss_is_cautioned():
 
 def test_the_automatic_scale_is_never_cautioned_for_noise():
     for _ in range(20):
-        steerer = Steerer(Uniform())
+        steerer = Steerer(Uniform(), reference_scale="auto")
         steerer(draw(6), draw(6))
         assert not [x for x in steerer.cautions() if "varies more" in x]
 

@@ -58,7 +58,7 @@ def train(kind: str, rule, rate: float) -> dict:
     """A few steps of gradient descent on this process's share of the batches."""
     model = torch.linspace(-1, 1, 25, dtype=torch.float64).view(5, 5).requires_grad_()
     memory = Levels(1 if kind in ("samples", "masked") else 4 * BATCH, rate=rate)
-    steerer = Steerer(rule, population=50, memory=memory)
+    steerer = Steerer(rule, reference_scale="auto", population=50, memory=memory)
     share = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     gradients, scales, effective, alive = [], [], [], []
     for x, y, reference, ids, mask in batches():

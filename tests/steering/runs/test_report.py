@@ -14,9 +14,7 @@ from steering.task import Exhibit
 def written(tmp_path, two_arms, records):
     """A full report, as text."""
     (tmp_path / "config.yaml").write_text("batch: 64 # <i>&\n")
-    summary = two_arms([0.5, 0.52, 0.49], [0.8, 0.9, 0.85]).model_copy(
-        update={"cautions": ["mind the <gap>"]}
-    )
+    summary = two_arms([0.5, 0.52, 0.49], [0.8, 0.9, 0.85]).model_copy(update={"cautions": ["mind the <gap>"]})
     exhibit = Exhibit("Gallery <b>", 'a "<script>alert(1)</script>" cat\nand a dog', b"\x89PNG")
     return write_report(tmp_path, summary, records, [exhibit]).read_text()
 
@@ -30,9 +28,7 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.addresses += [
-            value for key, value in attrs if key in ("src", "href", "srcset", "action", "poster")
-        ]
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "poster")]
 
 
 @pytest.mark.slow

@@ -11,7 +11,10 @@ def draw() -> list[float]:
 
 
 def test_streams_of_one_seed_are_unlike_each_other():
-    assert len({seeds.derive(0, "data"), seeds.derive(0, "model"), seeds.derive(1, "data"), seeds.derive(0, "data", 1)}) == 4
+    assert (
+        len({seeds.derive(0, "data"), seeds.derive(0, "model"), seeds.derive(1, "data"), seeds.derive(0, "data", 1)})
+        == 4
+    )
 
 
 def test_the_same_seed_draws_the_same_numbers():
