@@ -107,7 +107,6 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
     folder = out or runs.new_folder(settled.task)
     console = Console(soft_wrap=not sys.stdout.isatty())
     whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]])
-    console.print(f"run folder: {folder}", markup=False, highlight=False)
     show(whole.execute(), console)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
 

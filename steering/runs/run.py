@@ -68,6 +68,8 @@ class Run:
         """Trains what is not trained yet, then writes summary.json and report.html."""
         torch.set_num_threads(self.config.threads)
         began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+        if not self.folder.exists():
+            _ = self._drawn(0)[1].model  # a reference that cannot be loaded leaves no folder behind
         self._open()
         journal = Journal(self.folder / "metrics.jsonl")
         results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}
@@ -99,6 +101,7 @@ class Run:
         if rank() == 0:
             configs.save(self.config, path)
             files.write_json(self.folder / "environment.json", environment())
+            self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
 
     def _drawn(self, seed: int) -> tuple[Task, ReferenceLosses]:
         """The task of one repetition and its reference's losses, kept while the data stay the same."""

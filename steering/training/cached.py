@@ -1,6 +1,7 @@
 """Reference losses by sample id: every sample is scored once, then looked up."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,12 +30,16 @@ class ReferenceLosses:
     def __init__(self, task: Task, device: torch.device | str = "cpu", folder: Path | None = None):
         self.task, self.device, self.folder = task, device, folder
         self._model: nn.Module | None = None
-        self._known = self._table("known", [], torch.uint8)  # 1 where the row of an id is there
         self._rows: list[Tensor] = []  # [size, ...] each
         self._scale: float | None = None  # of Pairs
         if folder is not None and (folder / "rows.json").exists():
             layout = json.loads((folder / "rows.json").read_text())
             self._lay_out(layout)
+
+    @cached_property
+    def _known(self) -> Tensor:
+        """1 where the row of an id is there, ``[size]``; nothing is written before a sample is asked for."""
+        return self._table("known", [], torch.uint8)
 
     @property
     def model(self) -> nn.Module:

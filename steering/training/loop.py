@@ -194,6 +194,9 @@ def run(
 
     Returns:
         Whether the end of the recipe was reached.
+
+    Raises:
+        RunError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
     recipe = training.recipe
     if path.exists():
@@ -206,8 +209,10 @@ def run(
         if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
             record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
         halt = _anyone(stopped(), training.device) and not last
-        if (last or halt or training.done % recipe.checkpoint_every == 0) and rank() == 0:
-            checkpoint.save(path, training.state_dict())
+        if last or halt or training.done % recipe.checkpoint_every == 0:
+            _check_weights(training)
+            if rank() == 0:
+                checkpoint.save(path, training.state_dict())
         if halt:
             return False
     return True
@@ -230,6 +235,13 @@ def _restore(training: Training, path: Path) -> None:
 def _anyone(says_so: bool, device: torch.device | str) -> bool:
     """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
     return bool(total(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
+
+
+def _check_weights(training: Training) -> None:
+    """A checkpoint that cannot be trained on must not replace one that can."""
+    for name, weight in training.model.named_parameters():
+        if not weight.isfinite().all():
+            raise RunError(f"weights of {name} are not finite after step {training.done}: use a smaller learning rate")
 
 
 def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -54,8 +55,10 @@ class Toy:
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
 
     def reference(self) -> nn.Module:
-        torch.rand(3)  # a careless one: draws from the global generator
-        return nn.Linear(4, 3)
+        model = nn.Linear(4, 3)  # a careless one: it draws from the global generator
+        weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+        model.load_state_dict({"weight": weights, "bias": torch.zeros(3)})
+        return model
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._load, size=self.samples, batch=batch, seed=seed)
@@ -75,12 +78,13 @@ class Toy:
         return Batch(ids, {"x": x[ids] + view, "y": y[ids]}, {"odd": ids % 2 == 1})
 
 
-def make_training(task: Any = None, seed: int = 0, recipe: Mapping[str, Any] | None = None, **arm: Any) -> Training:
-    """An arm of a task, freshly begun, with a reference of its own."""
+def make_training(
+    task: Any = None, seed: int = 0, recipe: Mapping[str, Any] | None = None, folder: Path | None = None, **arm: Any
+) -> Training:
+    """An arm of a task, freshly begun; its reference's losses are kept in the folder, if any."""
     task = task or Toy()
     settings = task.recipe.model_copy(update=dict(recipe or {}))
-    torch.manual_seed(100)  # the toy's careless reference
-    return Training(task, Arm(**arm), settings, reference=ReferenceLosses(task), seed=seed)
+    return Training(task, Arm(**arm), settings, reference=ReferenceLosses(task, folder=folder), seed=seed)
 
 
 @pytest.fixture

@@ -1,0 +1,300 @@
+"""The training loop: what two runs share, what a stop and a kill leave behind, and what equals what."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.functional import cross_entropy
+
+from steering import RunError, UserError, registry
+from steering.collect import rank, world_size
+from steering.recipe import Arm
+from steering.training import checkpoint, loop, seeds
+from steering.training.cached import ReferenceLosses
+
+ARMS = {
+    "plain": {"subtract": False},
+    "steered": {"rule": "kl(temperature=0.5)"},
+    "memory": {"rule": "kl(rho=8)", "rate": 0.5},
+    "selector": {"selector": "uniform(keep=0.5)", "rule": "cvar(alpha=0.5)", "reference_scale": 1.0},
+    "reference chooses": {"selector": "top_k(keep=0.5)", "rule": "chi_square(temperature=1.0)", "rate": 0.9},
+}
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    """A selector that changes nothing, so that scoring is all it does."""
+
+    keep: float = 1.0
+    uses_reference: bool = True
+
+    def __call__(self, losses, reference, *, number, generator):
+        return torch.arange(number)
+
+
+def same(a, b) -> bool:
+    """Whether two nested states are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        alike = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        return alike and torch.equal(a.nan_to_num(-1e9), b.nan_to_num(-1e9))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_time(figures: dict) -> dict:
+    return {name: value for name, value in figures.items() if name != "cpu_seconds"}
+
+
+def state(training: loop.Training) -> dict:
+    """All that a checkpoint holds, apart from the clock."""
+    found = copy.deepcopy(training.state_dict())
+    return found | {"tally": without_time(found["tally"])}
+
+
+def finish(training: loop.Training, path, stop_at: int | None = None) -> list[dict]:
+    """Trains to the end, or stops after a step; gives the records."""
+    records = []
+    loop.run(
+        training,
+        path,
+        record=lambda figures: records.append(without_time(figures)),
+        stopped=lambda: training.done == stop_at,
+    )
+    return records
+
+
+# ------------------------------------------------------------------------------------------ stop and resume
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 8])
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_that_stops_and_resumes_is_the_same_to_the_bit(training, tmp_path, arm, stop_at):
+    expected = finish(whole := training(**ARMS[arm], folder=tmp_path / "whole"), tmp_path / "whole.pt")
+    records = finish(first := training(**ARMS[arm], folder=tmp_path / "parts"), tmp_path / "parts.pt", stop_at)
+    assert first.done == stop_at
+    second = training(**ARMS[arm], folder=tmp_path / "parts")
+    torch.manual_seed(99)  # another process would have other generators
+    records += finish(second, tmp_path / "parts.pt")
+    assert records == expected and [r["step"] for r in expected if "loss" in r] == list(range(1, 13))
+    assert same(state(second), state(whole))
+
+
+@pytest.mark.parametrize("name", ["digits", "blobs", "diabetes"])
+def test_every_small_task_resumes_to_the_bit(training, tmp_path, name):
+    task = registry.build("tasks", name).seeded(1)
+    settings = {"steps": 9, "evaluate_every": 4, "batch": 20}
+    arm = {"rule": "kl(rho=8)", "rate": 0.5, "selector": "boltzmann(keep=0.5)"}
+    expected = finish(whole := training(task, 1, settings, tmp_path / "whole", **arm), tmp_path / "whole.pt")
+    records = finish(training(task, 1, settings, tmp_path / "parts", **arm), tmp_path / "parts.pt", 5)
+    records += finish(second := training(task, 1, settings, tmp_path / "parts", **arm), tmp_path / "parts.pt")
+    assert records == expected
+    assert same(state(second), state(whole))
+
+
+def test_a_run_that_dies_between_two_checkpoints_repeats_the_steps_since_the_first(training, tmp_path):
+    expected = finish(whole := training(**ARMS["memory"], folder=tmp_path / "whole"), tmp_path / "whole.pt")
+
+    def die(figures):
+        if figures["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(training(**ARMS["memory"], folder=tmp_path / "parts"), tmp_path / "parts.pt", record=die)
+    assert checkpoint.load(tmp_path / "parts.pt")["done"] == 4  # one every four steps
+    second = training(**ARMS["memory"], folder=tmp_path / "parts")
+    assert finish(second, tmp_path / "parts.pt") == [r for r in expected if r["step"] > 4]
+    assert same(state(second), state(whole))
+
+
+def test_a_finished_run_is_not_trained_again(training, tmp_path):
+    finish(whole := training(), tmp_path / "c.pt")
+    assert finish(again := training(), tmp_path / "c.pt") == []
+    assert same(state(again), state(whole))
+
+
+def test_a_stop_in_the_last_step_is_no_stop(training, tmp_path):
+    assert loop.run(training(), tmp_path / "c.pt", record=lambda _: None, stopped=lambda: False)
+    last = training()
+    assert loop.run(last, tmp_path / "d.pt", record=lambda _: None, stopped=lambda: last.done == 12)
+
+
+def test_a_memory_of_another_size_is_refused(training, toy, tmp_path):
+    finish(training(toy(levels=3), **ARMS["memory"]), tmp_path / "c.pt", 2)
+    with pytest.raises(UserError, match="remembers 3 levels, this run 5: was it made with another data set?"):
+        finish(training(toy(levels=5), **ARMS["memory"]), tmp_path / "c.pt")
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(training, toy, tmp_path):
+    finish(training(toy(noisy=False)), tmp_path / "c.pt", 2)
+    with pytest.raises(UserError, match="does not fit the model or optimiser .*was the code changed") as caught:
+        finish(training(toy()), tmp_path / "c.pt")
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------- what arms share
+
+
+def test_arms_of_one_seed_start_from_the_same_weights_and_see_the_same_data(training):
+    plain, steered = training(**ARMS["plain"]), training(**ARMS["memory"])
+    assert same(plain.model.state_dict(), steered.model.state_dict())
+    plain.step(), steered.step()
+    for _ in range(5):
+        assert next(plain.stream).ids.tolist() == next(steered.stream).ids.tolist()
+
+
+def test_a_selector_chooses_among_the_samples_the_other_arms_see(training):
+    plain, choosing = training(**ARMS["plain"]), training(**ARMS["selector"])
+    seen = sum((next(plain.stream).ids.tolist() for _ in range(2)), [])
+    assert next(choosing.stream).ids.tolist() == seen
+
+
+def test_another_seed_has_other_weights_and_another_order(training):
+    first, second = training(seed=0), training(seed=1)
+    assert not same(first.model.state_dict(), second.model.state_dict())
+    assert next(first.stream).ids.tolist() != next(second.stream).ids.tolist()
+
+
+def test_more_candidates_than_samples_are_refused(training):
+    with pytest.raises(UserError, match=r"top_k\(keep=0.1\) needs 80 candidates for a batch of 8, but there are 24"):
+        training(selector="top_k(keep=0.1)")
+
+
+# ---------------------------------------------------------------------------------------- leaving no trace
+
+
+def test_an_evaluation_leaves_no_trace(training):
+    mine = training(**ARMS["memory"])
+    for _ in range(3):
+        mine.step()
+    before = state(mine)
+    first = mine.evaluate()
+    assert mine.model.training and same(state(mine), before)
+    assert mine.evaluate() == first
+
+
+def test_evaluating_often_changes_no_bit_of_the_training(training, tmp_path):
+    assert len(finish(often := training(recipe={"evaluate_every": 1}), tmp_path / "a.pt")) == 24
+    assert len(finish(never := training(recipe={"evaluate_every": 0}), tmp_path / "b.pt")) == 13
+    assert same(state(often), state(never))
+
+
+def test_scoring_candidates_leaves_batch_norm_dropout_and_generators_alone(training, tmp_path):
+    finish(choosing := training(selector=f"{__name__}:KeepAll", rule="kl(rho=8)"), tmp_path / "a.pt")
+    finish(plain := training(rule="kl(rho=8)"), tmp_path / "b.pt")
+    assert same(state(choosing), state(plain))
+
+
+def test_a_reference_that_draws_random_numbers_does_not_disturb_the_target(training, tmp_path):
+    finish(asked := training(reference_scale=0.0), tmp_path / "a.pt")
+    finish(alone := training(subtract=False), tmp_path / "b.pt")
+    assert same(asked.model.state_dict(), alone.model.state_dict())
+
+
+# ------------------------------------------------------------------------------------------ a bad number
+
+
+@pytest.mark.parametrize("arm", ["plain", "steered", "reference chooses"])
+def test_nan_in_the_loss_stops_the_run_and_names_step_and_samples(training, toy, tmp_path, arm):
+    mine = training(toy(poison=5), **ARMS[arm])
+    with pytest.raises(RunError, match=r"the loss became nan in step \d+; sample ids 5$"):
+        finish(mine, tmp_path / "c.pt")
+    kept = checkpoint.load(tmp_path / "c.pt")
+    assert kept["done"] == mine.done - mine.done % 4
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+@pytest.mark.parametrize("settings", [{"steps": 1}, {"checkpoint_every": 1}])
+def test_weights_that_are_no_numbers_never_replace_a_good_checkpoint(training, tmp_path, settings):
+    mine = training(recipe=settings)
+    mine.model[0].weight.register_hook(lambda gradient: gradient * torch.nan)  # the loss of the step is still good
+    with pytest.raises(RunError, match="weights of 0.weight are not finite after step 1: use a smaller learning rate"):
+        finish(mine, tmp_path / "c.pt")
+    assert checkpoint.load(tmp_path / "c.pt")["done"] == 0
+
+
+# ---------------------------------------------------------------------------------- against plain PyTorch
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_the_uniform_arm_is_plain_training(training, toy, tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "weight_decay": 0.1, "clip_norm": 0.5, "schedule": "constant", "warmup": 0}
+    stream = training(toy(), 3, settings, subtract=False).stream
+    seeds.seed_everything(seeds.derive(3, "model"))
+    model = toy().target()
+    seeds.seed_everything(seeds.derive(3, "training"))
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    stepper = make(groups, lr=0.05, **({"momentum": 0.9} if optimizer == "sgd" else {}))
+    model.train()
+    for _ in range(12):
+        batch = next(stream)
+        loss = cross_entropy(model(batch["x"]), batch["y"])
+        stepper.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        stepper.step()
+    records = finish(mine := training(toy(), 3, settings, subtract=False), tmp_path / "c.pt")
+    assert [r for r in records if "loss" in r][-1]["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(mine.model.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_the_records_say_what_was_done(training, tmp_path):
+    records = [r for r in finish(training(**ARMS["selector"]), tmp_path / "c.pt") if "loss" in r]
+    assert [r["samples"] for r in records] == [8 * step for step in range(1, 13)]
+    assert {"loss", "effective", "scale", "variance_ratio", "learning_rate", "facts"} < records[0].keys()
+    plain = training(**ARMS["plain"])
+    assert plain.step()["scale"] is None
+    plain.step(), plain.step()
+    assert plain.tally.means() == {"odd": 0.5}  # of an epoch, three batches of 8 among 24 ids
+
+
+# --------------------------------------------------------------------------------------------- two ranks
+
+
+def train_blobs(folder: str, file: str, steps: int, stop_at: int | None = None) -> loop.Training:
+    """A steered arm with a memory; on the last rank alone is there a wish to stop."""
+    task = registry.build("tasks", "blobs")
+    recipe = task.recipe.model_copy(update={"steps": steps, "batch": 40, "evaluate_every": 0, "checkpoint_every": 5})
+    arm = Arm(rule="kl(rho=8)", rate=0.5, reference_scale="auto")
+    reference = ReferenceLosses(task, folder=Path(folder) / "losses")
+    mine = loop.Training(task, arm, recipe, reference=reference, seed=0)
+    wish = rank() == world_size() - 1
+    path = Path(folder) / file
+    loop.run(mine, path, record=lambda _: None, stopped=lambda: wish and mine.done == stop_at)
+    return mine
+
+
+def one_rank(place: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=2)
+    whole = train_blobs(folder, "whole.pt", 12)
+    first = train_blobs(folder, "parts.pt", 12, stop_at=7)
+    torch.distributed.barrier()  # rank 0 has written the checkpoint
+    second = train_blobs(folder, "parts.pt", 12)
+    torch.save([state(whole), first.done, state(second)], f"{folder}/rank{place}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_stop_and_resume_as_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[__name__.count(".")])  # so that the ranks find this module
+    spawn(one_rank, (str(tmp_path),), nprocs=2)
+    alone = state(train_blobs(str(tmp_path), "alone.pt", 12))
+    for place in range(2):
+        whole, stopped_after, resumed = torch.load(tmp_path / f"rank{place}.pt")
+        assert stopped_after == 7
+        assert same(whole, resumed)
+        assert whole["tally"].pop("facts") == pytest.approx(alone["tally"]["facts"], rel=1e-5)
+        assert whole["tally"] == pytest.approx({k: v for k, v in alone["tally"].items() if k != "facts"}, rel=1e-5)
+        torch.testing.assert_close(whole["model"], alone["model"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole["steerer"]["memory"], alone["steerer"]["memory"], rtol=1e-4, atol=1e-5)
