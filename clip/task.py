@@ -112,7 +112,8 @@ class Clip:
 
     def reference(self) -> "Plain":
         ref = self.ref or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32")
-        return Plain(load_reference(ref), self._pairs)
+        with untouched():  # open_clip draws random weights before it loads the trained ones
+            return Plain(load_reference(ref), self._pairs).eval()
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._pairs.load, size=self.size, batch=batch, seed=seed, workers=self.workers)

@@ -130,7 +130,7 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
-    usage_error = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
+    usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:
         code = app(standalone_mode=False)
     except usage_error as error:

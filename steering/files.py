@@ -37,8 +37,9 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError, perhaps after an OSError
+        first = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(first, "strerror", None) or str(first).partition("\n")[0]
         raise RunError(f"cannot write {path}: {reason}. {_HINT}") from None
     finally:
         if temporary:

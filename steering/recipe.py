@@ -41,7 +41,7 @@ class Recipe(Strict):
         batch: samples in a gradient step, over all ranks.
         optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9).
         learning_rate: at its peak, after the warm-up.
-        weight_decay: decoupled for adamw; biases, norms and scalars are spared.
+        weight_decay: decoupled for adamw, added to the gradient for adam and sgd; biases, norms and scalars are spared.
         schedule: ``cosine`` to zero, or ``constant``.
         warmup: steps over which the learning rate rises linearly.
         clip_norm: largest norm of the whole gradient; null does not clip.

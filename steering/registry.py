@@ -4,7 +4,6 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -86,7 +85,7 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
 
 def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any]:
     """What makes a plugin of its arguments; those of a dataclass are checked against its annotations."""
-    if is_dataclass(cls):
+    if "__dataclass_fields__" in vars(cls):  # a child of one may have a constructor of its own
         try:
             return TypeAdapter(cls).validate_python
         except PydanticSchemaGenerationError:
@@ -99,9 +98,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = text.strip().partition("(")
     try:
         match ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body:
-            case ast.Call(func=ast.Name(), args=[], keywords=words):
-                values = {word.arg: ast.literal_eval(word.value) for word in words}
-                if None not in values and len(values) == len(words):  # no ** and no name twice
+            case ast.Call(func=ast.Name(), args=[], keywords=words) if all(word.arg for word in words):  # no **
+                values = {str(word.arg): ast.literal_eval(word.value) for word in words}
+                if len(values) == len(words):  # none twice
                     return name.strip(), values
     except (SyntaxError, ValueError, TypeError):
         pass

@@ -19,7 +19,7 @@ from steering.training.stream import Shuffled
 __all__ = ["Blobs"]
 
 CLASSES = 6
-SPREAD = 0.3  # standard deviation of a cloud; their centres lie on the unit circle, 1.0 apart
+SPREAD = 0.3  # standard deviation of a cloud; the centres lie on the unit circle, neighbours 1 apart
 REFERENCE = 18  # clean samples
 TEST = 2000
 
@@ -39,7 +39,12 @@ class Blobs:
     """Six clouds of points around a circle, some of them with the label of another cloud.
 
     The target is a small network, large enough to learn wrong labels by heart. The reference compares a point
-    with the mean of ten clean samples of every cloud. Made for trying things out: a run takes seconds.
+    with the mean of three clean samples of every cloud. Made for trying things out: a run takes seconds.
+
+    Learning rate and weight decay were chosen on seeds 2000 to 2019, apart from the ones a run uses, where
+    plain training does best; DRO and the temperature where they do. On seeds 1000 to 1029 KL then ends
+    2.4 +- 0.8 points of test error below plain training, 2.3 +- 0.8 below DRO and 2.0 +- 0.6 below the
+    reference; with ``noise=0`` it gains nothing (-0.1 +- 0.3; 20 seeds). Intervals are paired, 95 %.
 
     Args:
         samples: training samples.
@@ -52,17 +57,17 @@ class Blobs:
     seed: int = 0
 
     recipe = Recipe(
-        steps=100,
+        steps=60,
         batch=100,
         optimizer="adamw",
-        learning_rate=0.01,
+        learning_rate=0.02,
         weight_decay=0.1,
         seeds=3,
         evaluate_every=20,
         arms={
             "erm": Arm(rule="uniform", subtract=False),
-            "dro": Arm(rule="cvar(alpha=0.9)", subtract=False),
-            "drrho_kl": Arm(rule="kl(temperature=1)", reference_scale=1.0),
+            "dro": Arm(rule="cvar(alpha=0.95)", subtract=False),
+            "drrho_kl": Arm(rule="kl(temperature=2)", reference_scale=1.0),
         },
         baseline="erm",
     )

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
+from steering.errors import UserError
 from steering.recipe import Arm, Metric, Recipe
 from steering.task import Batch, Losses
 from steering.training.seeds import generator
@@ -36,6 +37,31 @@ class _Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Diabetes:
+    """Progression of diabetes in 442 patients, some of the targets swapped; the reference saw 60 right ones.
+
+    The target is a linear regression on the ten features of scikit-learn's data, under a Huber loss, which
+    suits wrong targets by itself. The reference is a ridge regression (alpha = 10, best of {1, 10, 30, 100})
+    on other patients; all the rest is the test set, 132 of them. A repetition redraws all of it.
+
+    Settings were chosen on seeds 2000 to 2039, apart from the ones a run uses. On seeds 1000 to 1023 R^2 is
+    0.436 for plain training and the same for DRO; KL gains 0.024 +- 0.011 over it, CVaR 0.022 +- 0.017 (95 %
+    intervals of paired differences). Three things to be read with it:
+
+    - The choice of loss does as much: from the squared error (``huber=None``) plain training gains 0.019 by
+      the Huber loss, and steering is worth 0.038 +- 0.013 there, against a baseline that is too weak.
+    - Hardly any wrong target is left out (29 to 30 % of the weight, of 31 %): a target of another patient is not
+      told from a right one by a reference that explains less than half the variance. What helps is nearness
+      to a reference that knows other patients.
+    - Without wrong targets (``noise=0``) nothing is certain: 0.006 +- 0.006 by KL, -0.003 +- 0.012 by CVaR.
+
+    Args:
+        samples: training patients.
+        noise: share of them with the target of another one, drawn from the training patients.
+        reference_samples: patients with right targets that the reference learns from and the target never sees.
+        huber: error, in standard deviations of the target, from which on the loss is linear; None never.
+        seed: of split and noise; repetition s of a run uses seed + s.
+    """
+
     samples: int = 250
     noise: float = 0.3
     reference_samples: int = 60
@@ -58,6 +84,18 @@ class Diabetes:
         baseline="erm",
     )
 
+    def __post_init__(self):
+        used = self.samples + self.reference_samples
+        if min(self.samples, self.reference_samples) < 1 or used >= PATIENTS:
+            raise UserError(
+                f"diabetes has {PATIENTS} patients and needs some to test on, got samples={self.samples} and "
+                f"reference_samples={self.reference_samples}: use at least 1 of each and fewer in all"
+            )
+        if not 0 <= self.noise <= 1:
+            raise UserError(f"diabetes needs a noise within 0 and 1, got {self.noise:g}")
+        if self.huber is not None and not self.huber > 0:
+            raise UserError(f"diabetes needs a huber above 0, or None for the squared error, got {self.huber:g}")
+
     @property
     def size(self) -> int:
         return self.samples
@@ -77,8 +115,9 @@ class Diabetes:
         return nn.Linear(FEATURES, 1)
 
     def reference(self) -> nn.Module:
+        """Ridge regression with alpha = 10, as a linear layer."""
         ridge = Ridge(alpha=10.0).fit(self._data.reference_x.numpy(), self._data.reference_y.numpy())
-        model = nn.utils.skip_init(nn.Linear, FEATURES, 1)
+        model = nn.utils.skip_init(nn.Linear, FEATURES, 1)  # draws no weights from the global generator
         fitted = {"weight": torch.from_numpy(ridge.coef_)[None], "bias": torch.tensor([ridge.intercept_])}
         model.load_state_dict(fitted)
         return model.eval().requires_grad_(False)
@@ -87,6 +126,7 @@ class Diabetes:
         return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        """Squared errors in variances of the target; under the Huber loss as long as they are small."""
         guess = model(batch["x"])[:, 0]
         if self.huber is None:
             return Losses((guess - batch["y"]).square())

@@ -13,6 +13,14 @@ hypothesis.settings.register_profile("steady", **STEADY)
 hypothesis.settings.load_profile("steady")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Bundled shards are written to a folder of this session, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEERING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def steady():
     """Seeds every global generator and keeps torch to one thread, so that sums are taken in one order."""

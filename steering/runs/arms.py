@@ -33,7 +33,7 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
         wanted = [name.strip() for name in names.split(",") if name.strip() and name.strip() != "reference"]
         for name in wanted:
             if name not in arms:
-                raise UserError(f"no arm is named {name!r}{did_you_mean(name, arms)} Known: {', '.join(arms)}")
+                raise UserError(f"no arm is named {name!r}{did_you_mean(name, arms) or '.'} Known: {', '.join(arms)}")
         arms = {name: arms[name] for name in wanted}
     baseline = recipe.baseline if recipe.baseline in arms else next(iter(arms), "")
     return recipe.model_dump() | {"arms": arms, "baseline": baseline}

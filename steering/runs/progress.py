@@ -32,6 +32,7 @@ class Watch:
         self.whole = self.bars.add_task("whole run", total=total_steps, note="")
         self.current = None
         self._said = time.monotonic()
+        self._told: set[str] = set()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -54,7 +55,7 @@ class Watch:
         note = f"loss {loss:.4g}" + (f", {seen / since:,.0f} samples/s" if since > 0.5 else "")
         if self.current is not None:
             self.bars.update(self.current, completed=step, note=note)
-        self.bars.update(self.whole, completed=self.before + step)
+        self.bars.update(self.whole, completed=self.before + step, note="")
         if not self.console.is_terminal and time.monotonic() - self._said > 15:
             self._said = time.monotonic()
             left = f", {(self.steps - step) * since / steps:.0f} s left" if steps else ""
@@ -64,6 +65,13 @@ class Watch:
         """An arm is done, or was done before this process began."""
         self.before += steps
         self.bars.update(self.whole, completed=self.before)
+
+    def note(self, words: str) -> None:
+        """What is going on that has no steps; told once on something that is no terminal."""
+        self.bars.update(self.whole, note=words)
+        if not self.console.is_terminal and words not in self._told:
+            self._told.add(words)
+            self.say(words)
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)

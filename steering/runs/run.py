@@ -63,6 +63,7 @@ class Run:
         self.recipe = self.config.recipe
         self.device = _device(self.config.device)
         self._last: tuple[Task, ReferenceLosses] | None = None
+        self._known: tuple[ReferenceLosses, dict[str, float]] | None = None
 
     def execute(self) -> Summary:
         """Trains what is not trained yet, then writes summary.json and report.html."""
@@ -77,7 +78,7 @@ class Run:
         with Watch(self.console, total_steps=total) as watch, Interrupts() as interrupts:
             for seed in range(self.recipe.seeds):
                 task, reference = self._drawn(seed)
-                results[REFERENCE].append(self._reference(task, reference, seed))
+                results[REFERENCE].append(self._reference(task, reference, seed, watch))
                 for name in self.recipe.arms:
                     results[name].append(self._arm(name, seed, task, reference, journal, watch, interrupts))
         summary = self._summary(results, started, time.monotonic() - began)
@@ -110,13 +111,16 @@ class Run:
             self._last = (task, ReferenceLosses(task, self.device, self._place(REFERENCE, seed) / "losses"))
         return self._last
 
-    def _reference(self, task: Task, reference: ReferenceLosses, seed: int) -> Result:
-        """The reference's own metrics."""
-        return self._once(
-            REFERENCE,
-            seed,
-            lambda: Result(seed=seed, metrics=loop.evaluate(task, reference.model), samples=0, candidates=0),
-        )
+    def _reference(self, task: Task, reference: ReferenceLosses, seed: int, watch: Watch) -> Result:
+        """The reference's own metrics, found out once for as long as the data stay the same."""
+
+        def look() -> Result:
+            if self._known is None or self._known[0] is not reference:
+                watch.note("evaluating the reference")
+                self._known = (reference, loop.evaluate(task, reference.model))
+            return Result(seed=seed, metrics=self._known[1], samples=0, candidates=0)
+
+        return self._once(REFERENCE, seed, look)
 
     def _arm(self, name, seed, task, reference, journal: Journal, watch: Watch, interrupts: Interrupts) -> Result:
         """One arm of one repetition, trained or read back."""
@@ -139,7 +143,8 @@ class Run:
             try:
                 finished = loop.run(training, path, record=record, stopped=interrupts)
             except RunError as error:
-                raise RunError(f"{name}, seed {seed}: {error} (last checkpoint: {path})") from None
+                kept = f" (last checkpoint: {path})" if path.exists() else ""
+                raise RunError(f"{name}, seed {seed}: {error}{kept}") from None
             if not finished:
                 raise Stopped(
                     f"stopped after step {training.done} of {name}, seed {seed}; all is saved. Go on with: "

@@ -1,16 +1,14 @@
 """The contract of a selector as runnable checks, for our selectors and yours."""
 
-import pickle
-import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from steering.errors import UserError
 from steering.pairs import Pairs
 from steering.selectors.selector import Selector
+from steering.testing._generators import disturb, states
 from steering.training.seeds import untouched
 
 
@@ -111,9 +109,7 @@ def _check_places(case: _Case, number: int) -> None:
 
 def _check_same_again(case: _Case, number: int) -> None:
     first = case(number)
-    torch.rand(3)  # whoever draws from the global generators differs now
-    np.random.rand(3)
-    random.random()
+    disturb()
     again = case(number)
     promise = "the generator is the only source of chance, so that the same one gives the same places"
     assert torch.equal(first, again), case.fail(promise, f"{first} and then {again}")
@@ -128,16 +124,10 @@ def _check_leaves_its_arguments_alone(case: _Case, number: int) -> None:
 
 
 def _check_leaves_the_generators_alone(case: _Case, number: int) -> None:
-    before = _generators()
+    before = states()
     case(number)
-    touched = [name for name, state in _generators().items() if state != before[name]]
+    touched = [name for name, state in states().items() if state != before[name]]
     assert not touched, case.fail("leaves the global generators alone", f"another state of {touched}")
-
-
-def _generators() -> dict[str, object]:
-    """States of the global generators, to be compared."""
-    numpy = pickle.dumps(np.random.get_state(legacy=True))
-    return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy, "python": random.getstate()}
 
 
 def _check_losses_with_gradient(case: _Case) -> None:

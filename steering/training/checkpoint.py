@@ -12,7 +12,12 @@ from steering.errors import UserError
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes tensors, numbers, strings, lists and dicts of them, atomically."""
-    files.write(path, lambda temporary: torch.save(state, temporary))
+
+    def content(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, torch would not tell a full disk from a bug
+            torch.save(state, file)
+
+    files.write(path, content)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ def untouched() -> Iterator[None]:
 
 def state_dict() -> dict:
     """States of all global generators, in plain types that load without running code."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy: Any = np.random.get_state(legacy=True)
+    kind, keys, place, has_gauss, gauss = numpy
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from steering.recipe import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training.loop import Training
 from steering.training.cached import ReferenceLosses
+from steering.training.loop import Training
 from steering.training.stream import Shuffled
 
 
@@ -64,6 +64,8 @@ class Toy:
         return Shuffled(self._load, size=self.samples, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        if not model.training:
+            torch.rand(1)  # careless again
         values = cross_entropy(model(batch["x"]), batch["y"], reduction="none")
         return Losses(torch.where(batch.ids == self.poison, torch.nan, values))
 

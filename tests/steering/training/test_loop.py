@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -33,6 +34,17 @@ class KeepAll:
     uses_reference: bool = True
 
     def __call__(self, losses, reference, *, number, generator):
+        return torch.arange(number)
+
+
+@dataclass(frozen=True)
+class Noting(KeepAll):
+    """Keeps all, and notes what chance would have said."""
+
+    noted: ClassVar[list[float]] = []
+
+    def __call__(self, losses, reference, *, number, generator):
+        self.noted.append(torch.rand((), generator=generator).item())
         return torch.arange(number)
 
 
@@ -127,13 +139,13 @@ def test_a_stop_in_the_last_step_is_no_stop(training, tmp_path):
 
 def test_a_memory_of_another_size_is_refused(training, toy, tmp_path):
     finish(training(toy(levels=3), **ARMS["memory"]), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match="remembers 3 levels, this run 5: was it made with another data set?"):
+    with pytest.raises(UserError, match=r"remembers 3 levels, this run 5: was it made with another data set\?"):
         finish(training(toy(levels=5), **ARMS["memory"]), tmp_path / "c.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(training, toy, tmp_path):
     finish(training(toy(noisy=False)), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match="does not fit the model or optimiser .*was the code changed") as caught:
+    with pytest.raises(UserError, match=r"does not fit the model or optimiser .*was the code changed") as caught:
         finish(training(toy()), tmp_path / "c.pt")
     assert "\n" not in str(caught.value)
 
@@ -144,15 +156,24 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(training, toy, tmp
 def test_arms_of_one_seed_start_from_the_same_weights_and_see_the_same_data(training):
     plain, steered = training(**ARMS["plain"]), training(**ARMS["memory"])
     assert same(plain.model.state_dict(), steered.model.state_dict())
-    plain.step(), steered.step()
+    for mine in (plain, steered):
+        mine.step()
     for _ in range(5):
         assert next(plain.stream).ids.tolist() == next(steered.stream).ids.tolist()
 
 
 def test_a_selector_chooses_among_the_samples_the_other_arms_see(training):
     plain, choosing = training(**ARMS["plain"]), training(**ARMS["selector"])
-    seen = sum((next(plain.stream).ids.tolist() for _ in range(2)), [])
+    seen = [*next(plain.stream).ids.tolist(), *next(plain.stream).ids.tolist()]
     assert next(choosing.stream).ids.tolist() == seen
+
+
+def test_the_chance_of_a_selector_is_another_in_every_step_and_seed(training):
+    for seed in (0, 1, 0):
+        mine = training(seed=seed, selector=f"{__name__}:Noting")
+        mine.step()
+        mine.step()
+    assert len(set(Noting.noted[:4])) == 4 and Noting.noted[4:] == Noting.noted[:2]
 
 
 def test_another_seed_has_other_weights_and_another_order(training):
@@ -214,7 +235,9 @@ def test_nan_in_the_loss_stops_the_run_and_names_step_and_samples(training, toy,
 def test_weights_that_are_no_numbers_never_replace_a_good_checkpoint(training, tmp_path, settings):
     mine = training(recipe=settings)
     mine.model[0].weight.register_hook(lambda gradient: gradient * torch.nan)  # the loss of the step is still good
-    with pytest.raises(RunError, match="weights of 0.weight are not finite after step 1: use a smaller learning rate"):
+    with pytest.raises(
+        RunError, match=r"weights of 0\.weight are not finite after step 1: use a smaller learning rate"
+    ):
         finish(mine, tmp_path / "c.pt")
     assert checkpoint.load(tmp_path / "c.pt")["done"] == 0
 
@@ -235,6 +258,7 @@ def test_the_uniform_arm_is_plain_training(training, toy, tmp_path, optimizer):
     make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
     stepper = make(groups, lr=0.05, **({"momentum": 0.9} if optimizer == "sgd" else {}))
     model.train()
+    loss = torch.zeros(())
     for _ in range(12):
         batch = next(stream)
         loss = cross_entropy(model(batch["x"]), batch["y"])
@@ -253,8 +277,7 @@ def test_the_records_say_what_was_done(training, tmp_path):
     assert [r["samples"] for r in records] == [8 * step for step in range(1, 13)]
     assert {"loss", "effective", "scale", "variance_ratio", "learning_rate", "facts"} < records[0].keys()
     plain = training(**ARMS["plain"])
-    assert plain.step()["scale"] is None
-    plain.step(), plain.step()
+    assert [plain.step()["scale"] for _ in range(3)] == [None] * 3
     assert plain.tally.means() == {"odd": 0.5}  # of an epoch, three batches of 8 among 24 ids
 
 

@@ -1,0 +1,167 @@
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from webdataset.writer import TarWriter
+
+from steering import Pairs, RunError, UserError
+from steering.clip.task import Clip, Plain
+from steering.clip.towers import Towers, build, export
+from steering.recipe import Recipe
+from steering.runs import config as configs
+from steering.training import loop
+from steering.training.cached import ReferenceLosses
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "gray", "orange", "purple", "brown"]
+
+
+def picture(number: int, form: str = "PNG") -> bytes:
+    image = Image.new("RGB", (40, 40), COLOURS[number % len(COLOURS)])
+    image.paste((number % 256, 255 - number % 256, 128), (5, 5, 20, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of 60 pairs each; ``broken`` of them hold no picture but some bytes."""
+
+    def write(broken: int = 0) -> str:
+        for shard in range(2):
+            with TarWriter(str(tmp_path / f"{shard:03d}.tar")) as tar:
+                for place in range(60):
+                    number = 60 * shard + place
+                    bad = number % 60 < broken
+                    sample = {"__key__": f"{number:05d}", "txt": f"{COLOURS[number % 10]} picture {number}"}
+                    tar.write(sample | {"jpg": b"not a picture" if bad else picture(number, "JPEG")})
+        return f"{tmp_path}/{{000..001}}.tar"
+
+    return write
+
+
+def own(data: str, tmp_path, **options) -> Clip:
+    """The small architecture on shards of one's own, with an untrained reference of the same format as any."""
+    torch.manual_seed(1)
+    ref = export(build("emoji-rn32", temperature=0.07), tmp_path / "reference")
+    return Clip(data=data, model="emoji-rn32", ref=f"local-dir:{ref}", **options)
+
+
+def test_a_batch_gives_features_of_both_models_for_the_same_pairs(shards, tmp_path):
+    task = own(shards(), tmp_path)
+    batch = next(task.stream(16, seed=0))
+    target, reference = task.target(), task.reference()
+    mine, known = task.losses(target, batch).values, task.losses(reference, batch).values
+    assert isinstance(mine, Pairs) and isinstance(known, Pairs)
+    assert mine.left.shape == mine.right.shape == known.left.shape == (16, 96)
+    assert mine.left.requires_grad and not known.left.requires_grad
+    assert float(mine.scale) == pytest.approx(100), "0.01, the paper's temperature, is the default for one's own shards"
+
+
+def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(shards, tmp_path):
+    task = own(shards(), tmp_path)
+    reference = task.reference()
+    first, later = (next(task.stream(task.size, seed=seed)) for seed in (0, 1))
+    one, other = (task.losses(reference, batch).values.left[batch.ids.argsort()] for batch in (first, later))
+    assert torch.allclose(one, other, atol=1e-5)
+    views = [batch["image"][batch.ids.argsort()] for batch in (first, later)]
+    assert not torch.allclose(views[0], views[1], atol=0.1)
+
+
+def test_held_out_pairs_are_never_trained_on(shards, tmp_path):
+    task = own(shards(), tmp_path)
+    trained, held_out = set(task._split[0].tolist()), set(task._split[1])
+    assert not trained & held_out and len(trained | held_out) == 120 and held_out
+    assert task.size == len(trained) and task.rows == 2 * len(trained)
+
+
+def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
+    data = shards()
+    task = own(data, tmp_path, val=str(tmp_path / "000.tar"))
+    assert task.size == 120
+    metrics = task.evaluate(task.target())
+    assert set(metrics) == set(task.metrics) == {"i2t_r10", "t2i_r10", "i2t_r1", "t2i_r1"}
+    assert task.metrics["i2t_r10"].chance == pytest.approx(10 / 60)
+
+
+def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):
+    task = own(shards(broken=3), tmp_path, bad_share=0.2)
+    stream = task.stream(16, seed=0)
+    ids = torch.cat([next(stream).ids for _ in range(8)])
+    bad = {place for place, number in enumerate(task._split[0].tolist()) if number % 60 < 3}
+    assert not bad & set(ids.tolist())
+    assert sum(task.skipped().values()) >= len(bad)
+
+
+def test_too_many_unreadable_pictures_end_the_run(shards, tmp_path):
+    task = own(shards(broken=40), tmp_path, bad_share=0.01)
+    with pytest.raises(RunError, match="10 of .* samples cannot be used .10 not a picture., more than the 1.0% allowed"):
+        stream = task.stream(16, seed=0)
+        for _ in range(8):
+            next(stream)
+
+
+def test_an_exported_target_is_a_reference_for_the_next_run(shards, tmp_path):
+    task = own(shards(), tmp_path)
+    target = task.target()
+    task.export(target, tmp_path / "export")
+    again = Clip(data=task.data, model="emoji-rn32", ref=str(tmp_path / "export")).reference()
+    assert isinstance(again, Plain) and isinstance(again.towers, Towers)
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.allclose(again.towers.encode_images(images), target.eval().encode_images(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"noise": 1.5}, "noise and bad_share are shares within 0 and 1, got noise=1.5"),
+        ({"temperature": 0.0}, "the temperature is a number above 0, got 0"),
+        ({"workers": -1}, "workers is a number of processes, 0 or more, got -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Clip(**options)
+
+
+def test_missing_shards_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no shard .*000\.tar"):
+        _ = configs.resolve("clip", given={"options": {"data": f"{tmp_path}/{{000..003}}.tar"}})
+
+
+def test_the_bundled_recipe_steers_by_its_own_temperature():
+    """A rule with another temperature than the model's would be another loss than the one that is evaluated."""
+    recipe = Clip(temperature=0.1).recipe
+    assert all(arm.rule == "kl(temperature=0.1)" for arm in recipe.arms.values())
+
+
+@pytest.mark.slow
+def test_training_on_the_bundled_pairs_beats_chance_and_a_wrong_share_is_told(tmp_path):
+    """40 steps on clean pairs: recall at 10 among 370 held-out names, 2.7 % for a guess, is above twice that."""
+    task = Clip(noise=0.3)
+    recipe = Recipe.model_validate(task.recipe.model_dump() | {"steps": 40, "warmup": 5})
+    known = ReferenceLosses(task)
+    training = loop.Training(task, recipe.arms["jest"], recipe, reference=known, seed=0)
+    records = []
+    assert loop.run(training, tmp_path / "checkpoint.pt", record=records.append)
+    assert records[-1]["evaluation"]["held_out"] > 2 * 10 / 370
+    assert training.tally.means()["wrong"] < 0.2, "of 0.3 in the data"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_gallery_and_exports(shards, tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from steering.runs.run import Run
+
+    monkeypatch.chdir(tmp_path)
+    options = {"data": shards(), "model": "emoji-rn32", "ref": f"local-dir:{own('x', tmp_path).ref[10:]}"}
+    config, task = configs.resolve("clip", given={"options": options, "recipe": {"steps": 3, "batch": 16}})
+    summary = Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
+    assert list(summary.arms) == ["reference", "unsteered", "drrho_clip", "jest"]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Text-to-image retrieval" in report and report.count("data:image/png;base64,") >= 2
+    assert (tmp_path / "run/arms/jest/seed0/export/open_clip_config.json").exists()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["arms"]["jest"]["results"][0]["samples"] == 48

@@ -1,0 +1,246 @@
+"""The contract that every task keeps, and that the contract bites."""
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from steering import Losses, registry
+from steering.clip.task import Clip
+from steering.recipe import Arm, Recipe
+from steering.tasks.blobs import Blobs
+from steering.tasks.diabetes import Diabetes
+from steering.tasks.digits import Digits
+from steering.testing import check_task
+from steering.training.stream import Shuffled
+
+# A repr holds all options; a task that takes longer than a second gets pytest.mark.slow.
+TASKS = [
+    Digits(),
+    Digits(samples=160, noise=1.0, reference_samples=60, seed=9),
+    Blobs(),
+    Blobs(samples=100, noise=0.0),
+    Diabetes(),
+    Diabetes(huber=None, noise=1.0, samples=125),
+    pytest.param(Clip(), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_every_task_keeps_the_contract(task):
+    check_task(task)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_every_task_is_a_value_whose_options_can_be_typed(task):
+    """Equal to its own constructor call, as the command line reads it."""
+    name, options = repr(task).split("(", 1)
+    assert registry.build("tasks", f"{name.lower()}({options}") == task
+
+
+def test_the_check_leaves_the_global_generators_alone():
+    before = torch.get_rng_state()
+    check_task(Blobs())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Resumes(Shuffled):
+    """Starts every time at the beginning."""
+
+    def load_state_dict(self, state):
+        self.position = 0
+
+
+class Opaque(Shuffled):
+    def state_dict(self):
+        return super().state_dict() | {"random": random.Random(0)}
+
+
+class Plain(Recipe):
+    def __init__(self, **changes):
+        super().__init__(**({"steps": 1, "batch": 10, "arms": {"erm": Arm()}, "baseline": "erm"} | changes))
+
+
+class UnknownBaseline(Blobs):
+    recipe = Plain(baseline="none")
+
+
+class UnknownRule(Blobs):
+    recipe = Plain(arms={"erm": Arm(rule="cwar(alpha=0.5)")})
+
+
+class TooManyCandidates(Blobs):
+    recipe = Plain(arms={"erm": Arm(selector="top_k(keep=0.01)")})
+
+
+class IdsOutside(Blobs):
+    """Numbers its samples as a larger data set does."""
+
+    def _load(self, ids, _):
+        return replace(super()._load(ids, _), ids=ids + 1000)
+
+
+class OneOrder(Blobs):
+    def stream(self, batch, *, seed):
+        return super().stream(batch, seed=0)
+
+
+class AnyOrder(Blobs):
+    def stream(self, batch, *, seed):
+        return super().stream(batch, seed=random.Random().getrandbits(40))
+
+
+class StartsAgain(Blobs):
+    def stream(self, batch, *, seed):
+        return Resumes(self._load, size=self.size, batch=batch, seed=seed)
+
+
+class OpaqueState(Blobs):
+    def stream(self, batch, *, seed):
+        return Opaque(self._load, size=self.size, batch=batch, seed=seed)
+
+
+class TwiceInABatch(Blobs):
+    def _load(self, ids, _):
+        return super()._load(ids % 5, _)
+
+
+class ShortFields(Blobs):
+    def _load(self, ids, _):
+        batch = super()._load(ids, _)
+        return replace(batch, facts={"wrong": batch.facts["wrong"][1:]})
+
+
+class OneTarget(Blobs):
+    def target(self):
+        torch.manual_seed(0)
+        return super().target()
+
+
+class AnyTarget(Blobs):
+    def target(self):
+        model = super().target()
+        next(model.parameters()).data += random.random()
+        return model
+
+
+class AnyReference(Blobs):
+    def reference(self):
+        model = super().reference()
+        next(model.parameters()).data += random.Random().random()
+        return model
+
+
+class ReferenceInTraining(Blobs):
+    def reference(self):
+        return nn.Sequential(super().reference()).train()
+
+
+class ReferenceDraws(Blobs):
+    def reference(self):
+        nn.Linear(2, 2)
+        return super().reference()
+
+
+class MeanLoss(Blobs):
+    def losses(self, model, batch):
+        return Losses(cross_entropy(model(batch["x"]), batch["y"]))
+
+
+class Detached(Blobs):
+    def losses(self, model, batch):
+        logits = model(batch["x"]).detach() + 0 * next(model.parameters()).sum()
+        return Losses(cross_entropy(logits, batch["y"], reduction="none"))
+
+
+class Overwrites(Blobs):
+    def losses(self, model, batch):
+        batch["x"].sub_(1)
+        return super().losses(model, batch)
+
+
+class ByCompany(Blobs):
+    """Normalises over the batch."""
+
+    def losses(self, model, batch):
+        logits = model(batch["x"])
+        return Losses(cross_entropy(logits - logits.mean(0), batch["y"], reduction="none"))
+
+
+class UndeclaredMetric(Blobs):
+    def evaluate(self, model):
+        return super().evaluate(model) | {"loss": 0.0}
+
+
+class TensorMetric(Blobs):
+    def evaluate(self, model) -> Any:
+        return {"error": torch.tensor(0.5)}
+
+
+class InPercent(Blobs):
+    def evaluate(self, model):
+        return {"error": 100 * super().evaluate(model)["error"]}
+
+
+class NotANumber(Blobs):
+    def evaluate(self, model):
+        return {"error": float("nan")}
+
+
+class EvaluatesASample(Blobs):
+    def evaluate(self, model):
+        return {"error": float(torch.rand(()))}
+
+
+@dataclass(frozen=True)
+class AnotherDraw(Blobs):
+    def seeded(self, seed):
+        return replace(self, seed=random.Random().getrandbits(40))
+
+
+BROKEN = {
+    UnknownBaseline: r"baseline is one of its arms \['erm'\], got none",
+    UnknownRule: "arm erm can be built, got: no rule is named 'cwar'",
+    TooManyCandidates: "finds its candidates among 200 samples, got 1000",
+    IdsOutside: "ids run from 0 to 199",
+    OneOrder: "another seed gives another order",
+    AnyOrder: "the same seed gives the same batches",
+    StartsAgain: "a resumed stream goes on where it was",
+    OpaqueState: "a stream's state is of plain types",
+    TwiceInABatch: "no id is twice in a batch",
+    ShortFields: r"wrong has a row for each of 8 samples, got \[7\]",
+    OneTarget: "first weights depend on torch's global generator, got the same",
+    AnyTarget: "first weights depend on torch's global generator alone",
+    AnyReference: "the reference is the same at every call",
+    ReferenceInTraining: "the reference is in evaluation mode, got training mode of",
+    ReferenceDraws: r"reference leaves the global generators alone, got another state of \['torch'\]",
+    MeanLoss: r"losses of the target have a row for each of 8 samples, got \[\]",
+    Detached: "reach its weights with a gradient",
+    Overwrites: "losses do not write into the batch",
+    ByCompany: "the same loss .* whatever else is in the batch",
+    UndeclaredMetric: r"returns the metrics declared, \['error'\], got \['error', 'loss'\]",
+    TensorMetric: "error of the target is a finite float, got tensor",
+    InPercent: "error of the target is a share from 0 to 1",
+    NotANumber: "error of the target is a finite float, got nan",
+    EvaluatesASample: "evaluate leaves the global generators alone",
+    AnotherDraw: "the same repetition has the same data",
+}
+
+
+@pytest.mark.parametrize("task", BROKEN, ids=lambda task: task.__name__)
+def test_a_broken_task_is_told_which_promise_it_breaks(task):
+    with pytest.raises(AssertionError, match=BROKEN[task]) as caught:
+        check_task(task())
+    assert task.__name__ in str(caught.value), "the message names the task"
+
+
+def test_a_task_without_all_its_parts_is_told_what_it_misses():
+    class Half:
+        size = rows = 1
+
+    with pytest.raises(AssertionError, match="a task needs recipe, metrics, seeded, target, reference, stream"):
+        check_task(Half())  # type: ignore[arg-type]

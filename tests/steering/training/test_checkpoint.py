@@ -1,0 +1,88 @@
+"""Checkpoints: plain data in, plain data out, and one line for any file that is none."""
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from steering import RunError, UserError
+from steering.training import checkpoint
+
+
+@pytest.fixture
+def saved(training, tmp_path) -> Path:
+    mine = training(rule="kl(rho=8)", rate=0.5)
+    mine.step()
+    checkpoint.save(tmp_path / "c.pt", mine.state_dict())
+    return tmp_path / "c.pt"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path)
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_a_training_loads_without_running_code(saved):
+    state = torch.load(saved, weights_only=True)
+    assert state["done"] == 1 and state["steerer"]["memory"]["rate"] == 0.5
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    assert refusal(tmp_path / "x.pt") == f"no checkpoint at {tmp_path / 'x.pt'}"
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused_in_one_line(saved, share):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(share * len(whole))])
+    message = refusal(saved)
+    assert message.startswith(f"the checkpoint {saved} cannot be read (") and "\n" not in message
+    assert message.endswith("delete it to start that arm anew")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04", b"\x80\x02.", bytes(range(256)) * 40])
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "c.pt").write_bytes(content)
+    assert "\n" not in refusal(tmp_path / "c.pt")
+
+
+def test_a_flipped_bit_is_never_taken_for_a_weight(saved):
+    whole = saved.read_bytes()
+    place = whole.index(torch.load(saved, weights_only=True)["model"]["0.weight"].numpy().tobytes())
+    saved.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert "check sum" in refusal(saved)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / "sprung").exists()  # the trap works
+    (tmp_path / "sprung").unlink()
+    torch.save({"done": Trap()}, tmp_path / "c.pt")
+    assert "cannot be read" in refusal(tmp_path / "c.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("first", ["no space", None])
+def test_a_save_that_fails_leaves_the_checkpoint_of_before(saved, monkeypatch, first):
+    """A full disk makes torch raise an OSError, a RuntimeError, or one after the other."""
+
+    def full(state, file):
+        file.write(b"half of it")
+        try:
+            if first:
+                raise OSError(errno.ENOSPC, first)
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0\nframe #0: ...")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=rf"cannot write .*c\.pt: {first or 'unexpected pos 64 vs 0'}\. Free some"):
+        checkpoint.save(saved, {})
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
