@@ -8,7 +8,8 @@ from steering.recipe import Arm, Recipe
 def emoji(temperature: float) -> Recipe:
     """The bundled pairs, 30 % of the captions wrong, and a reference that was trained on a clean part.
 
-    Command: ``steer run clip``. What to expect is in the README, section "What to expect".
+    Command: ``steer run clip``. What to expect is in the README, sections "What to expect" and "The scale of the
+    reference": 0.3 was chosen in an earlier experiment, with another reference and other views.
     """
     rule = f"kl(temperature={temperature:g})"
     return Recipe(
@@ -22,7 +23,7 @@ def emoji(temperature: float) -> Recipe:
         checkpoint_every=94,
         arms={
             "unsteered": Arm(rule=rule, subtract=False),
-            "drrho_clip": Arm(rule=rule, reference_scale="auto"),
+            "drrho_clip": Arm(rule=rule, reference_scale=0.3),
             "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
         },
         baseline="unsteered",

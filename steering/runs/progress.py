@@ -78,11 +78,21 @@ class Watch:
         sys.stdout.flush()
 
 
+class Interrupted(BaseException):  # not an Exception, which decoders catch
+    """SIGINT or SIGTERM came while nothing was being trained, so nothing is lost by stopping on the spot."""
+
+
 class Interrupts:
-    """Remembers SIGINT and SIGTERM, so that the loop can end after the step it is in; a second one kills."""
+    """Turns SIGINT and SIGTERM into a clean end: after the step while training, else at once; a second one kills.
+
+    Attributes:
+        received: the signal's number, if there was one.
+        training: whether there are steps to finish.
+    """
 
     def __init__(self):
         self.received: int | None = None
+        self.training = False
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -97,6 +107,8 @@ class Interrupts:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        if not self.training:
+            raise Interrupted
 
     def __call__(self) -> bool:
         return self.received is not None

@@ -19,7 +19,7 @@ from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.runs.environment import environment
 from steering.runs.journal import Journal
-from steering.runs.progress import Interrupts, Watch
+from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.task import Exhibit, Exhibits, Exports, Skips, Task
@@ -75,12 +75,16 @@ class Run:
         journal = Journal(self.folder / "metrics.jsonl")
         results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}
         total = self.recipe.steps * len(self.recipe.arms) * self.recipe.seeds
-        with Watch(self.console, total_steps=total) as watch, Interrupts() as interrupts:
-            for seed in range(self.recipe.seeds):
-                task, reference = self._drawn(seed)
-                results[REFERENCE].append(self._reference(task, reference, seed, watch))
-                for name in self.recipe.arms:
-                    results[name].append(self._arm(name, seed, task, reference, journal, watch, interrupts))
+        interrupts = Interrupts()
+        try:
+            with Watch(self.console, total_steps=total) as watch, interrupts:
+                for seed in range(self.recipe.seeds):
+                    task, reference = self._drawn(seed)
+                    results[REFERENCE].append(self._reference(task, reference, seed, watch))
+                    for name in self.recipe.arms:
+                        results[name].append(self._arm(name, seed, task, reference, journal, watch, interrupts))
+        except Interrupted:
+            raise self._stopped("stopped between two arms", interrupts) from None
         summary = self._summary(results, started, time.monotonic() - began)
         if rank() == 0:
             files.write(self.folder / "summary.json", summary.model_dump_json(indent=1))
@@ -141,21 +145,24 @@ class Run:
                     journal.add({"arm": name, "seed": seed, **figures})
 
             try:
+                interrupts.training = True
                 finished = loop.run(training, path, record=record, stopped=interrupts)
             except RunError as error:
                 kept = f" (last checkpoint: {path})" if path.exists() else ""
                 raise RunError(f"{name}, seed {seed}: {error}{kept}") from None
+            finally:
+                interrupts.training = False
             if not finished:
-                raise Stopped(
-                    f"stopped after step {training.done} of {name}, seed {seed}; all is saved. Go on with: "
-                    f"steer run --resume {shlex.quote(str(self.folder))}",
-                    interrupts.received or 2,
-                )
+                raise self._stopped(f"stopped after step {training.done} of {name}, seed {seed}", interrupts)
             return self._finished(name, training, evaluation or training.evaluate())
 
         result = self._once(name, seed, train)
         watch.finished(self.recipe.steps)
         return result
+
+    def _stopped(self, where: str, interrupts: Interrupts) -> Stopped:
+        command = f"steer run --resume {shlex.quote(str(self.folder))}"
+        return Stopped(f"{where}; all is saved. Go on with: {command}", interrupts.received or 2)
 
     def _finished(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""

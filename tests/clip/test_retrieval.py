@@ -18,7 +18,7 @@ def test_a_model_that_says_the_same_of_everything_does_no_better_than_chance():
 
 
 def test_ranks_by_hand():
-    """Query 0 scores (.1, .9, .5) and wants the last: one beats it. Query 1 scores (.2, .3, .4), wants the first: two."""
+    """Query 0 scores (.1, .9, .5) and wants the last: one beats it. Query 1 scores (.2, .3, .4) and wants the first."""
     queries = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.4]])
     assert ranks(queries, torch.eye(3), torch.tensor([2, 0])).tolist() == [1.0, 2.0]
 

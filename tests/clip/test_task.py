@@ -64,7 +64,7 @@ def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(sha
     task = own(shards(), tmp_path)
     reference = task.reference()
     first, later = (next(task.stream(task.size, seed=seed)) for seed in (0, 1))
-    one, other = (task.losses(reference, batch).values.left[batch.ids.argsort()] for batch in (first, later))
+    one, other = (reference(batch).left[batch.ids.argsort()] for batch in (first, later))
     assert torch.allclose(one, other, atol=1e-5)
     views = [batch["image"][batch.ids.argsort()] for batch in (first, later)]
     assert not torch.allclose(views[0], views[1], atol=0.1)
@@ -97,7 +97,9 @@ def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):
 
 def test_too_many_unreadable_pictures_end_the_run(shards, tmp_path):
     task = own(shards(broken=40), tmp_path, bad_share=0.01)
-    with pytest.raises(RunError, match="10 of .* samples cannot be used .10 not a picture., more than the 1.0% allowed"):
+    with pytest.raises(
+        RunError, match=r"10 of .* samples cannot be used .10 not a picture., more than the 1.0% allowed"
+    ):
         stream = task.stream(16, seed=0)
         for _ in range(8):
             next(stream)
@@ -157,7 +159,7 @@ def test_a_run_leaves_a_gallery_and_exports(shards, tmp_path, monkeypatch):
     from steering.runs.run import Run
 
     monkeypatch.chdir(tmp_path)
-    options = {"data": shards(), "model": "emoji-rn32", "ref": f"local-dir:{own('x', tmp_path).ref[10:]}"}
+    options = {"data": shards(), "model": "emoji-rn32", "ref": own("x", tmp_path).ref}
     config, task = configs.resolve("clip", given={"options": options, "recipe": {"steps": 3, "batch": 16}})
     summary = Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
     assert list(summary.arms) == ["reference", "unsteered", "drrho_clip", "jest"]
