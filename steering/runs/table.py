@@ -289,12 +289,13 @@ def to_rich(grid: Grid) -> Table:
     )
     for place, column in enumerate(grid.columns):
         # Where the terminal is narrow, headings break between words and numbers do not break at all.
-        whole = column.name.split() + [row[place].text for row in grid.rows] * column.number
+        whole = column.name.split() + [row[place].text for row in grid.rows] * (column.number or place == 0)
         table.add_column(
             Text(column.name),
             justify="right" if column.number else "left",
             overflow="fold",
             min_width=max(map(len, whole)),
+            no_wrap=place == 0,  # names of arms
         )
     for row in grid.rows:
         table.add_row(*(Text(cell.text, style=_STYLES[cell.tone]) for cell in row))
