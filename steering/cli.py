@@ -132,7 +132,7 @@ def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="steer", standalone_mode=False)
     except usage_error as error:
         code = _fail(error.format_message(), 2)
     except UserError as error:

@@ -70,7 +70,9 @@ class Run:
         torch.set_num_threads(self.config.threads)
         began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         if not self.folder.exists():
-            _ = self._drawn(0)[1].model  # a reference that cannot be loaded leaves no folder behind
+            _ = self._drawn(0)[1].model  # what cannot be loaded or trained leaves no folder behind
+            for arm in self.recipe.arms.values():
+                loop.candidates_needed(arm, self.recipe, self.task.size)
         self._open()
         journal = Journal(self.folder / "metrics.jsonl")
         results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}

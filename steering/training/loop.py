@@ -59,19 +59,9 @@ class Training:
         memory = Levels(task.rows, rate=arm.rate)
         rule = registry.build("rules", arm.rule)
         self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
-        self.stream = task.stream(self._candidates(), seed=seeds.derive(seed, "data"))
+        self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
         self.tally = Tally()
         self.done = 0  # steps
-
-    def _candidates(self) -> int:
-        """Samples drawn for one gradient step, over all ranks."""
-        wanted = self.recipe.batch if self.selector is None else round(self.recipe.batch / self.selector.keep)
-        if wanted > self.task.size:
-            raise UserError(
-                f"{self.arm.selector or 'a step'} needs {wanted} candidates for a batch of {self.recipe.batch}, but "
-                f"there are {self.task.size} training samples: use a smaller batch or keep a larger share"
-            )
-        return wanted
 
     def step(self) -> Record:
         """One gradient step.
@@ -164,6 +154,22 @@ class Training:
         self.stream.load_state_dict(state["stream"])
         self.tally = Tally(**state["tally"])
         seeds.load_state_dict(state["generators"])
+
+
+def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
+    """Samples drawn for one gradient step, over all ranks, of ``size`` there are.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    keep = registry.build("selectors", arm.selector).keep if arm.selector else 1
+    wanted = round(recipe.batch / keep)
+    if wanted > size:
+        raise UserError(
+            f"{arm.selector or 'a step'} needs {wanted} candidates for a batch of {recipe.batch}, but there are "
+            f"{size} training samples: use a smaller batch or keep a larger share"
+        )
+    return wanted
 
 
 @torch.no_grad()

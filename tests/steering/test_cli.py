@@ -1,0 +1,189 @@
+"""The command as it is typed: what it prints, with which exit code, and how much it loads to do so."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from steering import cli, registry
+from steering.runs import config as configs
+from steering.runs import run as runs
+
+SMALL = ["--seeds", "1", "--steps", "2", "--batch", "20", "--set", "options.samples=60"]
+
+
+@pytest.fixture
+def steer(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty working directory; gives exit code and lines of both streams."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(runs, "write_report", lambda *_: None)
+
+    def call(*words: str) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["steer", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out.splitlines(), err.splitlines()
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------- what it tells
+
+
+def test_the_version_is_the_one_that_is_installed(steer):
+    assert steer("--version") == (0, [f"model-steering {version('model-steering')}"], [])
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["run", "--help"], ["list", "--help"]])
+def test_help_fits_eighty_columns(steer, words):
+    code, out, err = steer(*words)
+    assert code == 0 and err == []
+    assert max(map(len, out)) <= 80 and any("Usage: steer" in line for line in out)
+
+
+def test_the_help_of_run_names_every_option_and_an_example(steer):
+    text = "\n".join(steer("run", "--help")[1])
+    for option in "ref model data arms rule selector reference-scale steps batch seeds device threads".split():
+        assert f"--{option} " in text
+    for words in ("--config", "--set", "--out", "--resume", 'steer run digits --rule "kl(rho=80)"'):
+        assert words in text
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "run --help", "run --bogus", "bogus"])
+def test_help_and_typing_mistakes_do_not_wait_for_torch(words):
+    code = (
+        f"import sys; sys.argv = ['steer', *{words.split()!r}]\n"
+        "from steering.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'numpy', 'omegaconf'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (2 if "bogus" in words else 0) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_list_has_one_line_for_every_plugin(steer):
+    code, out, err = steer("list")
+    assert code == 0 and err == []
+    expected = []
+    for kind in get_args(registry.Kind):
+        expected += [kind, *(f"  {name:<16} {registry.summary(kind, name)}" for name in registry.known(kind))]
+    assert out == expected and len(out) > 12
+
+
+def test_a_plugin_that_is_broken_is_told_in_its_line(steer, monkeypatch):
+    monkeypatch.setattr(registry, "known", lambda kind: ["nowhere_at_all:X"] if kind == "rules" else [])
+    assert any("cannot import nowhere_at_all" in line for line in steer("list")[1])
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--bogus", "No such option: --bogus"),
+        ("bogus", "No such command 'bogus'."),
+        ("run digits --stepz 3", "No such option: --stepz"),
+        ("run digits --steps abc", "Invalid value for '--steps'"),
+        ("run digits --set", "Option '--set' requires an argument"),
+        ("run digits blobs", "Got unexpected extra argument"),
+        ("run", "no task given: steer run TASK. Known: blobs, clip, diabetes, digits"),
+        ("run digist", "no task is named 'digist'; did you mean digits?"),
+        ("run digits(nois=1)", "digits has no nois; did you mean noise?"),
+        ("run digits(", "'digits(' is no constructor call"),
+        ("run digits --ref openai/ViT-B-32", "digits has no ref. It takes samples, noise"),
+        ("run digits --steps 0", "recipe.steps: input should be greater than or equal to 1, got 0"),
+        ("run digits --seeds -1", "recipe.seeds: input should be greater than or equal to 1, got -1"),
+        ("run digits --batch 500", "a step needs 500 candidates"),
+        ("run digits --threads 0", "threads: input should be greater than or equal to 1, got 0"),
+        ("run digits --device gpu", "no device is named 'gpu': use auto, cpu, cuda or cuda:0"),
+        ("run digits --arms erm,drho_kl", "no arm is named 'drho_kl'; did you mean drrho_kl?"),
+        ("run digits --rule klx", "no rule is named 'klx'; did you mean kl?"),
+        ("run digits --rule kl(rho=-1)", "kl needs a rho above 0, got -1"),
+        ("run digits --selector topk", "no selector is named 'topk'; did you mean top_k?"),
+        ("run digits --reference-scale half", "--reference-scale is auto or a number of at least 0, got 'half'"),
+        ("run digits --reference-scale -1", "recipe.arms.steered.reference_scale: input should be greater than"),
+        ("run digits --set recipe.stepz=3", "no setting is named 'stepz' in recipe; did you mean steps?"),
+        ("run digits --set recipe.steps", "--set takes a.b=c, got 'recipe.steps'"),
+        ("run digits --config no.yaml", "no configuration file at no.yaml"),
+        ("run --resume nowhere", "nowhere is no run folder: it has no config.yaml"),
+        ("run digits --resume nowhere", "--resume takes its settings from the run folder: give it alone"),
+        ("run --resume nowhere --steps 3", "--resume takes its settings from the run folder: give it alone"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(steer, words, message):
+    code, out, err = steer(*words.split())
+    assert (code, out, len(err)) == (2, [], 1)
+    assert not Path("runs").exists()
+    assert err[0].startswith(f"steer: {message}")
+
+
+def test_a_run_that_cannot_be_written_is_one_line_and_exit_code_one(steer, tmp_path):
+    (tmp_path / "a").write_text("")
+    code, _, err = steer("run", "digits", "--out", "a/b")
+    assert code == 1 and len(err) == 1
+    assert (
+        err[0]
+        == "steer: cannot write a/b/config.yaml: Not a directory. Free some space or choose another folder with --out"
+    )
+
+
+def test_an_interrupt_before_the_run_has_begun_is_no_traceback(steer, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(configs, "resolve", interrupted)
+    code, out, err = steer("run", "digits")
+    assert code == 130 and out == [] and len(err) <= 1
+
+
+# ------------------------------------------------------------------------------------------------- runs
+
+
+def test_options_reach_the_configuration_and_win_over_the_file(steer, tmp_path):
+    (tmp_path / "my.yaml").write_text("task: blobs\nrecipe: {steps: 9, batch: 30}\nthreads: 2\n")
+    words = ["--config", "my.yaml", "--threads", "1", "--device", "cpu", "--out", "here", *SMALL]
+    assert (
+        steer("run", *words, "--rule", "kl(rho=5)", "--selector", "top_k(keep=0.5)", "--reference-scale", "auto")[0]
+        == 0
+    )
+    config = configs.load(tmp_path / "here" / "config.yaml")
+    assert (config.task, config.threads, config.device, config.options) == ("blobs", 1, "cpu", {"samples": 60})
+    assert (config.recipe.steps, config.recipe.batch, config.recipe.seeds) == (2, 20, 1)
+    own = config.recipe.arms["steered"]
+    assert (own.rule, own.selector, own.reference_scale) == ("kl(rho=5)", "top_k(keep=0.5)", "auto")
+
+
+def test_a_run_without_a_folder_takes_the_next_free_number(steer, tmp_path):
+    for number in (1, 2):
+        code, out, err = steer("run", "blobs", "--arms", "erm", *SMALL)
+        assert code == 0 and err == [] and out[-1] == f"report: runs/blobs-00{number}/report.html"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["blobs-001", "blobs-002"]
+
+
+@pytest.mark.parametrize("more", [["--arms", "dro"], ["--rule", "kl(rho=5)"]])
+def test_a_run_with_other_arms_than_the_recipe_resumes_and_runs_again(steer, tmp_path, more):
+    assert steer("run", "blobs", "--out", "here", *SMALL, *more)[0] == 0
+    before = (tmp_path / "here" / "config.yaml").read_text()
+    assert steer("run", "--resume", "here")[0] == 0
+    assert steer("run", "--config", "here/config.yaml", "--out", "there")[0] == 0
+    assert (tmp_path / "there" / "config.yaml").read_text() == before == (tmp_path / "here" / "config.yaml").read_text()
+
+
+def test_a_resumed_run_may_be_called_from_anywhere(steer, tmp_path, monkeypatch):
+    assert steer("run", "blobs", "--out", "here", *SMALL)[0] == 0
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert steer("run", "--resume", str(Path("..") / "here"))[0] == 0
+
+
+def test_the_same_command_again_continues_the_run(steer):
+    assert steer("run", "blobs", "--out", "here", *SMALL)[0] == 0
+    assert steer("run", "blobs", "--out", "here", *SMALL)[0] == 0
+    code, _, err = steer("run", "blobs", "--out", "here", *SMALL, "--steps", "3")
+    assert code == 2 and "recipe.steps 2 -> 3" in err[0]
