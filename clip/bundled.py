@@ -24,7 +24,7 @@ from typing import BinaryIO
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from steering.errors import UserError, did_you_mean
+from steering.errors import RunError, UserError, did_you_mean
 
 SPLITS = ("train", "reference", "seen_google", "seen_twitter", "held_out_google", "held_out_twitter")
 BUNDLE = Path(__file__).parent / "emoji"
@@ -97,7 +97,7 @@ def shards(split: str, *, noise: float = 0.0, cache: Path | None = None) -> Path
 
     Raises:
         UserError: there is no such split, or ``noise`` is none that the split can have.
-        OSError: the folder can not be written to.
+        RunError: the folder can not be written to.
     """
     if split not in SPLITS:
         hint = did_you_mean(split, SPLITS)
@@ -114,7 +114,7 @@ def shards(split: str, *, noise: float = 0.0, cache: Path | None = None) -> Path
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, _samples(split, wrong))
     except OSError as error:
-        raise OSError(
+        raise RunError(
             f"can not keep the {split} shard in {path.parent}: {error.strerror or error}. "
             "Set STEERING_CACHE to a folder that can be written to and has 30 MB left"
         ) from error
@@ -212,7 +212,7 @@ def _folder(cache: Path | None) -> Path:
         folder = os.path.join(home, "model-steering")
     folder = os.path.expanduser(folder)
     if str(folder).startswith("~"):
-        raise OSError(f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead")
+        raise RunError(f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead")
     return Path(folder) / f"emoji-{_fingerprint()}"
 
 

@@ -8,8 +8,8 @@ from steering.recipe import Arm, Recipe
 def emoji(temperature: float) -> Recipe:
     """The bundled pairs, 30 % of the captions wrong, and a reference that was trained on a clean part.
 
-    Command: ``steer run clip``. What to expect is in the README, sections "What to expect" and "The scale of the
-    reference": 0.3 was chosen in an earlier experiment, with another reference and other views.
+    Command: ``steer run clip``. What to expect is in the README, section "What to expect"; where the scale of 0.3 comes
+    from in "The scale of the reference". Levels are those of the batch (rate 1), as in the paper's main result.
     """
     rule = f"kl(temperature={temperature:g})"
     return Recipe(

@@ -1,5 +1,6 @@
 """CLIP as a task: image-caption pairs, open_clip towers, a reference that sees every sample its own way."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,7 @@ class Clip:
                 f"noise and bad_share are shares within 0 and 1, got noise={self.noise:g} and "
                 f"bad_share={self.bad_share:g}"
             )
-        if self._temperature <= 0:
+        if not 0 < self._temperature < math.inf:
             raise UserError(f"the temperature is a number above 0, got {self._temperature:g}")
         if self.workers < 0:
             raise UserError(f"workers is a number of processes, 0 or more, got {self.workers}")
@@ -112,8 +113,9 @@ class Clip:
 
     def reference(self) -> "Plain":
         ref = self.ref or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32")
+        pairs = self._pairs  # first: what is wrong with the data is told before anything is downloaded
         with untouched():  # open_clip draws random weights before it loads the trained ones
-            return Plain(load_reference(ref), self._pairs).eval()
+            return Plain(load_reference(ref), pairs).eval()
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._pairs.load, size=self.size, batch=batch, seed=seed, workers=self.workers)

@@ -1,5 +1,6 @@
 """The command line: ``steer run``, ``steer list``. Heavy imports wait until a command needs them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,8 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
     from steering.runs import config as configs
     from steering.runs.arms import choose
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("steer run trains in one process yet, got WORLD_SIZE > 1: start it without torchrun")
     if resume is not None:
         if task or config or sets or out or method or arms or any(given.values()):
             raise UserError("--resume takes its settings from the run folder: give it alone")

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written under a temporary name, then renamed."""
 
+import errno
 import json
 import os
 import tempfile
@@ -9,7 +10,8 @@ from typing import Any
 
 from steering.errors import RunError
 
-_HINT = "Free some space or choose another folder with --out"
+_ELSEWHERE = "choose another folder with --out"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
@@ -40,11 +42,18 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError, perhaps after an OSError
         first = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(first, "strerror", None) or str(first).partition("\n")[0]
-        raise RunError(f"cannot write {path}: {reason}. {_HINT}") from None
+        raise RunError(f"cannot write {path}: {reason}. {_hint(first)}") from None
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _hint(error: BaseException) -> str:
+    """What to do; a RuntimeError of torch's writer does not say what it was, but is a full disk as a rule."""
+    if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+        return _ELSEWHERE.capitalize()
+    return f"Free some space or {_ELSEWHERE}"
 
 
 def make_folder(path: Path) -> Path:
@@ -52,7 +61,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make {path}: {error.strerror}. Choose another folder with --out") from None
+        raise RunError(f"cannot make {path}: {error.strerror}. {_hint(error)}") from None
     return path
 
 
@@ -68,7 +77,7 @@ def allocate(path: Path, size: int) -> Path:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}. {_HINT}") from None
+        raise RunError(f"cannot write {path}: {error.strerror}. {_hint(error)}") from None
     return path
 
 

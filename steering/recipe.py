@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-Scale = Annotated[float, Field(ge=0)] | Literal["auto"]
+Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
 
 
 class Strict(BaseModel):

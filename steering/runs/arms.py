@@ -28,12 +28,18 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
         own = {k: v for k, v in first.items() if k in ("rule", "reference_scale", "rate")} | dict(method)
         if str(own.get("reference_scale", "auto")) != "auto":
             own["reference_scale"] = _number(own["reference_scale"])
+        if set(method) == {"selector"}:
+            own["subtract"] = False  # one method at a time: the reference chooses, and does not weigh as well
         arms = plain | {OWN: own}
     if names is not None:
         wanted = [name.strip() for name in names.split(",") if name.strip() and name.strip() != "reference"]
+        if not names.strip(" ,"):
+            raise UserError(f"--arms takes names, a,b,c, got {names!r}. Known: reference, {', '.join(arms)}")
         for name in wanted:
             if name not in arms:
-                raise UserError(f"no arm is named {name!r}{did_you_mean(name, arms) or '.'} Known: {', '.join(arms)}")
+                raise UserError(
+                    f"no arm is named {name!r}{did_you_mean(name, arms) or '.'} Known: reference, {', '.join(arms)}"
+                )
         arms = {name: arms[name] for name in wanted}
     baseline = recipe.baseline if recipe.baseline in arms else next(iter(arms), "")
     return recipe.model_dump() | {"arms": arms, "baseline": baseline}

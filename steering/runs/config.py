@@ -1,6 +1,7 @@
 """The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -58,6 +59,8 @@ def resolve(
     if "task" not in merged:
         raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.known('tasks'))}")
     problem: Task = registry.build("tasks", merged["task"], merged.get("options"))
+    if is_dataclass(problem):  # every option, so that the file says what was run whatever the defaults become
+        merged["options"] = {field.name: getattr(problem, field.name) for field in fields(problem) if field.init}
     recipe = problem.recipe.model_dump()
     if "arms" in (written.get("recipe") or {}):
         del recipe["arms"]

@@ -1,5 +1,6 @@
 """A run: every arm and seed trained or picked up where it stopped, then one summary and one report."""
 
+import json
 import shlex
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -27,6 +30,7 @@ from steering.training import loop
 from steering.training.cached import ReferenceLosses
 
 REFERENCE = "reference"
+LOCK = ".lock"  # held by the process that is at work in the folder
 
 
 class Stopped(RunError):
@@ -66,13 +70,33 @@ class Run:
         self._known: tuple[ReferenceLosses, dict[str, float]] | None = None
 
     def execute(self) -> Summary:
-        """Trains what is not trained yet, then writes summary.json and report.html."""
+        """Trains what is not trained yet, then writes summary.json and report.html.
+
+        Raises:
+            UserError: the folder is another run's, or some process is at work in it.
+        """
         torch.set_num_threads(self.config.threads)
-        began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         if not self.folder.exists():
+            _ = self.task.metrics
             _ = self._drawn(0)[1].model  # what cannot be loaded or trained leaves no folder behind
             for arm in self.recipe.arms.values():
                 loop.candidates_needed(arm, self.recipe, self.task.size)
+        self._check_folder()
+        lock = FileLock(files.make_folder(self.folder) / LOCK)
+        try:
+            if rank() == 0:
+                lock.acquire(timeout=0)
+            return self._execute()
+        except Timeout:
+            raise UserError(
+                f"another process is at work in {self.folder}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot write in {self.folder}: {error.strerror}. Choose another --out") from None
+        finally:
+            lock.release()
+
+    def _execute(self) -> Summary:
         self._open()
         journal = Journal(self.folder / "metrics.jsonl")
         results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}
@@ -87,14 +111,14 @@ class Run:
                         results[name].append(self._arm(name, seed, task, reference, journal, watch, interrupts))
         except Interrupted:
             raise self._stopped("stopped between two arms", interrupts) from None
-        summary = self._summary(results, started, time.monotonic() - began)
+        summary = self._summary(results)
         if rank() == 0:
             files.write(self.folder / "summary.json", summary.model_dump_json(indent=1))
             write_report(self.folder, summary, journal.records(), self._exhibits())
         return summary
 
-    def _open(self) -> None:
-        """Takes the run folder, new or of the same configuration."""
+    def _check_folder(self) -> None:
+        """Makes sure that the run folder is new, empty, or of the same configuration."""
         path = self.folder / "config.yaml"
         if path.exists():
             changed = configs.differences(configs.load(path), self.config)
@@ -103,11 +127,16 @@ class Run:
                     f"{self.folder} holds a run of another configuration ({'; '.join(changed[:3])}): choose another "
                     f"--out, or continue that run with --resume {self.folder}"
                 )
-        elif self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+        elif self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - {LOCK}):
             raise UserError(f"{self.folder} is no run folder (it has no config.yaml) nor empty: choose another --out")
+
+    def _open(self) -> None:
+        """Writes down what is run; what was typed first and when stays."""
         if rank() == 0:
-            configs.save(self.config, path)
-            files.write_json(self.folder / "environment.json", environment())
+            configs.save(self.config, self.folder / "config.yaml")
+            if not (self.folder / "environment.json").exists():
+                said = {"command": shlex.join(self.command), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+                files.write_json(self.folder / "environment.json", said | environment())
             self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
 
     def _drawn(self, seed: int) -> tuple[Task, ReferenceLosses]:
@@ -189,8 +218,14 @@ class Run:
         """What result.json says, or else what ``make`` finds out."""
         path = self._place(name, seed) / "result.json"
         if path.exists():
-            return Result.model_validate_json(path.read_text())
+            try:
+                return Result.model_validate_json(path.read_text())
+            except ValidationError:
+                raise UserError(f"{path} is damaged: delete it, and the run ends that arm again") from None
+        began = time.monotonic()
         result = make()
+        skipped = self.task.skipped() if isinstance(self.task, Skips) else {}
+        result = result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
         if rank() == 0:
             files.write(path, result.model_dump_json(indent=1))
         return result
@@ -205,7 +240,7 @@ class Run:
     def _place(self, name: str, seed: int) -> Path:
         return self.folder / "arms" / name / f"seed{seed}"
 
-    def _summary(self, results: dict[str, list[Result]], started: str, seconds: float) -> Summary:
+    def _summary(self, results: dict[str, list[Result]]) -> Summary:
         arms = {REFERENCE: ArmSummary(kind="reference", results=results[REFERENCE])}
         for name, arm in self.recipe.arms.items():
             looks = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
@@ -216,16 +251,19 @@ class Run:
                 selector_uses_reference=looks,
                 results=results[name],
             )
+        known = json.loads((self.folder / "environment.json").read_text())
+        found = [result for arm in arms.values() for result in arm.results]
+        skipped = {reason: max(r.skipped.get(reason, 0) for r in found) for r in found for reason in r.skipped}
         return Summary(
             task=self.config.task,
-            command=shlex.join(self.command),
-            started=started,
-            seconds=seconds,
+            command=known["command"],
+            started=known["started"],
+            seconds=sum(result.seconds for result in found),
             baseline=self.recipe.baseline,
             metrics=dict(self.task.metrics),
             arms=arms,
             cautions=_cautions(arms),
-            skipped=self.task.skipped() if isinstance(self.task, Skips) else {},
+            skipped=skipped,
         )
 
     def _exhibits(self) -> list[Exhibit]:

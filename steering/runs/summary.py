@@ -28,6 +28,12 @@ class Result(_Record):
         effective: mean effective sample size of the weights, as a share of the batch.
         variance_ratio: Var(loss - scale * reference) / Var(loss) of the training batches.
         cautions: what the engine warns of, for this arm and seed.
+        seconds: wall-clock time since the arm was begun or, after an interruption, taken up again.
+        skipped: how often a sample could not be used, by reason, in the whole run up to here.
+        seconds: wall-clock time since the arm was begun or, after an interruption, taken up again.
+        skipped: how often a sample could not be used, by reason, in the whole run up to here.
+    seconds: float = 0.0
+    skipped: dict[str, int] = {}
     """
 
     seed: int
@@ -40,6 +46,8 @@ class Result(_Record):
     effective: float | None = None
     variance_ratio: float | None = None
     cautions: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+    skipped: dict[str, int] = Field(default_factory=dict)
 
 
 class ArmSummary(_Record):
@@ -90,12 +98,12 @@ class Summary(_Record):
         task: constructor call of the task.
         command: what was typed.
         started: ISO time.
-        seconds: wall-clock time of the run.
+        seconds: wall-clock time of all arms and seeds together.
         baseline: the arm that differences are taken against.
         metrics: how to read each metric; the first one is the headline.
         arms: by name, in the order of the tables.
         cautions: sentences of the engine for whoever reads the numbers.
-        skipped: how many samples were left out, by reason.
+        skipped: how often a sample could not be used, by reason.
     """
 
     task: str

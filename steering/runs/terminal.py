@@ -18,4 +18,4 @@ def show(summary: Summary, console: Console) -> None:
     for caution in summary.cautions:
         console.print(f"caution: {caution}", markup=False, highlight=False, style="yellow")
     for reason, count in summary.skipped.items():
-        console.print(f"skipped: {count} samples, {reason}", markup=False, highlight=False, style="yellow")
+        console.print(f"skipped: {reason}, {count} times", markup=False, highlight=False, style="yellow")

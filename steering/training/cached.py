@@ -32,9 +32,6 @@ class ReferenceLosses:
         self._model: nn.Module | None = None
         self._rows: list[Tensor] = []  # [size, ...] each
         self._scale: float | None = None  # of Pairs
-        if folder is not None and (folder / "rows.json").exists():
-            layout = json.loads((folder / "rows.json").read_text())
-            self._lay_out(layout)
 
     @cached_property
     def _known(self) -> Tensor:
@@ -52,7 +49,10 @@ class ReferenceLosses:
     def __call__(self, batch: Batch) -> Losses:
         """The reference's losses of a batch, without gradient and without side effects."""
         ids = batch.ids.cpu()
-        missing = (self._known[ids] == 0).nonzero()[:, 0]
+        if not self._rows and self.folder is not None and (self.folder / "rows.json").exists():
+            self._lay_out(json.loads((self.folder / "rows.json").read_text()))
+        # Without rows nothing is known, whatever the flags say: a kill may have come between the two.
+        missing = (self._known[ids] == 0).nonzero()[:, 0] if self._rows else torch.arange(len(ids))
         if len(missing):
             self._score(batch.take(missing), ids[missing])
         rows = [table[ids].to(self.device) for table in self._rows]

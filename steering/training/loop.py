@@ -14,6 +14,7 @@ from steering.collect import rank, total, world_size
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
 from steering.levels import Levels
+from steering.pairs import Pairs
 from steering.recipe import Arm, Recipe
 from steering.selectors.selector import Selector
 from steering.task import Batch, Losses, Task
@@ -253,7 +254,10 @@ def _check_weights(training: Training) -> None:
 def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
     """Names the step and the samples: those whose own loss is not finite, or the whole batch."""
     bad = batch.ids
-    if isinstance(losses.values, torch.Tensor):
+    if isinstance(losses.values, Pairs):
+        rows = ~(losses.values.left.isfinite().all(-1) & losses.values.right.isfinite().all(-1))
+        bad = bad[rows] if rows.any() else bad
+    else:
         rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
         if len(rows) == len(bad) and rows.any():
             bad = bad[rows]

@@ -22,7 +22,7 @@ from webdataset.compat import WebDataset
 
 from steering.clip import build_emoji, bundled
 from steering.clip.bundled import SPLITS, TOKENIZER, concepts, licences, shards
-from steering.errors import UserError
+from steering.errors import RunError, UserError
 
 TRAIN = 6000  # 1,500 concepts with four captions
 
@@ -290,7 +290,7 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
 
 def test_a_folder_that_can_not_be_written_to_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OSError, match=r"held_out_google shard in .*file.*Set STEERING_CACHE to a folder"):
+    with pytest.raises(RunError, match=r"held_out_google shard in .*file.*Set STEERING_CACHE to a folder"):
         shards("held_out_google", cache=tmp_path / "file")
 
 
@@ -298,7 +298,7 @@ def test_a_user_without_home_is_told_of_steering_cache(monkeypatch):
     for name in ("STEERING_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(OSError, match=r"no home folder .* Set STEERING_CACHE"):
+    with pytest.raises(RunError, match=r"no home folder .* Set STEERING_CACHE"):
         shards("train")
 
 

@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path, monkey
 
 def test_a_folder_under_a_file_is_told_in_one_line(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RunError, match=r"cannot write .*b: (Not a directory|File exists)\. Free"):
+    with pytest.raises(RunError, match=r"cannot write .*b: (Not a directory|File exists)\. Choose another"):
         files.write(tmp_path / "a" / "b", "new")
     with pytest.raises(RunError, match=r"cannot make .*b: Not a directory\. Choose another"):
         files.make_folder(tmp_path / "a" / "b")

@@ -43,7 +43,9 @@ def test_the_reference_is_always_there_and_may_be_named():
 
 
 def test_an_unknown_arm_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"no arm is named 'cvr'; did you mean cvar\? Known: erm, chosen, kl, cvar"):
+    with pytest.raises(
+        UserError, match=r"no arm is named 'cvr'; did you mean cvar\? Known: reference, erm, chosen, kl, cvar"
+    ):
         chosen("kl,cvr")
     with pytest.raises(UserError, match=r"no arm is named 'zzz'\. Known: "):
         chosen("zzz")

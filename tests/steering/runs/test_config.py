@@ -31,16 +31,20 @@ def refusal(*sets: str, **given) -> str:
 # -------------------------------------------------------------------------------------------- who wins
 
 
+# What config.yaml says of digits when nothing was typed: every option, whatever its default becomes.
+DEFAULTS = {"samples": 400, "noise": 0.4, "reference_samples": 100, "seed": 0}
+
+
 def test_without_more_words_a_run_follows_the_recipe_of_the_task():
     config, task = resolve("digits")
-    assert config.recipe == task.recipe and config.options == {} and config.task == "digits"
+    assert config.recipe == task.recipe and config.options == DEFAULTS and config.task == "digits"
 
 
 def test_a_file_wins_over_the_recipe_and_options_over_the_file(tmp_path):
     text = "recipe: {steps: 7, batch: 9, warmup: 3}\noptions: {noise: 0.1, samples: 50}"
     config = settle(text=text, folder=tmp_path, recipe={"batch": 11}, options={"noise": 0.2})
     assert (config.recipe.steps, config.recipe.batch, config.recipe.warmup) == (7, 11, 3)
-    assert config.options == {"noise": 0.2, "samples": 50}
+    assert config.options == DEFAULTS | {"noise": 0.2, "samples": 50}
 
 
 def test_what_is_set_by_path_wins_over_all_else(tmp_path):
@@ -50,8 +54,11 @@ def test_what_is_set_by_path_wins_over_all_else(tmp_path):
 
 def test_a_constructor_call_on_the_command_line_wins_over_a_file(tmp_path):
     text = "task: digits(noise=0.1)\noptions: {samples: 50}"
-    assert settle(task=None, text=text, folder=tmp_path).options == {"noise": 0.1, "samples": 50}
-    assert settle(task="digits(noise=0.3)", text=text, folder=tmp_path).options == {"noise": 0.3, "samples": 50}
+    assert settle(task=None, text=text, folder=tmp_path).options == DEFAULTS | {"noise": 0.1, "samples": 50}
+    assert settle(task="digits(noise=0.3)", text=text, folder=tmp_path).options == DEFAULTS | {
+        "noise": 0.3,
+        "samples": 50,
+    }
     assert settle("task=blobs", task="digits").task == "blobs"
 
 
@@ -193,7 +200,7 @@ def test_differences_are_named_with_both_values():
     changed = configs.differences(
         settle(), settle("recipe.steps=5", "recipe.arms.new.rule=uniform", "options.noise=0.1")
     )
-    assert "recipe.steps 150 -> 5" in changed and "options.noise None -> 0.1" in changed
+    assert "recipe.steps 150 -> 5" in changed and "options.noise 0.4 -> 0.1" in changed
     assert "recipe.arms.new.rule None -> uniform" in changed
     assert configs.differences(settle(), settle()) == []
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from steering.runs.progress import Interrupts, Watch
+from steering.runs.progress import Interrupted, Interrupts, Watch
 
 
 class Clock:
@@ -85,8 +85,14 @@ def test_the_bars_of_a_terminal_fit_its_width_and_count_the_whole_run():
 def test_the_first_signal_is_remembered_and_the_second_would_kill(number):
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
+        interrupts.training = True
         assert not interrupts() and interrupts.received is None
         os.kill(os.getpid(), number)
         assert interrupts() and interrupts.received == number
         assert signal.getsignal(number) == signal.SIG_DFL
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_stops_at_once_while_nothing_is_trained():
+    with pytest.raises(Interrupted), Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
