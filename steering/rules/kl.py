@@ -20,8 +20,8 @@ class KL:
     paper's moving average u (Wei et al. 2025, section 4; DRRho-CLIP takes one row per anchor).
 
     Constrained, ``rho``: the worst case over all p with KL(p || uniform) <= rho / n. The temperature of every
-    row is solved by bisection; n is the size of the training set, not of the batch. A rho that is constant in
-    n needs no tuning when n changes, which a fixed temperature does.
+    row is solved by bisection; n is the size of the training set, not of the batch. With a
+    constant rho the ball shrinks as n grows, as the theory asks; with a fixed temperature it does not.
 
     Args:
         temperature: in units of the loss, above 0. Small means few samples carry all the weight.
