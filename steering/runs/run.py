@@ -91,8 +91,8 @@ class Run:
             raise UserError(
                 f"another process is at work in {self.folder}: wait for it, or choose another --out"
             ) from None
-        except OSError as error:
-            raise RunError(f"cannot write in {self.folder}: {error.strerror}. Choose another --out") from None
+        except OSError as error:  # of the lock, the plots, or the task's own files
+            raise RunError(f"cannot read or write {error.filename or self.folder}: {error.strerror}") from None
         finally:
             lock.release()
 

@@ -174,11 +174,6 @@ def test_the_list_shows_them_and_survives_one_that_is_broken(installed, tmp_path
     assert any(line.startswith("digits ") for line in lines)
 
 
-def test_without_the_package_its_names_are_unknown(tmp_path):
-    done = steer(tmp_path, "run", "line")
-    assert done.returncode == 2 and done.stderr.startswith("steer: no task is named 'line'")
-
-
 def test_a_file_in_the_working_directory_needs_no_installing(tmp_path):
     (tmp_path / "kitchen.py").write_text(MODULE)
     rule, selector = "kitchen:Sigmoid(slope=2.0)", "kitchen:EveryOther(keep=0.5)"
