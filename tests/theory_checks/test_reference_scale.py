@@ -14,8 +14,8 @@ def test_every_scale_is_an_arm_that_differs_in_nothing_else():
         "scale_1": 1,
         "scale_auto": "auto",
     }
-    others = {arm.model_copy(update={"reference_scale": 1.0}) for arm in arms.values()}
-    assert others == {Digits().recipe.arms["drrho_kl"]}
+    paper = Digits().recipe.arms["drrho_kl"]
+    assert all(arm.model_copy(update={"reference_scale": 1.0}) == paper for arm in arms.values())
 
 
 def test_a_task_without_a_steered_arm_has_nothing_to_scale():
