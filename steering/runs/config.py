@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,7 +13,9 @@ from yaml import YAMLError
 from steering import files, registry
 from steering.errors import UserError, did_you_mean
 from steering.recipe import Recipe, Strict
-from steering.task import Task
+
+if TYPE_CHECKING:  # a typing mistake is told without loading torch
+    from steering.task import Task
 
 
 class RunConfig(Strict):
@@ -36,7 +38,7 @@ class RunConfig(Strict):
 
 def resolve(
     task: str | None, *, file: Path | None = None, sets: Sequence[str] = (), given: Mapping[str, Any] | None = None
-) -> tuple[RunConfig, Task]:
+) -> "tuple[RunConfig, Task]":
     """Merges the task's recipe with a file, with options and with ``a.b=c`` settings, later ones winning.
 
     Args:

@@ -62,6 +62,10 @@ def test_a_constructor_call_on_the_command_line_wins_over_a_file(tmp_path):
     assert settle("task=blobs", task="digits").task == "blobs"
 
 
+def test_an_option_wins_over_a_constructor_call():
+    assert settle(task="digits(noise=0.3)", options={"noise": 0.2}).options == DEFAULTS | {"noise": 0.2}
+
+
 def test_one_setting_of_an_arm_changes_nothing_else_of_it():
     before, after = settle().recipe.arms, settle("recipe.arms.drrho_kl.rate=0.5").recipe.arms
     assert after["drrho_kl"] == before["drrho_kl"].model_copy(update={"rate": 0.5})

@@ -69,15 +69,16 @@ def test_nothing_is_divided_by_no_time_at_all(clock):
 
 
 def test_the_bars_of_a_terminal_fit_its_width_and_count_the_whole_run():
-    with Watch(console(terminal=True), total_steps=300) as watch:
-        watch.finished(100)  # an arm that was done before
+    with Watch(console(terminal=True), total_steps=400) as watch:
+        for _ in range(2):
+            watch.finished(100)  # arms that were done before
         watch.begin("drrho_kl (seed 11)", 100, 0)
         for step in range(1, 51):
             watch.step(step, 160 * step, 0.123456)
         watch.bars.refresh()
         last = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip("\r") for line in told(watch)[-2:]]
     assert all(len(line) <= 80 for line in last)
-    assert "whole run" in last[0] and "150/300" in last[0]
+    assert "whole run" in last[0] and "250/400" in last[0]
     assert "drrho_kl (seed 11)" in last[1] and "50/100" in last[1] and "loss 0.1235" in last[1]
 
 

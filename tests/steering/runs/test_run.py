@@ -269,10 +269,34 @@ def test_a_signal_in_the_very_last_step_is_too_late_to_stop_anything(tmp_path, m
     assert prepare(tmp_path).execute().seeds == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_reference_is_evaluated_stops_at_once(tmp_path, whole, monkeypatch, number):
+def test_a_run_that_dies_between_two_checkpoints_goes_on_to_the_same_numbers(tmp_path, whole, monkeypatch):
+    step, taken = loop.Training.step, []
+
+    def killed(training: loop.Training):
+        taken.append(1)
+        if len(taken) == 24:  # the last step of the second arm: the journal has more than the checkpoint
+            raise SystemError
+        return step(training)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(loop.Training, "step", killed)
+        prepare(tmp_path).execute()
+    assert max(line["step"] for line in journal(tmp_path) if line["arm"] == "dro") == 10
+    assert numbers(resume(tmp_path)) == numbers(whole[1]) and journal(tmp_path) == journal(whole[0])
+
+
+@pytest.mark.parametrize("seed, number", [(0, signal.SIGINT), (1, signal.SIGTERM)])
+def test_a_signal_while_the_reference_is_evaluated_stops_at_once(tmp_path, whole, monkeypatch, seed, number):
+    evaluate = loop.evaluate
+
+    def interrupted(task, model):
+        if task.seed == seed and not any(p.requires_grad for p in model.parameters()):
+            os.kill(os.getpid(), number)
+            pytest.fail("not stopped")
+        return evaluate(task, model)
+
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", lambda *_: os.kill(os.getpid(), number) or pytest.fail("not stopped"))
+        patch.setattr(loop, "evaluate", interrupted)
         with pytest.raises(runs.Stopped, match=r"stopped between two arms; all is saved\. Go on with: ") as caught:
             prepare(tmp_path).execute()
     assert caught.value.signal == number
