@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steering.engine import Steered as Steered
     from steering.engine import Steerer as Steerer
     from steering.errors import RunError as RunError
     from steering.errors import UserError as UserError
     from steering.levels import Levels as Levels
     from steering.pairs import Pairs as Pairs
+    from steering.rows import Steered as Steered
     from steering.rules import KL as KL
     from steering.rules import ChiSquare as ChiSquare
     from steering.rules import CVaR as CVaR
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from steering.task import Task as Task
 
 _HOME = {
-    "Steered": "engine",
+    "Steered": "rows",
     "Steerer": "engine",
     "RunError": "errors",
     "UserError": "errors",

@@ -1,7 +1,8 @@
-"""The command line: ``steer run``, ``steer list``. Heavy imports wait until a command needs them."""
+"""The command line: ``steer run``, ``steer list``, and what plugins add. Heavy imports wait until they are needed."""
 
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +88,12 @@ def list_() -> None:
     _list()
 
 
+def _add_plugins() -> None:
+    """Commands of plugins: entry points ``steering.commands``, functions as typer takes them, cheap to import."""
+    for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
+        app.command(entry.name)(entry.load())
+
+
 def _run(task, given, method, arms, config, sets, out, resume) -> None:
     from rich.console import Console
 
@@ -133,6 +140,7 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
+    _add_plugins()
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:
         code = app(prog_name="steer", standalone_mode=False)

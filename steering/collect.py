@@ -33,6 +33,23 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def largest(values: Tensor) -> Tensor:
+    """Largest over ranks of a detached tensor, the same on every rank."""
+    if world_size() > 1:
+        values = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def scatter_sum(values: Tensor) -> Tensor:
+    """Own rows of the sum over ranks, ``[world * n, ...] -> [n, ...]``, of a detached tensor."""
+    if world_size() == 1:
+        return values
+    own = values.new_empty(len(values) // world_size(), *values.shape[1:])
+    dist.reduce_scatter_tensor(own, values.contiguous())
+    return own
+
+
 def _all_gather(values: Tensor) -> Tensor:
     everyone = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(everyone, values.contiguous())

@@ -13,7 +13,7 @@ class Levels:
 
     Args:
         size: number of rows worth remembering: 1 when the row is the data set, 2 n for a contrastive task
-            (the image and the text anchor of every pair).
+            (left and right anchor of pair i at 2 i and 2 i + 1, so that the memory can grow).
         rate: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
             May be changed between steps.
     """
@@ -43,15 +43,23 @@ class Levels:
         return self.table[ids.to(self.table.device)].to(ids.device)
 
     def write(self, ids: Tensor, levels: Tensor) -> None:
-        """Remembers ``[rows, width]`` under ``[rows]`` ids; an id that comes twice keeps the mean."""
+        """Remembers ``[rows, width]`` under ``[rows]`` ids; an id that comes twice keeps the mean.
+
+        The memory lives where the first levels came from; on a GPU nothing here waits for it.
+        """
         self._check(ids)
         if self.table is None:
-            self.table = torch.full((self.size, levels.shape[1]), torch.nan, dtype=levels.dtype)
-        once, place, times = ids.to(self.table.device).unique(return_inverse=True, return_counts=True)
-        sums = self.table.new_zeros(len(once), levels.shape[1]).index_add_(0, place, levels.to(self.table))
-        self.table[once] = sums / times[:, None]
+            self.table = levels.new_full((self.size, levels.shape[1]), torch.nan)
+        ids, levels = ids.to(self.table.device), levels.to(self.table)
+        ordered, order = ids.sort()
+        place = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
+        sums = torch.zeros_like(levels).index_add_(0, place, levels[order])
+        times = torch.zeros_like(levels[:, 0]).index_add_(0, place, torch.ones_like(levels[:, 0]))
+        self.table.index_copy_(0, ordered, (sums / times.clamp(min=1)[:, None])[place])
 
     def _check(self, ids: Tensor) -> None:
+        if ids.is_cuda:  # the device itself checks, without waiting
+            return
         for place in (int(ids.min()), int(ids.max())):
             if not 0 <= place < self.size:
                 raise UserError(
@@ -63,10 +71,14 @@ class Levels:
         return {"size": self.size, "rate": self.rate, "table": self.table}
 
     def load_state_dict(self, state: dict) -> None:
-        if state["size"] != self.size:
+        """Takes over a memory of the same or a smaller size: what is new since then is unset."""
+        if state["size"] > self.size:
             raise UserError(
                 f"the checkpoint remembers {state['size']} levels, this run {self.size}: "
                 f"was it made with another data set?"
             )
-        self.rate = state["rate"]
-        self.table = None if state["table"] is None else state["table"].clone()  # written in place later
+        self.rate, self.table = state["rate"], None
+        if state["table"] is not None:
+            grown = state["table"].new_full((self.size, state["table"].shape[1]), torch.nan)
+            grown[: state["size"]] = state["table"]
+            self.table = grown

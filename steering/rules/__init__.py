@@ -3,5 +3,6 @@
 from steering.rules.chi_square import ChiSquare as ChiSquare
 from steering.rules.cvar import CVaR as CVaR
 from steering.rules.kl import KL as KL
+from steering.rules.rule import Exponential as Exponential
 from steering.rules.rule import Rule as Rule
 from steering.rules.uniform import Uniform as Uniform

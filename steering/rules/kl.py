@@ -49,15 +49,22 @@ class KL:
     def normalised(self) -> bool:
         return self.epsilon == 0
 
+    @property
+    def exponent(self) -> float | None:
+        return self.temperature
+
+    def settle(self, level: Tensor) -> Tensor:
+        if not self.epsilon:
+            return level
+        assert self.temperature is not None
+        floor = self.temperature * torch.tensor(self.epsilon, dtype=torch.float64).log().item()
+        return self._add(level, torch.full_like(level, floor))
+
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         if self.temperature:
             largest = top(excess, mask)  # taken off first: what is left is as precise as it is small
             inner = log_mean_exp((excess - largest) / self.temperature, mask)
-            level = largest + self.temperature * inner.double()
-            if self.epsilon:
-                floor = self.temperature * torch.tensor(self.epsilon, dtype=torch.float64).log().item()
-                level = self._add(level, torch.full_like(level, floor))
-            return level
+            return self.settle(largest + self.temperature * inner.double())
         assert self.rho is not None
         largest, below = below_top(excess, mask)
         temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population))

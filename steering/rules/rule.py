@@ -48,6 +48,25 @@ class Rule(Protocol):
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         """Weights, at least 0, from ``[rows, columns]`` excess and ``[rows, width]`` levels.
 
-        Weights are relative: 1 is the weight of a sample in a plain average.
+        Weights are relative: 1 is the weight of a sample in a plain average. Entry by entry: a weight follows from
+        its own excess and its row's level, and any part of the columns may be asked for.
         """
+        ...
+
+
+@runtime_checkable
+class Exponential(Rule, Protocol):
+    """A rule whose weights are ``exp((excess - level) / exponent)`` where ``exponent`` is not None.
+
+    Levels of such a rule add up from parts of a row, so that rows of any length can be streamed, and all rows share
+    one exponential. The engine makes use of it for Pairs; a rule that does not say so is served row by row.
+    """
+
+    @property
+    def exponent(self) -> float | None:
+        """What differences to the level are divided by, in units of the loss; None if this rule is of another form."""
+        ...
+
+    def settle(self, level: Tensor) -> Tensor:
+        """The rule's level from ``exponent * log mean exp(excess / exponent)``, both ``[rows, 1]``."""
         ...

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steering.rules.rule import Rule
+from steering.rules.rule import Exponential, Rule
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of a weight, relative to the largest of its row
 
@@ -218,6 +218,29 @@ def _check_empty_row(case: _Case) -> None:
     case.require_same(case.weights(mask=mask)[1:], case.fresh[1:], promise)
 
 
+def _check_entry_by_entry(case: _Case) -> None:
+    level, columns = case.level(), case.excess.shape[1]
+    parts = [case.rule.weights(case.excess[:, place : place + 1], level) for place in range(columns)]
+    weights = torch.cat(parts, 1).masked_fill(~case.mask, torch.nan)
+    promise = "a weight must follow from its own excess and its row's level alone, whatever else is in the tile"
+    case.require_same(weights, case.fresh, promise)
+
+
+def _check_exponential(case: _Case) -> None:
+    exponent = getattr(case.rule, "exponent", None)
+    if not isinstance(case.rule, Exponential) or exponent is None:
+        return
+    level = case.level()
+    weights = ((case.excess - level) / exponent).exp().to(case.excess.dtype).masked_fill(~case.mask, torch.nan)
+    promise = f"with exponent {exponent:g}, weights must be exp((excess - level) / exponent)"
+    case.require_same(case.fresh, weights, promise)
+    scaled = (case.excess.double() / exponent).masked_fill(~case.mask, -torch.inf)
+    mean = scaled.logsumexp(-1, keepdim=True) - case.mask.sum(-1, keepdim=True).double().log()
+    settled = case.rule.settle(exponent * mean)
+    promise = "settle must give the level from exponent * log mean exp(excess / exponent)"
+    case.require_same(settled / exponent, level.double() / exponent, promise)
+
+
 def _check_blend(case: _Case) -> None:
     old, new = case.level(case.excess.roll(1, 0), case.mask.roll(1, 0)), case.level()
     case.require_same(case.rule.blend(old, new, 1.0), new, "blend(old, new, 1) must be new")
@@ -246,6 +269,8 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_rows_alone,
     _check_column_order,
     _check_transposed,
+    _check_entry_by_entry,
+    _check_exponential,
     _check_empty_row,
     _check_blend,
 )

@@ -170,7 +170,32 @@ class NotNormalisedAndUneven(Whole):
         return super().weights(excess, level) * torch.arange(1, excess.shape[1] + 1)
 
 
+class LooksAtItsTile(Whole):
+    """Normalises what it is given, which may be a part of the row."""
+
+    def weights(self, excess, level):
+        return super().weights(excess, level) / super().weights(excess, level).mean(-1, keepdim=True)
+
+
+class NotSoExponential(Whole):
+    exponent = 1.0
+
+    def settle(self, level):
+        return level
+
+
+class SettlesElsewhere(NotSoExponential):
+    def weights(self, excess, level):
+        return KL(temperature=1.0).weights(excess, level)
+
+    def settle(self, level):
+        return level + 1
+
+
 BROKEN = {
+    LooksAtItsTile: "a weight must follow from its own excess and its row's level alone",
+    NotSoExponential: r"with exponent 1, weights must be exp\(\(excess - level\) / exponent\)",
+    SettlesElsewhere: "settle must give the level from exponent",
     LevelOfWrongShape: r"level must be \[rows, width\] = \[3, 1\], got \[3\]",
     WrongType: "weights must be of the excess's type torch.float32, got torch.float64",
     Overwrites: "must not write into their arguments",

@@ -92,6 +92,15 @@ def test_an_unused_memory_is_saved_and_restored_too():
     assert again.rate == 0.25 and again.read(ids(0)) is None
 
 
-def test_a_checkpoint_of_another_data_set_is_refused():
-    with pytest.raises(UserError, match="the checkpoint remembers 3 levels, this run 4: was it made"):
-        Levels(4).load_state_dict(Levels(3).state_dict())
+def test_a_checkpoint_of_a_larger_data_set_is_refused():
+    with pytest.raises(UserError, match="the checkpoint remembers 4 levels, this run 3: was it made"):
+        Levels(3).load_state_dict(Levels(4).state_dict())
+
+
+def test_a_memory_survives_the_growth_of_the_data():
+    small, grown = Levels(3, rate=0.5), Levels(5)
+    small.write(torch.tensor([0, 2]), torch.tensor([[1.0], [2.0]]))
+    grown.load_state_dict(small.state_dict())
+    grown.write(torch.tensor([4]), torch.tensor([[3.0]]))
+    found = grown.read(torch.arange(5))
+    assert found is not None and found.nan_to_num(-1)[:, 0].tolist() == [1, -1, 2, -1, 3] and grown.rate == 0.5

@@ -49,7 +49,7 @@ def test_gradients_and_moving_averages_equal_those_of_the_official_code(case):
         assert close(by_image, tensor(step["image_gradient"]))
         assert close(by_text, tensor(step["text_gradient"]))
         if case["gamma"] < 1:  # else nothing is remembered
-            for places, log_u in ((ids, step["log_u_image"]), (ids + samples, step["log_u_text"])):
+            for places, log_u in ((2 * ids, step["log_u_image"]), (2 * ids + 1, step["log_u_text"])):
                 level = memory.read(places)
                 assert level is not None
                 found = level[:, 0] / tau - math.log(n / (n - 1))

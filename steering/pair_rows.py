@@ -1,0 +1,168 @@
+"""Contrastive rows, two a pair, without ever holding the matrix of all pairs.
+
+Both directions look at one matrix z_ij = s_ij - scale * r_ij of excess similarities, of own lefts and the rights of
+all ranks: anchor left i has the excess z_ij - z_ii, anchor right j the excess z_ij - z_jj. A first pass over its tiles
+finds the levels. The weights are constants of the gradient, so the loss is linear in the similarities, and a second
+pass turns the weights into the gradient of the features by two products a tile; no similarity is ever differentiated.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from steering.collect import gather, rank, scatter_sum, world_size
+from steering.errors import UserError
+from steering.levels import Levels
+from steering.pairs import Pairs
+from steering.passes import EachRow, Exponentials, Pass
+from steering.rows import Steered, effective, given
+from steering.rules.rule import Exponential, Rule
+from steering.tiles import room
+
+SAMPLED = 256  # pairs of a batch, over all ranks, that variances are estimated from
+
+
+class PairRows:
+    """The ``2 n`` rows of n pairs of this rank, the lefts first.
+
+    Args:
+        pairs: of the target, with gradient.
+        reference: of the same pairs under the reference, None without one; its width may be another.
+        budget: bytes of similarities kept between the passes, None to choose by device.
+
+    Raises:
+        UserError: target and reference have different numbers of pairs.
+    """
+
+    shared = False
+
+    def __init__(self, pairs: Pairs, reference: Pairs | None, budget: int | None = None):
+        got = [len(side) for some in (pairs, reference) if some is not None for side in some[:2]]
+        if len(set(got)) != 1 or not got[0]:
+            raise UserError(f"target and reference losses must be of the same samples, got pairs of {got} features")
+        self.pairs, self.budget = pairs, room(pairs.left.device) if budget is None else budget
+        self.target = _sides(pairs)
+        self.known = None if reference is None else _sides(reference, like=self.target[0])
+        self.everyone = gather(self.target[1]), None if self.known is None else gather(self.known[1])
+        n = len(self.target[0])
+        self.mine = slice(rank() * n, (rank() + 1) * n)  # own rights among everyone's
+        self.negatives = len(self.everyone[0]) - 1
+
+    def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self.known is None:
+            return None
+        n = len(self.target[0])
+        most = min(n, max(1, SAMPLED // world_size()))
+        places = torch.arange(most, device=self.target[0].device) * n // most
+        (values, mask), (known, _) = (
+            Pairs(left[places], right[places]).rows() for left, right in (self.target, self.known)
+        )
+        return values, known.to(values), mask
+
+    def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
+        ids = given(ids)
+        return torch.cat([2 * ids, 2 * ids + 1])
+
+    def level(self, rule: Rule, scale: Tensor, population: int | None) -> tuple[Tensor, Tensor]:
+        self.own = _own(self.target)
+        if self.known is not None:
+            self.own = self.own - scale.double() * _own(self.known)
+        if isinstance(rule, Exponential) and rule.exponent is not None:
+            self.passes: Pass = Exponentials(self, rule, scale)
+        else:
+            self.passes = EachRow(self, rule, scale)
+        level = self.passes.level(population)
+        return level, level.new_full((len(level), 1), self.negatives > 0, dtype=torch.bool)
+
+    def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
+        n, dtype = len(self.own), self.pairs.left.dtype
+        sweep = _Sweep(self, level)
+        loss: Any = _Linear.apply(self.pairs.left, self.pairs.right, sweep)
+        first, second = sweep.sums
+        entries = first.new_full((2 * n,), self.negatives)
+        weights = (first[:n] + first[n:]) / (2 * max(1, self.negatives))
+        exact = torch.promote_types(dtype, torch.float32)
+        share = effective(first, second, entries)
+        return Steered(loss, weights.to(exact), share.to(exact), scale, entries.to(exact))
+
+
+class _Sweep:
+    """The second pass: weights of every tile, and what follows from them.
+
+    Attributes:
+        sums: of the weights of every row and of their squares, ``[2 n]`` each.
+    """
+
+    def __init__(self, rows: PairRows, level: Tensor):
+        self.rows, self.level = rows, level
+
+    def __call__(self, wanted: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The loss, and its gradient by own lefts ``[n, width]`` and rights if it is wanted."""
+        rows, passes = self.rows, self.rows.passes
+        left, right = rows.target[0], rows.everyone[0]
+        exact = torch.promote_types(left.dtype, torch.float32)
+        by_left, by_right = (torch.zeros_like(side, dtype=exact) if wanted else None for side in (left, right))
+        value = left.new_zeros((), dtype=torch.float64)
+        passes.prepare(self.level)
+        for place in passes.tiles:
+            weights, tile = passes.weigh(place)
+            value += torch.dot(weights.view(-1), tile.view(-1))
+            if by_left is not None and by_right is not None:
+                weights = weights.to(left.dtype)
+                _add_product(by_left[place[0]], weights, right[place[1]])
+                _add_product(by_right[place[1]], weights.T, left[place[0]])
+        self.sums = passes.sums()
+        n = len(left)
+        pull = self.sums[0][:n] + self.sums[0][n:]  # weight of every own pair's similarity, with a minus
+        share = 1 / (2 * n * max(1, rows.negatives))
+        loss = share * (value * passes.tiles.unit - (pull * rows.own).sum())
+        if by_left is None or by_right is None:
+            return loss.to(exact), None
+        by_right = scatter_sum(by_right)
+        pull = pull[:, None].to(exact)
+        by_left.addcmul_(pull, rows.target[1].to(exact), value=-1).mul_(share)
+        by_right.addcmul_(pull, left.to(exact), value=-1).mul_(share)
+        return loss.to(exact), (by_left, by_right)
+
+
+class _Linear(torch.autograd.Function):
+    """A loss whose gradient was found on the way."""
+
+    @staticmethod
+    def forward(ctx, left: Tensor, right: Tensor, sweep: _Sweep) -> Tensor:
+        loss, ctx.gradients = sweep(any(ctx.needs_input_grad))
+        ctx.dtypes = left.dtype, right.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:  # type: ignore[override]
+        if ctx.gradients is None:
+            raise RuntimeError("the steered loss of Pairs can be differentiated once; call the steerer again")
+        found, ctx.gradients = ctx.gradients, None  # they are large, and are scaled in place
+        by_left, by_right = (x.mul_(upstream[0]).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
+        return by_left, by_right, None
+
+
+def _sides(pairs: Pairs, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Features as they are multiplied: half precision as it is where that is fast, else in single."""
+    left, right = pairs.left.detach(), pairs.right.detach()
+    dtype = left.dtype if like is None else like.dtype
+    if dtype == torch.float16 and left.device.type == "cpu":
+        dtype = torch.float32
+    return left.to(dtype), right.to(dtype)
+
+
+def _own(sides: tuple[Tensor, Tensor]) -> Tensor:
+    """Similarities of pairs to themselves, ``[n]``, in double precision."""
+    left, right = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)
+    return torch.linalg.vecdot(left, right).double()
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == target.dtype:
+        target.addmm_(a, b)
+    else:
+        target += a @ b
