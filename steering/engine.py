@@ -1,5 +1,6 @@
 """The engine: from losses and reference losses to one steered loss."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -56,7 +57,8 @@ class Steerer:
         self.memory = memory or Levels()
         self.moments = Moments()
         self.scale = torch.zeros(())  # of the reference loss, as last used
-        self.alive = torch.zeros(())  # mean effective sample size of the rows of the last batch, in samples
+        self._last: Steered | None = None
+        self._alive = torch.zeros(())  # of the checkpoint, until a batch was seen
 
     def __call__(
         self,
@@ -85,8 +87,13 @@ class Steerer:
                 scale = self._scale(rows)
                 level = self._level(rows, scale, ids)
             steered = rows.steer(self.rule, scale, level)
-        self.scale, self.alive = scale, (steered.effective * steered.entries).mean()
+        self.scale, self._last = scale, replace(steered, loss=steered.loss.detach())  # not to hold the graph
         return steered
+
+    @property
+    def alive(self) -> Tensor:
+        """Mean effective sample size of the rows of the last batch, in samples, a scalar."""
+        return self._alive if self._last is None else self._last.alive
 
     def _scale(self, rows: Rows) -> Tensor:
         """The factor of the reference loss, a scalar; also brings the variances up to date."""
@@ -100,7 +107,7 @@ class Steerer:
 
     def _level(self, rows: Rows, scale: Tensor, ids: Tensor | None) -> Tensor:
         """Fresh levels, blended with the remembered ones, ``[rows, width]``."""
-        level, filled = rows.level(self.rule, scale, self.population)
+        level = rows.level(self.rule, scale, self.population)
         if self.memory.rate == 1:
             return level
         places = rows.places(self.memory, ids)
@@ -108,7 +115,7 @@ class Steerer:
         old = torch.full_like(level, torch.nan) if old is None else old.to(level)
         blended = self.rule.blend(old, level, self.memory.rate)
         level = torch.where(old.isnan() | blended.isnan(), level, blended)
-        level = torch.where(filled, level, old)  # an empty row has nothing new to tell
+        level = torch.where(rows.filled(), level, old)  # an empty row has nothing new to tell
         self.memory.write(*((places, level) if rows.shared else (gather(places), gather(level))))
         return level
 
@@ -145,7 +152,7 @@ class Steerer:
     def load_state_dict(self, state: dict) -> None:
         self.memory.load_state_dict(state["memory"])
         self.moments.load_state_dict(state["moments"])
-        self.scale, self.alive = state["scale"], state["alive"]
+        self.scale, self._last, self._alive = state["scale"], None, state["alive"]
 
 
 def _arrange(losses, reference, mask: Tensor | None, budget: int | None) -> Rows:

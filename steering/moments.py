@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from steering.collect import total
+from steering.collect import total, world_size
 
 MEMORY = 0.9  # share of the past kept at every step
 
@@ -22,18 +22,23 @@ class Moments:
         self.values: Tensor | None = None  # [3]: Var(loss), Var(reference), Cov, in squared units of the loss
 
     @torch.no_grad()
-    def update(self, losses: Tensor, reference: Tensor, mask: Tensor) -> None:
+    def update(self, losses: Tensor, reference: Tensor, mask: Tensor | None = None) -> None:
         """Adds one batch of rows, all ``[rows, columns]``, each rank its own rows."""
-        counted = mask.sum(-1, keepdim=True).clamp(min=1)
-        losses, reference = (
-            (x - x.masked_fill(~mask, 0).sum(-1, keepdim=True) / counted).masked_fill(~mask, 0)
-            for x in (losses, reference)
-        )
-        sums = [losses.square().sum(), reference.square().sum(), (losses * reference).sum()]
-        sums = total(torch.stack([*sums, mask.sum().to(losses.dtype)]))
-        fresh = (sums[:3] / sums[3].clamp(min=1)).double()
-        old = fresh if self.values is None else self.values.to(fresh.device)
-        self.values = torch.where(old.isfinite().all(), torch.lerp(fresh, old, MEMORY), fresh)
+        if mask is None:
+            losses, reference = (x - x.mean(-1, keepdim=True) for x in (losses, reference))
+            entries = losses.new_tensor(losses.numel()) if world_size() > 1 else losses.numel()
+        else:
+            losses, reference = (_centred(x, mask) for x in (losses, reference))
+            entries = mask.sum().to(losses)
+        sums = torch.stack([losses * losses, reference * reference, losses * reference]).sum((1, 2))
+        if isinstance(entries, Tensor):
+            *_, entries = sums = total(torch.cat([sums, entries[None]]))
+            sums, entries = sums[:3], entries.clamp(min=1)
+        fresh = sums.double() / entries
+        if self.values is not None:
+            old = self.values.to(fresh.device)
+            fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
+        self.values = fresh
 
     def best_scale(self) -> Tensor:
         """Control-variate coefficient Cov / Var(reference), a scalar kept within 0 and 1."""
@@ -52,3 +57,9 @@ class Moments:
 
     def load_state_dict(self, state: dict) -> None:
         self.values = state["values"]
+
+
+def _centred(values: Tensor, mask: Tensor) -> Tensor:
+    """Deviations from the mean of what counts in every row; 0 elsewhere."""
+    entries = mask.sum(-1, keepdim=True).clamp(min=1)
+    return (values - values.masked_fill(~mask, 0).sum(-1, keepdim=True) / entries).masked_fill(~mask, 0)

@@ -17,7 +17,7 @@ from steering.errors import UserError
 from steering.levels import Levels
 from steering.pairs import Pairs
 from steering.passes import EachRow, Exponentials, Pass
-from steering.rows import Steered, effective, given
+from steering.rows import Steered, given
 from steering.rules.rule import Exponential, Rule
 from steering.tiles import room
 
@@ -65,7 +65,7 @@ class PairRows:
         ids = given(ids)
         return torch.cat([2 * ids, 2 * ids + 1])
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> tuple[Tensor, Tensor]:
+    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
         self.own = _own(self.target)
         if self.known is not None:
             self.own = self.own - scale.double() * _own(self.known)
@@ -73,19 +73,21 @@ class PairRows:
             self.passes: Pass = Exponentials(self, rule, scale)
         else:
             self.passes = EachRow(self, rule, scale)
-        level = self.passes.level(population)
-        return level, level.new_full((len(level), 1), self.negatives > 0, dtype=torch.bool)
+        return self.passes.level(population)
+
+    def filled(self) -> Tensor:
+        return torch.full((2 * len(self.own), 1), self.negatives > 0, device=self.own.device)
 
     def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
-        n, dtype = len(self.own), self.pairs.left.dtype
         sweep = _Sweep(self, level)
         loss: Any = _Linear.apply(self.pairs.left, self.pairs.right, sweep)
-        first, second = sweep.sums
-        entries = first.new_full((2 * n,), self.negatives)
-        weights = (first[:n] + first[n:]) / (2 * max(1, self.negatives))
-        exact = torch.promote_types(dtype, torch.float32)
-        share = effective(first, second, entries)
-        return Steered(loss, weights.to(exact), share.to(exact), scale, entries.to(exact))
+        n, exact = len(self.own), self.passes.tiles.exact
+        weights = (sweep.sums[0][:n] + sweep.sums[0][n:]) / (2 * max(1, self.negatives))
+        entries, (first, second) = weights.new_full((2 * n,), self.negatives, dtype=exact), sweep.sums
+        size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
+        return Steered(
+            loss, weights.to(exact), scale, entries, ((first / size).to(exact), (second / size**2).to(exact))
+        )
 
 
 class _Sweep:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TILE = 512, 1024  # small enough for the caches of a core, large enough for its products
 CUDA_TILE = 4096, 4096
-LINE = 1 << 22  # entries of a tile that holds whole rows
+LINE = 1 << 20  # entries of a tile that holds whole rows
 NEAR = 40.0  # nats within which one exponential serves both directions, squares included
 
 Place = tuple[slice, slice]

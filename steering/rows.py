@@ -21,16 +21,27 @@ class Steered:
             gradients, it gives the gradient of one process with the whole batch.
         weights: like the losses; 1 is the weight in a plain average. For Pairs ``[n]``: the mean weight of the
             negatives of a pair's two anchors, which is what pulls the pair together.
-        effective: effective sample size of every row as a share of its entries, ``[rows]``, 0 to 1.
         scale: factor of the reference loss that was used, a scalar.
         entries: how many entries of every row count, ``[rows]``.
+        sums: of the weights of every row, and of their squares, ``[rows]`` each, in any unit of weight.
     """
 
     loss: Tensor
     weights: Tensor
-    effective: Tensor
     scale: Tensor
     entries: Tensor
+    sums: tuple[Tensor, Tensor]
+
+    @property
+    def effective(self) -> Tensor:
+        """Effective sample size (sum w)^2 / sum w^2 of every row as a share of its entries, ``[rows]``, 0 to 1."""
+        first, second = self.sums
+        return first.square() / (second * self.entries.clamp(min=1)).clamp(min=torch.finfo(first.dtype).tiny)
+
+    @property
+    def alive(self) -> Tensor:
+        """Mean effective sample size of the rows, in samples, a scalar."""
+        return (self.effective * self.entries).mean()
 
 
 class Rows(Protocol):
@@ -42,16 +53,20 @@ class Rows(Protocol):
 
     shared: bool
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Rows of losses, of reference losses, and their mask, to estimate variances from; None without one."""
+    def sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Rows of losses, of reference losses, and their mask, to estimate variances from; None without reference."""
         ...
 
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
         """Where in the memory the level of every row lives, ``[rows]``."""
         ...
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> tuple[Tensor, Tensor]:
-        """Fresh levels ``[rows, width]``, and which rows have any entry ``[rows, 1]``."""
+    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
+        """Fresh levels, ``[rows, width]``."""
+        ...
+
+    def filled(self) -> Tensor:
+        """Which rows have any entry, ``[rows, 1]``, after ``level``."""
         ...
 
     def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
@@ -78,11 +93,9 @@ class LossRows:
         values = losses if losses.dtype == torch.float64 else losses.float()
         self.values = values[None] if self.shared else values
         self.known = None if reference is None else self._like("target and reference losses", reference, values)
-        self.counted = self._counted(mask)
+        self.counted = None if mask is None else self._counted(mask)
 
-    def _counted(self, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return torch.ones_like(self.values, dtype=torch.bool)
+    def _counted(self, mask: Tensor) -> Tensor:
         if mask.shape != self.shape:
             raise UserError(f"the mask is shaped like the losses {list(self.shape)}, got {list(mask.shape)}")
         return mask.bool().reshape(self.values.shape)
@@ -95,42 +108,54 @@ class LossRows:
             )
         return reference.detach().to(values).reshape(self.values.shape)
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         if self.known is None:
             return None
-        rows = self.values.detach(), self.known, self.counted
-        return tuple(gather(x[0])[None] for x in rows) if self.shared else rows  # type: ignore[return-value]
+        losses, reference, mask = self.values.detach(), self.known, self.counted
+        if self.shared and world_size() > 1:
+            losses, reference = gather(losses[0])[None], gather(reference[0])[None]
+            mask = None if mask is None else gather(mask[0])[None]
+        return losses, reference, mask
 
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
         if self.shared:
             return torch.zeros(1, dtype=torch.long, device=self.values.device)
         return given(ids)
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> tuple[Tensor, Tensor]:
-        excess, counted = self._excess(scale).detach(), self.counted
-        if self.shared:
-            excess, counted = gather(excess[0])[None], gather(counted[0])[None]
-        return rule.level(excess, counted, population), counted.any(-1, keepdim=True)
+    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
+        excess, mask = self._excess(scale).detach(), self.counted
+        if mask is None:
+            mask = torch.ones_like(excess, dtype=torch.bool)
+        if self.shared and world_size() > 1:
+            excess, mask = gather(excess[0])[None], gather(mask[0])[None]
+        self._mask = mask
+        return rule.level(excess, mask, population)
+
+    def filled(self) -> Tensor:
+        return self._mask.any(-1, keepdim=True)
 
     def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
         excess = self._excess(scale)
+        if self.counted is not None:
+            excess = excess.masked_fill(~self.counted, 0)
         with torch.no_grad():
-            weights = rule.weights(excess.detach(), level).masked_fill(~self.counted, 0)
-            sums = torch.stack([weights.sum(-1), weights.square().sum(-1), self.counted.sum(-1).to(weights)])
-            first, second, entries = total(sums) if self.shared else sums
+            weights = rule.weights(excess.detach(), level)
+            if self.counted is None:
+                entries = weights.new_full(weights.shape[:1], weights.shape[1])
+            else:
+                weights = weights.masked_fill(~self.counted, 0)
+                entries = self.counted.sum(-1).to(weights)
+            first, second = weights.sum(-1), torch.linalg.vecdot(weights, weights)
+            if self.shared and world_size() > 1:
+                first, second, entries = total(torch.stack([first, second, entries]))
             # The entries of a row share evenly, and so do the rows, of all ranks, that have any.
             rows = 1 if self.shared else total((entries > 0).sum()).clamp(min=1)
             share = world_size() / (rows * entries.clamp(min=1))
-        loss = (weights * excess.masked_fill(~self.counted, 0) * share[:, None]).sum()
-        return Steered(loss, weights.reshape(self.shape), effective(first, second, entries), scale, entries)
+        loss = (torch.linalg.vecdot(weights, excess) * share).sum()
+        return Steered(loss, weights.view(self.shape), scale, entries, (first, second))
 
     def _excess(self, scale: Tensor) -> Tensor:
         return self.values if self.known is None else self.values - scale * self.known
-
-
-def effective(first: Tensor, second: Tensor, entries: Tensor) -> Tensor:
-    """Effective sample size as a share: ``first`` the sum of weights, ``second`` of their squares, all ``[rows]``."""
-    return first.square() / (second * entries.clamp(min=1)).clamp(min=torch.finfo(first.dtype).tiny)
 
 
 def given(ids: Tensor | None) -> Tensor:

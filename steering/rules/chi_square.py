@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.rules.solve import below_top, bisect_log, count, minus, one_of, radius, spread
+from steering.rules.solve import below_top, count, minus, one_of, radius, spread
 
 __all__ = ["ChiSquare"]
 
@@ -37,27 +37,20 @@ class ChiSquare:
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         """The cut-off and the slope, ``[rows, 2]``."""
         largest, below = below_top(excess, mask)
-        below, entries = below.masked_fill(~mask, -torch.inf), count(mask, below)
-
-        def mean_above(depth: Tensor, power: int = 1) -> Tensor:
-            """Mean of ``max(excess - cut, 0) ** power`` with the cut ``depth`` under the largest entry."""
-            return (below + depth).clamp(min=0).pow(power).sum(-1, keepdim=True) / entries
-
+        below = below.masked_fill(~mask, -torch.inf)
+        entries = count(mask, below)
+        ordered, _ = below.sort(-1, descending=True)
         if self.temperature:
-            wanted = self.temperature
-            shallow = torch.full_like(largest, wanted)
-            depth = bisect_log(lambda d: wanted - mean_above(d), shallow * 0.99, shallow * entries)
+            depth = _depth_of_mean(ordered, entries, self.temperature)
         else:
             assert self.rho is not None
             size = radius("chi_square", self.rho, population)
-            wide = spread(largest, below, mask)
-            depth = bisect_log(
-                lambda d: mean_above(d, 2) / mean_above(d).square() - (1 + 2 * size),
-                wide * 1e-6,
-                wide * (1 + (8 * size) ** -0.5),
-            )
+            least = spread(largest, below, mask) * 1e-6  # where the largest entries alone stay within the ball
+            depth = torch.maximum(_depth_of_divergence(ordered, entries, size), least)
         cut = largest - depth
-        return torch.cat([cut, mean_above(largest - cut)], -1)  # the mean weight is one whatever was rounded
+        # The mean weight is one whatever was rounded on the way.
+        slope = (below + (largest - cut)).clamp(min=0).sum(-1, keepdim=True) / entries
+        return torch.cat([cut, slope], -1)
 
     def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
         return torch.lerp(old, new, rate)
@@ -65,3 +58,39 @@ class ChiSquare:
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         slope = level[:, 1:].to(excess.dtype)
         return minus(excess, level[:, :1]).clamp(min=0) / torch.where(slope > 0, slope, 1)
+
+
+def _depth_of_mean(ordered: Tensor, entries: Tensor, wanted: float) -> Tensor:
+    """Depth of the cut below the top at which ``mean max(x - cut, 0)`` is ``wanted``, ``[rows, 1]``.
+
+    With the k largest above the cut, their sum is a and the cut is (a - n wanted) / k.
+    """
+    values, size = ordered.masked_fill(ordered.isinf(), 0), _sizes(ordered)
+    cuts = (values.cumsum(-1) - entries * wanted) / size
+    return -_first(cuts, ordered, size <= entries)
+
+
+def _depth_of_divergence(ordered: Tensor, entries: Tensor, radius: float) -> Tensor:
+    """Depth at which ``mean of squares / mean ** 2`` of what is above the cut is ``1 + 2 radius``, ``[rows, 1]``.
+
+    With the k largest above the cut, v their squared deviations from their mean m, the cut is m - u with
+    ``u ** 2 = n v / (k ((1 + 2 radius) k - n))``.
+    """
+    values, size = ordered.masked_fill(ordered.isinf(), 0), _sizes(ordered)
+    total = values.cumsum(-1)
+    deviations = (values.square().cumsum(-1) - total.square() / size).clamp(min=0)
+    room = (1 + 2 * radius) * size - entries
+    under = (entries * deviations / (size * room.clamp(min=1e-12))).sqrt()
+    return -_first(total / size - under, ordered, (room > 0) & (size <= entries))
+
+
+def _sizes(ordered: Tensor) -> Tensor:
+    """1 to the number of columns: how many entries lie above the cut."""
+    return torch.arange(1, ordered.shape[-1] + 1, dtype=ordered.dtype, device=ordered.device)
+
+
+def _first(cuts: Tensor, ordered: Tensor, allowed: Tensor) -> Tensor:
+    """The first cut that the next entry does not exceed, ``[rows, 1]``."""
+    following = torch.nn.functional.pad(ordered[:, 1:], (0, 1), value=-torch.inf)
+    place = (allowed & (cuts >= following)).to(torch.int8).argmax(-1, keepdim=True)
+    return cuts.gather(-1, place).clamp(max=0)

@@ -1,12 +1,13 @@
 """KL-divergence DRO: softmax weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering.errors import UserError
-from steering.rules.solve import below_top, bisect_log, count, minus, one_of, radius, spread, top
+from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, solve, spread, top
 
 __all__ = ["KL"]
 
@@ -95,14 +96,25 @@ def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
 def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float) -> Tensor:
     """Temperature at which KL(softmax(below / t) || uniform) equals ``size``, ``[rows, 1]``.
 
-    Hoeffding's lemma bounds the divergence by spread^2 / (8 t^2), which gives the upper bracket. Where even
-    the smallest temperature stays inside the ball, the worst case sits on the largest entries alone.
+    The square root of the divergence is nearly linear in the inverse temperature b, and exactly so for normally
+    distributed entries: Newton's method on it needs a few steps. Hoeffding's lemma, divergence <= (b spread)^2 / 8,
+    gives a bracket from below. Where even the smallest temperature stays inside the ball, the worst case sits on the
+    largest entries alone.
     """
-    wide = spread(largest, below, mask)
-    below = below.masked_fill(~mask, -torch.inf)
-    entropy = count(mask, below).log()
+    wide, entries = spread(largest, below, mask), count(mask, below)
+    counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
+    of, values, counted, n = arrays((below / wide).masked_fill(~mask, 0), counted, entries)
+    powers = of.stack([values**0, values, values**2], -1)  # [rows, columns, 3]
+    goal = (2 * size) ** 0.5
 
-    def divergence_left(temperature: Tensor) -> Tensor:
-        return entropy - torch.special.entr((below / temperature).softmax(-1)).sum(-1, keepdim=True) - size
+    def newton(inverse: Any) -> tuple[Any, Any]:
+        tilted = of.exp(inverse * values) * counted
+        total, first, second = (tilted[:, None] @ powers)[:, 0].T[:, :, None]
+        first = first / total
+        root = (2 * (inverse * first - of.log(total / n))).clip(1e-300) ** 0.5
+        slope = (inverse * (second / total - first**2) / root).clip(1e-300)
+        return root < goal, inverse + (goal - root) / slope
 
-    return bisect_log(divergence_left, wide * 1e-6, wide * max(1.0, (8 * size) ** -0.5))
+    _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
+    deviation = (second - first**2).clip(1e-12) ** 0.5
+    return wide / solve(newton, goal / deviation, low=max(2 * goal, 1e-12), high=1e6)
