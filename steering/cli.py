@@ -100,8 +100,6 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
     from steering.runs import config as configs
     from steering.runs.arms import choose
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("steer run trains in one process yet, got WORLD_SIZE > 1: start it without torchrun")
     if resume is not None:
         if task or config or sets or out or method or arms or any(given.values()):
             raise UserError("--resume takes its settings from the run folder: give it alone")
@@ -112,13 +110,20 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
     settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
 
     from steering.runs import run as runs  # slow to import: mistakes are told before
+    from steering.runs.processes import by_first, joined
     from steering.runs.terminal import show
 
-    folder = out or runs.new_folder(settled.task)
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]])
-    show(whole.execute(), console)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+    with joined(runs.device(settled.device)) as device:
+        folder = Path(by_first(lambda: str(out or runs.new_folder(settled.task))))
+        console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
+        whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]], device)
+        show(whole.execute(), console)
+        console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+
+
+def _rank() -> int:
+    """Place among the processes that were started together."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _list() -> None:
@@ -147,7 +152,7 @@ def main() -> None:
     except usage_error as error:
         code = _fail(error.format_message(), 2)
     except UserError as error:
-        code = _fail(str(error), 2)
+        code = _fail(str(error), 2) if _rank() == 0 else 2  # all make the same mistake
     except RunError as error:
         signal = getattr(error, "signal", None)
         code = _fail(str(error), 128 + signal if signal else 1)

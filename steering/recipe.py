@@ -49,6 +49,8 @@ class Recipe(Strict):
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
         log_every: steps between lines of metrics.jsonl.
         checkpoint_every: steps between checkpoints; one is always written at the end and on a signal.
+        checkpoint_minutes: most minutes between them, on top of that.
+        keep_checkpoints: how many of an arm and seed are kept, the newest as ``checkpoint.pt``.
         arms: what is compared, by name. ``reference`` is always evaluated beside them.
         baseline: the arm that differences are taken against.
     """
@@ -65,6 +67,8 @@ class Recipe(Strict):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     log_every: AtLeastOne = 10
     checkpoint_every: AtLeastOne = 200
+    checkpoint_minutes: Positive | None = None
+    keep_checkpoints: AtLeastOne = 1
     arms: dict[str, Arm]
     baseline: str
 

@@ -103,6 +103,7 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     """
     wide, entries = spread(largest, below, mask), count(mask, below)
     counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
+    of: Any
     of, values, counted, n = arrays((below / wide).masked_fill(~mask, 0), counted, entries)
     powers = of.stack([values**0, values, values**2], -1)  # [rows, columns, 3]
     goal = (2 * size) ** 0.5
@@ -117,4 +118,5 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
 
     _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
     deviation = (second - first**2).clip(1e-12) ** 0.5
-    return wide / solve(newton, goal / deviation, low=max(2 * goal, 1e-12), high=1e6)
+    start = goal / deviation
+    return wide / solve(newton, start, low=max(2 * goal, 1e-12), high=1e6)

@@ -65,7 +65,7 @@ def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: float, high
         start: ``[rows, 1]``, in double precision.
         low, high: bracket, above 0. Where the goal lies beyond, that end is returned.
     """
-    of = np if isinstance(start, np.ndarray) else torch
+    of: Any = np if isinstance(start, np.ndarray) else torch
     x = start.clip(low, high)
     lows, highs = low + 0 * x, high + 0 * x
     for _ in range(60):

@@ -22,6 +22,7 @@ from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.runs.environment import environment
 from steering.runs.journal import Journal
+from steering.runs.processes import by_first
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
@@ -55,6 +56,7 @@ class Run:
         folder: made by this run, or of the same configuration, which is then continued.
         console: for progress and tables.
         command: what the user typed, for the records.
+        device: where this process trains; by default as the configuration says.
     """
 
     config: RunConfig
@@ -62,10 +64,11 @@ class Run:
     folder: Path
     console: Console
     command: list[str]
+    device: torch.device | None = None
 
     def __post_init__(self):
         self.recipe = self.config.recipe
-        self.device = _device(self.config.device)
+        self.device = self.device or device(self.config.device)
         self._last: tuple[Task, ReferenceLosses] | None = None
         self._known: tuple[ReferenceLosses, dict[str, float]] | None = None
 
@@ -76,28 +79,36 @@ class Run:
             UserError: the folder is another run's, or some process is at work in it.
         """
         torch.set_num_threads(self.config.threads)
-        if not self.folder.exists():
+        if not by_first(self.folder.exists):
             _ = self.task.metrics
             _ = self._drawn(0)[1].model  # what cannot be loaded or trained leaves no folder behind
             for arm in self.recipe.arms.values():
                 loop.candidates_needed(arm, self.recipe, self.task.size)
-        self._check_folder()
-        lock = FileLock(files.make_folder(self.folder) / LOCK)
+        self._lock: FileLock | None = None
         try:
-            if rank() == 0:
-                lock.acquire(timeout=0)
-            return self._execute()
+            by_first(self._enter)
+            summary = self._execute()
+            by_first(lambda: None)  # the first one has written the report
+            return summary
+        except OSError as error:  # of the lock, the plots, or the task's own files
+            raise RunError(f"cannot read or write {error.filename or self.folder}: {error.strerror}") from None
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _enter(self) -> None:
+        """Makes the run folder, or makes sure that it is this run's, and locks it."""
+        self._check_folder()
+        self._lock = FileLock(files.make_folder(self.folder) / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"another process is at work in {self.folder}: wait for it, or choose another --out"
             ) from None
-        except OSError as error:  # of the lock, the plots, or the task's own files
-            raise RunError(f"cannot read or write {error.filename or self.folder}: {error.strerror}") from None
-        finally:
-            lock.release()
+        self._open()
 
     def _execute(self) -> Summary:
-        self._open()
         journal = Journal(self.folder / "metrics.jsonl")
         results: dict[str, list[Result]] = {name: [] for name in (REFERENCE, *self.recipe.arms)}
         total = self.recipe.steps * len(self.recipe.arms) * self.recipe.seeds
@@ -132,12 +143,13 @@ class Run:
 
     def _open(self) -> None:
         """Writes down what is run; what was typed first and when stays."""
-        if rank() == 0:
-            configs.save(self.config, self.folder / "config.yaml")
-            if not (self.folder / "environment.json").exists():
-                said = {"command": shlex.join(self.command), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-                files.write_json(self.folder / "environment.json", said | environment())
-            self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
+        configs.save(self.config, self.folder / "config.yaml")
+        if not (self.folder / "environment.json").exists():
+            said = {"command": shlex.join(self.command), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+            files.write_json(self.folder / "environment.json", said | environment())
+        if not (self.folder / "metrics.jsonl").exists():
+            files.write(self.folder / "metrics.jsonl", "")
+        self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
 
     def _drawn(self, seed: int) -> tuple[Task, ReferenceLosses]:
         """The task of one repetition and its reference's losses, kept while the data stay the same."""
@@ -152,7 +164,7 @@ class Run:
         def look() -> Result:
             if self._known is None or self._known[0] is not reference:
                 watch.note("evaluating the reference")
-                self._known = (reference, loop.evaluate(task, reference.model))
+                self._known = (reference, by_first(lambda: loop.evaluate(task, reference.model)))
             return Result(seed=seed, metrics=self._known[1], samples=0, candidates=0)
 
         return self._once(REFERENCE, seed, look)
@@ -163,8 +175,9 @@ class Run:
         def train() -> Result:
             training = self._training(name, seed, task, reference)
             path = self._place(name, seed) / "checkpoint.pt"
-            done = _steps_done(path)
-            journal.cut(name, seed, done)
+            done = by_first(lambda: _steps_done(path))
+            if rank() == 0:
+                journal.cut(name, seed, done)
             watch.begin(f"{name} (seed {seed})", self.recipe.steps, done)
             evaluation: dict[str, float] = {}
 
@@ -217,9 +230,10 @@ class Run:
     def _once(self, name: str, seed: int, make: Callable[[], Result]) -> Result:
         """What result.json says, or else what ``make`` finds out."""
         path = self._place(name, seed) / "result.json"
-        if path.exists():
+        known = by_first(lambda: path.read_text() if path.exists() else None)
+        if known is not None:
             try:
-                return Result.model_validate_json(path.read_text())
+                return Result.model_validate_json(known)
             except ValidationError:
                 raise UserError(f"{path} is damaged: delete it, and the run ends that arm again") from None
         began = time.monotonic()
@@ -309,16 +323,17 @@ def _steps_done(path: Path) -> int:
     return int(loop.checkpoint.load(path)["done"]) if path.exists() else 0
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        found = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
         raise UserError(f"no device is named {name!r}: use auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"device {name!r} was asked for, but torch sees {seen} CUDA devices: use --device cpu")
-    return device
+    return found

@@ -1,7 +1,10 @@
 """Everything a run needs to go on bit for bit, in one file that loads without running code."""
 
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import ZipFile
 
 import torch
@@ -18,6 +21,81 @@ def save(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
 
     files.write(path, content)
+
+
+class Saver:
+    """Writes checkpoints of one training in the background, one at a time, and keeps the last few.
+
+    What is trained meanwhile does not reach the file: the state is copied first. At whatever moment the process is
+    killed, a whole checkpoint stands at ``path``, if one ever did.
+
+    Args:
+        path: of the newest one; older ones stand beside it, ``checkpoint-00000400.pt`` after step 400 say.
+        keep: how many to keep in all.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 1):
+        self.path, self.keep = path, keep
+        self._began = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
+        for torso in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+            torso.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self._began
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Begins to write; raises RunError if the one before could not be written."""
+        self.wait()
+        self._began = time.monotonic()
+        self._writing = self._pool.submit(self._write, _copied(state))
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk; raises RunError if it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        if self.keep > 1 and self.path.exists():
+            aside = self.path.with_name(f".{self.path.name}.before")
+            aside.unlink(missing_ok=True)
+            os.link(self.path, aside)
+            save(self.path, state)
+            aside.replace(self.path.with_name(f"{self.path.stem}-{_step(aside):08d}{self.path.suffix}"))
+        else:
+            save(self.path, state)
+        for old in self._older()[: -self.keep + 1 or None]:
+            old.unlink(missing_ok=True)
+
+    def _older(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
+
+
+def _step(path: Path) -> int:
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"])
+
+
+def _copied(value: Any) -> Any:
+    """The same state in memory of its own, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value
 
 
 def load(path: Path) -> dict[str, Any]:

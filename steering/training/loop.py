@@ -55,7 +55,6 @@ class Training:
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         seeds.seed_everything(seeds.derive(seed, "model"))
         self.model: nn.Module = task.target().to(device)
-        seeds.seed_everything(seeds.derive(seed, "training"))
         self.optimizer = make_optimizer(self.model, recipe)
         memory = Levels(task.rows, rate=arm.rate)
         rule = registry.build("rules", arm.rule)
@@ -74,6 +73,7 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
+        seeds.seed_everything(seeds.derive(self.seed, "step", self.done, rank()))  # so there is no state to save
         candidates = next(self.stream).to(self.device)
         batch = self._choose(candidates)
         self.model.train()
@@ -108,10 +108,7 @@ class Training:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         steered.loss.backward()
-        if world_size() > 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = total(parameter.grad) / world_size()
+        _average([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
@@ -143,7 +140,6 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
-            "generators": seeds.state_dict(),
             "tally": self.tally.state_dict(),
         }
 
@@ -154,7 +150,6 @@ class Training:
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
         self.tally = Tally(**state["tally"])
-        seeds.load_state_dict(state["generators"])
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
@@ -193,6 +188,9 @@ def run(
 ) -> bool:
     """Trains to the end of the recipe, with checkpoints at ``path``; continues the one that is there.
 
+    Any number of ranks may continue what another number began, as far as the batch can be shared evenly. With the
+    same number a run that was stopped, or killed and repeated from its last checkpoint, ends with the same bits.
+
     Args:
         training: fresh; its state is replaced by the checkpoint's if there is one.
         path: of the checkpoint.
@@ -206,22 +204,24 @@ def run(
         RunError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
     recipe = training.recipe
-    if path.exists():
-        _restore(training, path)
-    elif rank() == 0:
-        checkpoint.save(path, training.state_dict())
-    while training.done < recipe.steps:
-        record(training.step())
-        last = training.done == recipe.steps
-        if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
-            record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
-        halt = _anyone(stopped(), training.device) and not last
-        if last or halt or training.done % recipe.checkpoint_every == 0:
-            _check_weights(training)
-            if rank() == 0:
-                checkpoint.save(path, training.state_dict())
-        if halt:
-            return False
+    with checkpoint.Saver(path, keep=recipe.keep_checkpoints) as saver:
+        if _anyone(path.exists(), training.device):
+            _restore(training, path)
+        elif rank() == 0:
+            saver.save(training.state_dict())
+        while training.done < recipe.steps:
+            record(training.step())
+            last = training.done == recipe.steps
+            if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
+                record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
+            halt = _anyone(stopped(), training.device) and not last
+            late = recipe.checkpoint_minutes and saver.age() > 60 * recipe.checkpoint_minutes
+            if last or halt or training.done % recipe.checkpoint_every == 0 or late:
+                _check_weights(training)
+                if rank() == 0:
+                    saver.save(training.state_dict())
+            if halt:
+                return False
     return True
 
 
@@ -242,6 +242,15 @@ def _restore(training: Training, path: Path) -> None:
 def _anyone(says_so: bool, device: torch.device | str) -> bool:
     """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
     return bool(total(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
+
+
+def _average(gradients: list[torch.Tensor]) -> None:
+    """Puts the mean over ranks in place of every gradient."""
+    if world_size() == 1 or not gradients:
+        return
+    flat = total(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def _check_weights(training: Training) -> None:

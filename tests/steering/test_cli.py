@@ -131,10 +131,10 @@ def test_a_run_that_cannot_be_written_is_one_line_and_exit_code_one(steer, tmp_p
     assert err[0] == "steer: cannot make a/b: Not a directory. Choose another folder with --out"
 
 
-def test_several_processes_are_refused_rather_than_trained_apart(steer, monkeypatch):
+def test_a_process_that_cannot_meet_the_others_is_told_how_to_start_them(steer, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = steer("run", "digits")
-    assert code == 2 and len(err) == 1 and "one process" in err[0] and not Path("runs").exists()
+    assert code == 2 and len(err) == 1 and "torchrun --nproc-per-node N" in err[0] and not Path("runs").exists()
 
 
 def test_a_run_that_was_stopped_has_the_exit_code_of_its_signal(steer, monkeypatch):

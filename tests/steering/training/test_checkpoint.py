@@ -86,3 +86,52 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(saved, monkeypatch, f
     with pytest.raises(RunError, match=rf"cannot write .*c\.pt: {first or 'unexpected pos 64 vs 0'}\. Free some"):
         checkpoint.save(saved, {})
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+
+
+# -- in the background ----------------------------------------------------------------------------------------
+
+
+def test_what_changes_after_a_save_does_not_reach_the_file(tmp_path):
+    state = {"done": 1, "model": {"w": torch.zeros(3)}, "groups": [{"rate": 0.1}]}
+    with checkpoint.Saver(tmp_path / "c.pt") as saver:
+        saver.save(state)
+        state["model"]["w"] += 1
+        state["groups"][0]["rate"] = 0.2
+    kept = checkpoint.load(tmp_path / "c.pt")
+    assert kept["model"]["w"].tolist() == [0, 0, 0] and kept["groups"] == [{"rate": 0.1}]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_last_few_checkpoints_are_kept(tmp_path, keep):
+    with checkpoint.Saver(tmp_path / "c.pt", keep=keep) as saver:
+        for step in range(0, 60, 10):
+            saver.save({"done": step})
+    found = {path.name: checkpoint.load(path)["done"] for path in tmp_path.iterdir()}
+    older = {f"c-{step:08d}.pt": step for step in (40, 30, 20)[: keep - 1]}
+    assert found == older | {"c.pt": 50}
+
+
+def test_a_save_that_failed_in_the_background_is_told_at_the_next_one(tmp_path, monkeypatch):
+    saver = checkpoint.Saver(tmp_path / "c.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(RunError("disk full")))
+        saver.save({"done": 1})
+        with pytest.raises(RunError, match="disk full"):
+            saver.wait()
+    with saver:
+        saver.save({"done": 2})
+    assert checkpoint.load(tmp_path / "c.pt")["done"] == 2
+
+
+def test_a_failure_in_the_background_is_not_lost_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(RunError("disk full")))
+    with pytest.raises(RunError, match="disk full"), checkpoint.Saver(tmp_path / "c.pt") as saver:
+        saver.save({"done": 1})
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
+    (tmp_path / ".c.pt.x81k").write_bytes(b"half")
+    (tmp_path / ".other.pt.x81k").write_bytes(b"not ours")
+    with checkpoint.Saver(tmp_path / "c.pt"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".other.pt.x81k"]

@@ -251,7 +251,6 @@ def test_the_uniform_arm_is_plain_training(training, toy, tmp_path, optimizer):
     stream = training(toy(), 3, settings, subtract=False).stream
     seeds.seed_everything(seeds.derive(3, "model"))
     model = toy().target()
-    seeds.seed_everything(seeds.derive(3, "training"))
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -259,7 +258,8 @@ def test_the_uniform_arm_is_plain_training(training, toy, tmp_path, optimizer):
     stepper = make(groups, lr=0.05, **({"momentum": 0.9} if optimizer == "sgd" else {}))
     model.train()
     loss = torch.zeros(())
-    for _ in range(12):
+    for step in range(12):
+        seeds.seed_everything(seeds.derive(3, "step", step, 0))
         batch = next(stream)
         loss = cross_entropy(model(batch["x"]), batch["y"])
         stepper.zero_grad()
