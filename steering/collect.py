@@ -1,5 +1,8 @@
 """All talk between ranks: who am I, how many are we, and everyone's rows in one tensor."""
 
+import os
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +16,39 @@ def world_size() -> int:
 def rank() -> int:
     """This process's place among them, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def meeting_place() -> torch.device:
+    """Where tensors must lie to be exchanged."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def first_on_node() -> bool:
+    """Whether this is the first of the processes that share this machine's memory."""
+    return int(os.environ.get("LOCAL_RANK", rank())) == 0
+
+
+def node_memory(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory that all processes of a machine share, ``[size]`` zeros; freed when the last of them ends.
+
+    Every rank has to ask for it at the same time.
+    """
+    if world_size() == 1:
+        return torch.zeros(size, dtype=dtype)
+    number = torch.tensor(int.from_bytes(os.urandom(6)) if rank() == 0 else 0, device=meeting_place())
+    number = total(number)  # one name for all
+    path = Path("/dev/shm") / f"steering-{int(number):x}"
+    memory = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+    dist.barrier()  # everyone has opened it
+    if first_on_node():
+        path.unlink(missing_ok=True)
+    return memory
 
 
 def gather(values: Tensor) -> Tensor:

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from steering.collect import barrier, first_on_node, node_memory, world_size
 from steering.errors import UserError
+
+NEAR = 1 << 30  # bytes: a larger table does not lie beside the levels but once a machine, in shared memory
 
 
 class Levels:
@@ -43,19 +46,37 @@ class Levels:
         return self.table[ids.to(self.table.device)].to(ids.device)
 
     def write(self, ids: Tensor, levels: Tensor) -> None:
-        """Remembers ``[rows, width]`` under ``[rows]`` ids; an id that comes twice keeps the mean.
+        """Remembers ``[rows, width]`` under ``[rows]`` ids, both the same on every rank.
 
-        The memory lives where the first levels came from; on a GPU nothing here waits for it.
+        An id that comes twice keeps the mean. A table of up to a gibibyte lives where the first levels came from, and
+        on a GPU nothing here waits for it. A larger one is kept once a machine and written by the first process there.
         """
         self._check(ids)
         if self.table is None:
-            self.table = levels.new_full((self.size, levels.shape[1]), torch.nan)
+            self.table = self._allocate(levels)
+        if self._shared and not first_on_node():
+            return
         ids, levels = ids.to(self.table.device), levels.to(self.table)
         ordered, order = ids.sort()
         place = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
         sums = torch.zeros_like(levels).index_add_(0, place, levels[order])
         times = torch.zeros_like(levels[:, 0]).index_add_(0, place, torch.ones_like(levels[:, 0]))
         self.table.index_copy_(0, ordered, (sums / times.clamp(min=1)[:, None])[place])
+
+    @property
+    def _shared(self) -> bool:
+        return world_size() > 1 and self.table is not None and self.table.nbytes > NEAR
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        """An unset table for levels such as these."""
+        shape = self.size, like.shape[1]
+        if shape[0] * shape[1] * like.itemsize <= NEAR:
+            return like.new_full(shape, torch.nan)
+        table = node_memory(shape[0] * shape[1], like.dtype).view(shape)
+        if first_on_node():
+            table.fill_(torch.nan)
+        barrier()  # nobody reads what is not yet unset
+        return table
 
     def _check(self, ids: Tensor) -> None:
         if ids.is_cuda:  # the device itself checks, without waiting
@@ -79,6 +100,6 @@ class Levels:
             )
         self.rate, self.table = state["rate"], None
         if state["table"] is not None:
-            grown = state["table"].new_full((self.size, state["table"].shape[1]), torch.nan)
-            grown[: state["size"]] = state["table"]
-            self.table = grown
+            self.table = self._allocate(state["table"])
+            if not self._shared or first_on_node():
+                self.table[: state["size"]] = state["table"]

@@ -15,13 +15,13 @@ from torch.autograd.function import once_differentiable
 from steering.collect import gather, rank, scatter_sum, world_size
 from steering.errors import UserError
 from steering.levels import Levels
-from steering.pairs import Pairs
+from steering.pairs import Pairs, anchors
 from steering.passes import EachRow, Exponentials, Pass
 from steering.rows import Steered, given
 from steering.rules.rule import Exponential, Rule
 from steering.tiles import room
 
-SAMPLED = 256  # pairs of a batch, over all ranks, that variances are estimated from
+SAMPLED = 128  # pairs of a batch, over all ranks, that variances are estimated from
 
 
 class PairRows:
@@ -47,19 +47,26 @@ class PairRows:
         self.known = None if reference is None else _sides(reference, like=self.target[0])
         self.everyone = gather(self.target[1]), None if self.known is None else gather(self.known[1])
         n = len(self.target[0])
+        self.exact = torch.promote_types(self.target[0].dtype, torch.float32)
         self.mine = slice(rank() * n, (rank() + 1) * n)  # own rights among everyone's
         self.negatives = len(self.everyone[0]) - 1
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
         if self.known is None:
             return None
-        n = len(self.target[0])
-        most = min(n, max(1, SAMPLED // world_size()))
-        places = torch.arange(most, device=self.target[0].device) * n // most
-        (values, mask), (known, _) = (
-            Pairs(left[places], right[places]).rows() for left, right in (self.target, self.known)
-        )
-        return values, known.to(values), mask
+        pairs = zip((self.target, self.known), self.everyone, strict=True)
+        n, ranks = len(self.target[0]), world_size()
+        some = min(n, max(1, SAMPLED // ranks))
+        places = torch.arange(some, device=self.target[0].device) * n // some
+        everywhere = (places + torch.arange(ranks, device=places.device)[:, None] * n).flatten()
+        found = []
+        for mine, rights in pairs:
+            assert rights is not None
+            lefts, rights = mine[0][places].to(self.exact), rights[everywhere].to(self.exact)
+            own = rights[rank() * some : (rank() + 1) * some]
+            found.append(anchors((lefts, own), (gather(lefts), rights), rank() * some))
+        (values, mask), (known, _) = found
+        return values, known, mask
 
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
         ids = given(ids)

@@ -39,18 +39,28 @@ class Pairs(NamedTuple):
         The mask is False at the anchor's own pair.
         """
         left, right = _exact(self.left), _exact(self.right)
-        own = (left * right).sum(-1, keepdim=True)
-        values = torch.cat([left @ gather(right).T - own, right @ gather(left).T - own])
-        mask = torch.ones_like(values, dtype=torch.bool)
-        here = torch.arange(len(left), device=values.device)
-        mask[here, here + rank() * len(left)] = False
-        mask[here + len(left), here + rank() * len(left)] = False
-        return values, mask
+        return anchors((left, right), (gather(left), gather(right)), rank() * len(left))
 
     def per_sample(self, scale: float | Tensor | None = None) -> Tensor:
         """Contrastive loss of every pair among this rank's, ``[n]``: the mean of both directions, in nats."""
         logits = self.similarities() * (self.scale if scale is None else scale)
         return (logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()
+
+
+def anchors(mine: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], first: int) -> tuple[Tensor, Tensor]:
+    """Losses and mask of all anchors among n pairs of mine, ``[2 n, m]``, over m pairs of everyone.
+
+    Args:
+        mine, everyone: lefts and rights, ``[n, width]`` and ``[m, width]``.
+        first: place of my first pair among everyone's.
+    """
+    own = (mine[0] * mine[1]).sum(-1, keepdim=True)
+    values = torch.cat([mine[0] @ everyone[1].T - own, mine[1] @ everyone[0].T - own])
+    mask = torch.ones_like(values, dtype=torch.bool)
+    here = torch.arange(len(mine[0]), device=values.device)
+    mask[here, here + first] = False
+    mask[here + len(here), here + first] = False
+    return values, mask
 
 
 def _exact(features: Tensor) -> Tensor:

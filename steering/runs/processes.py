@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from steering.collect import rank, world_size
+from steering.collect import meeting_place, rank, world_size
 from steering.errors import RunError, UserError
 
 PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a while
@@ -66,7 +66,7 @@ def by_first(action: Callable[[], Any]) -> Any:
 
 def _broadcast(words: bytes) -> bytes:
     """Bytes of the first process, in all of them."""
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    device = meeting_place()
     length = torch.tensor(len(words), device=device)
     dist.broadcast(length, 0)
     content = torch.zeros(int(length), dtype=torch.uint8, device=device)

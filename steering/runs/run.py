@@ -56,7 +56,7 @@ class Run:
         folder: made by this run, or of the same configuration, which is then continued.
         console: for progress and tables.
         command: what the user typed, for the records.
-        device: where this process trains; by default as the configuration says.
+        here: the device of this process; by default as the configuration says.
     """
 
     config: RunConfig
@@ -64,11 +64,11 @@ class Run:
     folder: Path
     console: Console
     command: list[str]
-    device: torch.device | None = None
+    here: torch.device | None = None
 
     def __post_init__(self):
         self.recipe = self.config.recipe
-        self.device = self.device or device(self.config.device)
+        self.device = self.here or device(self.config.device)
         self._last: tuple[Task, ReferenceLosses] | None = None
         self._known: tuple[ReferenceLosses, dict[str, float]] | None = None
 

@@ -1,6 +1,6 @@
-"""Two processes steer as one: the same gradient, memory and moments, however the batch is split.
+"""Several processes steer as one: the same gradient, memory and moments, however the batch is split.
 
-Every scenario runs on the whole batch in one process and on halves in two (gloo); the two gradients are
+Every scenario runs on the whole batch in one process and on its parts in two and in four (gloo); the gradients are
 averaged as DistributedDataParallel does. All in double precision, to 1e-12.
 """
 
@@ -12,12 +12,12 @@ import torch
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
-from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform
+from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, levels
 from steering.collect import rank, total, world_size
 
 pytestmark = pytest.mark.slow
 
-RANKS, BATCH, STEPS = 2, 8, 3
+BATCH, STEPS = 8, 3
 RULES = [
     Uniform(),
     KL(temperature=0.5),
@@ -37,7 +37,7 @@ def batches():
         reference = torch.rand(BATCH, 5, generator=generator, dtype=torch.float64)
         ids = torch.randperm(2 * BATCH, generator=generator)[:BATCH]
         mask = torch.rand(BATCH, 5, generator=generator) < 0.7
-        mask[: BATCH // RANKS, 0] = True  # the first rank has more entries that count
+        mask[: BATCH // 2, 0] = True  # the first rank has more entries that count
         mask[-3:, 0] = False
         mask[1] = False  # a row of padding, on the first rank
         yield x, y, reference, ids, mask
@@ -95,37 +95,44 @@ def everything() -> dict[str, dict]:
     return {name: train(*scenario) for name, scenario in scenarios().items()}
 
 
-def one_rank(place: int, folder: str) -> None:
+def one_rank(place: int, folder: str, ranks: int, near: int) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=RANKS)
+    levels.NEAR = near
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=ranks)
     torch.save(everything(), f"{folder}/rank{place}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> list[dict]:
-    """What one process found, and then every rank of two."""
+def alone() -> dict[str, dict]:
+    return everything()
+
+
+@pytest.fixture(scope="module", params=[(2, levels.NEAR), (4, 100)], ids=["2 ranks", "4 ranks, memory shared"])
+def together(request, tmp_path_factory) -> list[dict]:
+    """What every rank found; with a table each, or one for all where it is larger than 100 bytes."""
+    ranks, near = request.param
     folder = str(tmp_path_factory.mktemp("ranks"))
     with pytest.MonkeyPatch.context() as patch:
         root = str(Path(__file__).parents[2])
         patch.setattr(sys, "path", [root, *sys.path])  # so that the ranks find this module
-        spawn(one_rank, (folder,), nprocs=RANKS)
-    return [everything(), *(torch.load(f"{folder}/rank{place}.pt") for place in range(RANKS))]
+        spawn(one_rank, (folder, ranks, near), nprocs=ranks)
+    return [torch.load(f"{folder}/rank{place}.pt") for place in range(ranks)]
 
 
 @pytest.mark.parametrize("name", scenarios())
-def test_two_ranks_steer_as_one(runs, name):
-    for figure, wanted in runs[0][name].items():
+def test_several_ranks_steer_as_one(alone, together, name):
+    for figure, wanted in alone[name].items():
         assert wanted.isfinite().all(), figure
-        for found in runs[1:]:
+        for found in together:
             assert torch.allclose(found[name][figure], wanted, rtol=1e-12, atol=1e-12), figure
 
 
-def test_the_scenarios_use_their_memory_and_their_masks(runs):
+def test_the_scenarios_use_their_memory_and_their_masks(alone):
     for name, scenario in scenarios().items():
-        assert (len(runs[0][name]["table"]) > 0) == (scenario[2] < 1), name
+        assert (len(alone[name]["table"]) > 0) == (scenario[2] < 1), name
     for kind in ("samples", "rows", "pairs"):
-        fresh, remembered = (runs[0][f"{kind}-{KL(temperature=0.5)!r}{end}"] for end in ("", "-remembered"))
+        fresh, remembered = (alone[f"{kind}-{KL(temperature=0.5)!r}{end}"] for end in ("", "-remembered"))
         assert not torch.allclose(fresh["gradients"][1:], remembered["gradients"][1:])
-    plain, masked = (runs[0][f"{kind}-{Uniform()!r}"]["gradients"] for kind in ("samples", "masked"))
+    plain, masked = (alone[f"{kind}-{Uniform()!r}"]["gradients"] for kind in ("samples", "masked"))
     assert not torch.allclose(plain, masked)
