@@ -101,8 +101,11 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
     from steering.runs.arms import choose
 
     if resume is not None:
-        if task or config or sets or out or method or arms or any(given.values()):
-            raise UserError("--resume takes its settings from the run folder: give it alone")
+        if task or config or out or method or arms or given["recipe"] or given["options"]:
+            raise UserError(
+                "--resume takes its settings from the run folder: give it alone, or with what only says where and how "
+                "to go on (--device, --threads, --set options.workers=8)"
+            )
         if not (resume / "config.yaml").exists():
             raise UserError(f"{resume} is no run folder: it has no config.yaml")
         config, out = resume / "config.yaml", resume

@@ -1,6 +1,6 @@
 """The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -97,10 +97,19 @@ def load(path: Path) -> RunConfig:
     return validate(_read(path))
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Settings that two configurations do not share, as ``recipe.steps 100 -> 200``."""
+def elastic(task: "Task") -> set[str]:
+    """Settings that may change when a run resumes: where and how fast it runs, not what is computed.
+
+    Of a task they are the options whose dataclass field has ``metadata={"elastic": True}``.
+    """
+    options = fields(task) if is_dataclass(task) else ()
+    return {"device", "threads"} | {f"options.{option.name}" for option in options if option.metadata.get("elastic")}
+
+
+def differences(old: RunConfig, new: RunConfig, free: Collection[str] = ()) -> list[str]:
+    """Settings that two configurations do not share, as ``recipe.steps 100 -> 200``, but for those that are free."""
     flat = [_flat(config.model_dump()) for config in (old, new)]
-    names = sorted(set(flat[0]) | set(flat[1]))
+    names = sorted((set(flat[0]) | set(flat[1])) - set(free))
     return [f"{n} {flat[0].get(n)} -> {flat[1].get(n)}" for n in names if flat[0].get(n) != flat[1].get(n)]
 
 

@@ -132,7 +132,7 @@ class Run:
         """Makes sure that the run folder is new, empty, or of the same configuration."""
         path = self.folder / "config.yaml"
         if path.exists():
-            changed = configs.differences(configs.load(path), self.config)
+            changed = configs.differences(configs.load(path), self.config, configs.elastic(self.task))
             if changed:
                 raise UserError(
                     f"{self.folder} holds a run of another configuration ({'; '.join(changed[:3])}): choose another "

@@ -204,3 +204,13 @@ def test_the_same_command_again_continues_the_run(steer):
     assert steer("run", "blobs", "--out", "here", *SMALL)[0] == 0
     code, _, err = steer("run", "blobs", "--out", "here", *SMALL, "--steps", "3")
     assert code == 2 and "recipe.steps 2 -> 3" in err[0]
+
+
+def test_a_resumed_run_may_go_on_elsewhere_and_faster_but_not_otherwise(steer, tmp_path):
+    """threads say how a run is computed, options.noise what."""
+    assert steer("run", "blobs", "--steps", "4", "--seeds", "1", "--arms", "erm", "--out", "a")[0] == 0
+    code, _, err = steer("run", "--resume", "a", "--threads", "2")
+    assert code == 0, err
+    assert "threads: 2" in Path("a/config.yaml").read_text()
+    code, _, err = steer("run", "--resume", "a", "--set", "recipe.steps=5")
+    assert code == 2 and "recipe.steps 4 -> 5" in err[0]
