@@ -9,11 +9,39 @@ from PIL import Image, UnidentifiedImageError
 
 from steering.errors import RunError
 
-# By name, because Pillow also knows formats that start other programs (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# By name, because Pillow also knows formats that start other programs (EPS runs Ghostscript), that call a handler of
+# someone else's (WMF, GRIB, HDF5, BUFR), or that only science, games and old editors write.
+_KNOWN = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "AVIF": ("avif",),
+    "BMP": ("bmp",),
+    "DIB": ("dib",),
+    "GIF": ("gif",),
+    "TIFF": ("tif", "tiff"),
+    "JPEG2000": ("jp2", "j2k", "jpx", "j2c", "jpc", "jpf"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "TGA": ("tga",),
+    "ICO": ("ico",),
+    "ICNS": ("icns",),
+    "PCX": ("pcx",),
+    "SGI": ("sgi", "rgb"),
+    "SUN": ("ras",),
+    "QOI": ("qoi",),
+    "DDS": ("dds",),
+    "PSD": ("psd",),
+    "MSP": ("msp",),
+    "XBM": ("xbm",),
+    "XPM": ("xpm",),
+}
+Image.init()
+FORMATS = tuple(form for form in _KNOWN if form in Image.OPEN)  # an older Pillow, or another build, lacks some
+PICTURES = tuple(kind for form in FORMATS for kind in _KNOWN[form])  # the first that a sample has
+COMMON = tuple(_KNOWN[form][0] for form in FORMATS[:8])
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MB of RGB
 MOST_NARROW = 100  # times as long as wide: scaled to a model's size by its shorter side, it would be huge
-
+UNREADABLE = "shard unreadable"
 REASONS = (
     "no picture",
     "empty picture",
@@ -24,6 +52,8 @@ REASONS = (
     "no caption",
     "caption not in UTF-8",
     "broken JSON",
+    "not in its shard",
+    UNREADABLE,
 )
 
 
@@ -35,7 +65,7 @@ def decode(data: bytes) -> Image.Image:
     """The picture in ``data``, the first one of an animation.
 
     Args:
-        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+        data: a file in one of ``FORMATS``.
 
     Returns:
         RGBA when the picture has an alpha channel or a transparent colour, else RGB. EXIF is not read.
@@ -91,11 +121,13 @@ class Skips:
         seen: samples looked at.
         reasons: skipped samples by reason.
         examples: the first few of them, for the message.
+        stand_ins: how often another sample took the place of one that was skipped.
     """
 
     seen: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    stand_ins: int = 0
 
     @property
     def skipped(self) -> int:
@@ -107,6 +139,11 @@ class Skips:
         if len(self.examples) < 3:
             self.examples.append(example)
 
+    def too_many(self, share_limit: float, least: int = 10) -> bool:
+        """Whether ``check`` would end the run."""
+        enough = least if share_limit > 0 else 1
+        return self.skipped >= enough and self.skipped > share_limit * self.seen
+
     def check(self, share_limit: float = 0.01, least: int = 10) -> None:
         """Ends the run when too many samples are bad.
 
@@ -117,12 +154,11 @@ class Skips:
         Raises:
             RunError: more than that share was skipped, and at least ``least`` samples.
         """
-        skipped, enough = self.skipped, least if share_limit > 0 else 1
-        if skipped < enough or skipped <= share_limit * self.seen:
+        if not self.too_many(share_limit, least):
             return
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
         raise RunError(
-            f"{skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
+            f"{self.skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
             f"allowed; for example {', '.join(self.examples)}. Write these shards again, leave them out, or "
             "allow a larger share (bad_share)"
         )

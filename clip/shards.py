@@ -1,103 +1,154 @@
-"""Local webdataset tars as one list of samples, each under a number that is its place in the tars."""
+"""Webdataset tars as one list of samples, each under a number that is its place in the tars."""
 
-import glob
+import hashlib
 import json
 import os
-import re
-from array import array
+import sys
+import time
 from bisect import bisect_right
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn, Self
 
-from braceexpand import braceexpand
+import numpy as np
+from tqdm import tqdm
 
-from steering.clip.images import Undecodable
+from steering.clip.fetch import Files
+from steering.clip.images import COMMON, PICTURES, UNREADABLE, Undecodable
+from steering.clip.index import Index, open_index
+from steering.clip.manifest import Shard, rows_of, write_offsets
+from steering.clip.sources import Pattern, expand, remote
+from steering.clip.tar import Fault, members, scan
 from steering.errors import RunError, UserError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")  # the first that a sample has
-CAN_RUN_CODE = {"pyd", "pickle", "pkl", "pth", "pt", "npy", "npz"}  # webdataset may unpickle them: left out
-
-Pattern = str | os.PathLike[str]
+AT_ONCE = 8 << 20  # bytes: a sample up to this size is read by one call, of a larger one what is asked for
+AGAIN = 300.0  # seconds until a shard that could not be read is tried again
+LOOKED_AT = 20  # samples in which captions are looked for
 
 
 class Shards:
-    """The samples of local tars, looked up by number.
+    """The samples of tars, looked up by number.
 
     A sample is a run of members with one key, by webdataset's rule: the key is the path up to the first dot
     of the base name, the extension is the rest. A sample's number counts all samples before it, in the order
-    of the shards and then of the tar, usable or not: numbers stay when a folder moves or shards are added at
-    the end. Only headers are read ahead; payloads come by position, from any process.
+    of the manifest and then of the tar, usable or not: numbers stay when a folder moves or shards are added.
+    Nothing is held in memory for a sample: where it begins is looked up in a file that is mapped into memory and
+    shared by all processes, its members are found when it is read.
 
     Args:
-        index: the shards, in order.
+        index: the shards and where their samples begin.
         caption_field: field of the ``.json`` member that holds the caption; None takes the ``.txt`` member,
             or the field ``caption`` where a sample has none.
+        bad_shards: samples of a shard that cannot be read any more are unusable, instead of an end of the run.
+        cache_gb: disk space for copies of remote shards, in 10^9 bytes.
     """
 
-    def __init__(self, index: Sequence["Shard"], caption_field: str | None = None):
-        self.index = index
-        self.caption_field = caption_field
+    def __init__(
+        self, index: Index, caption_field: str | None = None, *, bad_shards: bool = False, cache_gb: float = 50
+    ):
+        self.index: list[Shard] = index.shards
+        self.manifest, self.caption_field, self.bad_shards = index.manifest, caption_field, bad_shards
         self.first = [0]  # number of every shard's first sample, then of all samples
-        for shard in index:
-            self.first.append(self.first[-1] + len(shard.keys))
-        self._files = _Files()
+        for shard in self.index:
+            self.first.append(self.first[-1] + shard.count)
+        self._offsets = _Offsets(index.offsets)
+        self._files = Files(cache_gb * 1e9)
+        self._bad: dict[str, tuple[float, str]] = {}  # until when not to try a shard again, and why
+        self._last: tuple[int, _Sample] | None = None
 
     @classmethod
-    def open(cls, pattern: Pattern | Iterable[Pattern], *, caption_field: str | None = None) -> Self:
-        """Finds the shards, reads their headers and makes sure that they hold pictures and captions.
+    def open(
+        cls,
+        pattern: Pattern | Iterable[Pattern],
+        caption_field: str | None = None,
+        *,
+        bad_shards: bool = False,
+        cache_gb: float = 50,
+    ) -> Self:
+        """Finds the shards, indexes those that are new and makes sure that they hold pictures and captions.
 
         Args:
-            pattern: a path, a brace pattern (``shards/{000..099}.tar``), a glob (sorted, 9 before 10),
-                several of these joined by ``::``, or a list of them.
-            caption_field: as of the class.
+            pattern: a path, a brace pattern (``shards/{000..099}.tar``), a glob (sorted, 9 before 10), a URL
+                (``https:``, ``s3:``, ``gs:``, ``hf:``) or ``pipe:COMMAND``, these with braces too, several of
+                these joined by ``::``, or a list of them.
+            caption_field, bad_shards, cache_gb: as of the class; bad shards may then be missing or cut short, too.
 
         Raises:
-            UserError: a shard is missing, empty, cut short, damaged, no tar, or without pictures or captions.
+            UserError: a shard is missing, empty, cut short, damaged, no tar, without pictures or captions, or not
+                the one that was indexed.
         """
-        shards = cls([scan(path) for path in expand(pattern)], caption_field)
-        for number in range(len(shards.index)):
-            shards._require_pairs(number)
+        named = expand(pattern, missing=bad_shards)
+        files = Files(cache_gb * 1e9)
+        index = open_index(named, fetching=files, bad_shards=bad_shards, progress=bar)
+        shards = cls(index, caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
+        shards._require_pairs()
         return shards
 
     def __len__(self) -> int:
         return self.first[-1]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the numbers: changes when they stand for other samples."""
+        rows = [[shard.name, shard.size, shard.count] for shard in self.index]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
+    def remote(self) -> bool:
+        """Whether any of them has to be fetched."""
+        return any(remote(shard.url) for shard in self.index)
+
+    def locate(self, number: int) -> tuple[Shard, int]:
+        """The shard of a sample and its position in there, counted from 0."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = self.which(number)
+        return self.index[which], number - self.first[which]
+
+    def which(self, number: int) -> int:
+        """Place in ``index`` of the shard of a sample."""
+        return bisect_right(self.first, number) - 1
+
     def read(self, number: int) -> dict[str, bytes]:
         """All members of a sample by extension, undecoded; kinds that could run code are left out."""
-        shard, members = self._members(number)
-        return {kind: self._files.read(shard.path, *place) for kind, place in members.items()}
+        sample = self._sample(number)
+        return {kind: self._bytes(sample, kind) for kind in sample.places}
 
     def picture(self, number: int) -> bytes:
         """The undecoded picture of a sample; raises Undecodable if it has none."""
-        shard, members = self._members(number)
+        sample = self._sample(number)
         for kind in PICTURES:
-            if kind in members:
-                return self._files.read(shard.path, *members[kind])
+            if kind in sample.places:
+                return self._bytes(sample, kind)
         raise Undecodable("no picture")
 
     def caption(self, number: int) -> str:
-        """The caption of a sample; raises Undecodable if it has none, or an empty or broken one."""
-        shard, members = self._members(number)
-        if self.caption_field is None and "txt" in members:
+        """The first caption of a sample; raises Undecodable if it has none, or an empty or broken one."""
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
+        """All captions of a sample: one, or several where the JSON field is a list; raises Undecodable if none."""
+        sample = self._sample(number)
+        if self.caption_field is None and "txt" in sample.places:
             try:
-                caption = self._files.read(shard.path, *members["txt"]).decode("utf-8-sig")
+                told = self._bytes(sample, "txt").decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise Undecodable("caption not in UTF-8") from None
         else:
-            caption = self.info(number).get(self.caption_field or "caption")
-        if not isinstance(caption, str) or not caption.strip():
+            told = self.info(number).get(self.caption_field or "caption")
+        found = [text.strip() for text in (told if isinstance(told, list) else [told]) if isinstance(text, str)]
+        if not any(found):
             raise Undecodable("no caption")
-        return caption.strip()
+        return [text for text in found if text]
 
     def info(self, number: int) -> dict:
         """The ``.json`` member of a sample, {} if it has none; raises Undecodable if it is no JSON object."""
-        shard, members = self._members(number)
-        if "json" not in members:
+        sample = self._sample(number)
+        if "json" not in sample.places:
             return {}
         try:
-            info = json.loads(self._files.read(shard.path, *members["json"]))
+            info = json.loads(self._bytes(sample, "json"))
         except (ValueError, RecursionError):
             raise Undecodable("broken JSON") from None
         if not isinstance(info, dict):
@@ -106,257 +157,161 @@ class Shards:
 
     def name(self, number: int) -> str:
         """Key and shard of a sample, for messages."""
-        shard, place = self._locate(number)
-        return f"{shard.keys[place]} in {shard.path}"
-
-    def _locate(self, number: int) -> tuple["Shard", int]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {len(self)}")
-        which = bisect_right(self.first, number) - 1
-        return self.index[which], number - self.first[which]
-
-    def _members(self, number: int) -> tuple["Shard", dict[str, tuple[int, int]]]:
-        shard, place = self._locate(number)
-        return shard, shard.members(place)
-
-    def _require_pairs(self, which: int) -> None:
-        shard = self.index[which]
-        held = " ".join(f".{kind}" for kind in sorted(shard.kinds)[:9]) or "nothing that is read"
-        if not any(kind in PICTURES for kind in shard.kinds):
-            raise UserError(
-                f"{shard.path} has no pictures: it holds {held}; needed is one of .{' .'.join(PICTURES)} "
-                "(the extension is all that follows the first dot of a file name)"
-            )
-        if self.caption_field is None and "txt" in shard.kinds:
-            return
-        fields: set[str] = set()
-        for number in range(self.first[which], self.first[which + 1])[:20]:
-            try:
-                fields |= self.info(number).keys()
-                self.caption(number)
-                return
-            except Undecodable:
-                continue
-        known = ", ".join(sorted(fields)) or "none"
-        wanted = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
-        raise UserError(f"{shard.path} has no captions: it holds {held} (JSON fields: {known}); needed is {wanted}")
-
-
-@dataclass
-class Shard:
-    """Where the members of one tar are.
-
-    Attributes:
-        path: of the tar.
-        keys: of its n samples.
-        kinds: the extensions that occur, in lower case, without the first dot.
-        starts: n + 1 numbers: members ``starts[i]`` to ``starts[i + 1] - 1`` belong to sample i.
-        codes: place in ``kinds`` of every member.
-        offsets, sizes: of every member's payload, in bytes.
-    """
-
-    path: str
-    keys: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    starts: array = field(default_factory=lambda: array("q"))
-    codes: array = field(default_factory=lambda: array("i"))
-    offsets: array = field(default_factory=lambda: array("q"))
-    sizes: array = field(default_factory=lambda: array("q"))
-
-    def members(self, place: int) -> dict[str, tuple[int, int]]:
-        """Offset and size by extension, of the sample at ``place`` in this tar."""
-        here = range(self.starts[place], self.starts[place + 1])
-        return {self.kinds[self.codes[i]]: (self.offsets[i], self.sizes[i]) for i in here}
-
-
-class _Files:
-    """Shards opened by this process, the longest unused closed first."""
-
-    def __init__(self, most: int = 64):
-        self.most = most
-        self.files: OrderedDict[str, int] = OrderedDict()
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
+        shard, position = self.locate(number)
         try:
-            if path not in self.files:
-                self.files[path] = os.open(path, os.O_RDONLY)
-                if len(self.files) > self.most:
-                    os.close(self.files.popitem(last=False)[1])
-            self.files.move_to_end(path)
-            data = os.pread(self.files[path], size, offset)
-        except OSError as error:
-            raise RunError(f"{path} could not be read: {error.strerror}") from error
-        if len(data) < size:
-            raise RunError(f"{path} became shorter since its headers were read: leave shards alone in a run")
-        return data
+            return f"{self._sample(number).key} in {shard.url}"
+        except (Undecodable, RunError):
+            return f"sample {position} in {shard.url}"
 
     def __getstate__(self) -> dict:
-        return {"most": self.most, "files": OrderedDict()}  # another process opens its own
+        return self.__dict__ | {"_last": None, "_bad": {}}  # another process looks for itself
 
-    def __del__(self, close: Callable[[int], None] = os.close):
-        for file in self.files.values():
-            close(file)
+    def _sample(self, number: int) -> "_Sample":
+        if self._last is None or self._last[0] != number:  # picture, caption and info are of one sample as a rule
+            shard, position = self.locate(number)
+            until, why = self._bad.get(shard.url, (0.0, ""))
+            if time.monotonic() < until:
+                self._unreadable(shard, why)
+            try:
+                self._last = number, self._find(shard, position)
+            except Fault as fault:
+                self._unreadable(shard, str(fault).rstrip(","))
+            except OSError as error:
+                self._unreadable(shard, f"could not be read: {error.strerror or error}")
+        return self._last[1]
 
+    def _unreadable(self, shard: Shard, why: str) -> NoReturn:
+        if shard.url not in self._bad:
+            self._bad[shard.url] = time.monotonic() + AGAIN, why
+        if self.bad_shards or remote(shard.url):
+            raise Undecodable(UNREADABLE)
+        raise RunError(f"{shard.url} {why}")
 
-def expand(pattern: Pattern | Iterable[Pattern]) -> list[str]:
-    """Paths of existing files, in the order of the pattern; see ``Shards.open``."""
-    patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
-    parts = [part.strip() for each in patterns for part in os.fspath(each).split("::")]
-    paths = [path for part in parts if part for path in _expand(part)]
-    if not paths:
-        raise UserError("no shards given: name at least one tar")
-    path, times = Counter(paths).most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"{path} is named {times} times, which would contrast its samples with themselves: name it once"
+    def _find(self, shard: Shard, position: int) -> "_Sample":
+        with self._files.open(shard.url) as file:
+            rows = self._rows(shard, file)
+            if os.fstat(file).st_size != rows[-1]:
+                raise Fault("has changed since its headers were read: leave shards alone in a run", 0)
+            start, stop = int(rows[position]), int(rows[position + 1])
+            if start == stop:
+                raise Undecodable("not in its shard")
+            data = os.pread(file, min(stop - start, AT_ONCE), start)
+            sample = _Sample(shard, "", {}, start, data)
+
+            def read(offset: int, size: int) -> bytes:
+                return sample.held(offset, size) or os.pread(file, size, offset)
+
+            for member in members(read, start, stop):
+                sample.key = member.key
+                sample.places[member.kind] = (member.offset, member.size)
+        return sample
+
+    def _rows(self, shard: Shard, file: int) -> np.ndarray:
+        """Where the samples of an open shard begin; one whose count was only told is read now."""
+        rows = self._offsets.read(shard)
+        if rows[-1] == 0:
+            scanned = scan(file)
+            if scanned.fault and not (self.bad_shards or remote(shard.url)):
+                raise Fault(scanned.fault, 0)
+            rows = rows_of(scanned, shard.count)
+            self._offsets.write(shard, rows)
+        return rows
+
+    def _bytes(self, sample: "_Sample", kind: str) -> bytes:
+        offset, size = sample.places[kind]
+        data = sample.held(offset, size)
+        if data is None:
+            try:
+                with self._files.open(sample.shard.url) as file:
+                    data = os.pread(file, size, offset)
+            except OSError as error:
+                self._unreadable(sample.shard, f"could not be read: {error.strerror or error}")
+        return data
+
+    def _require_pairs(self) -> None:
+        """Makes sure that there is something to train on: of every shard by its extensions, of one a source closer."""
+        seen: set[int] = set()
+        for which, shard in enumerate(self.index):
+            if shard.fault or not shard.count or (shard.kinds is None and shard.part in seen):
+                continue
+            first = shard.part not in seen
+            seen.add(shard.part)
+            try:
+                self._require(which, first)
+            except RunError:
+                if not self.bad_shards:
+                    raise
+
+    def _require(self, which: int, closely: bool) -> None:
+        shard, numbers = self.index[which], range(self.first[which], self.first[which + 1])[:LOOKED_AT]
+        kinds, fields, captions = (
+            set(shard.kinds or ()),
+            set(),
+            self.caption_field is None and "txt" in (shard.kinds or ()),
         )
-    return paths
+        if shard.kinds is None or (closely and not captions):
+            for number in numbers:
+                try:
+                    kinds |= self._sample(number).places.keys()
+                    fields |= self.info(number).keys()
+                    captions = bool(self.captions(number))
+                    break
+                except Undecodable:
+                    continue
+        held = " ".join(f".{kind}" for kind in sorted(kinds)[:9]) or "nothing that is read"
+        if not kinds & set(PICTURES) and (kinds or shard.kinds is not None):
+            raise UserError(
+                f"{shard.url} has no pictures: it holds {held}; needed is one of .{' .'.join(COMMON)} and the like "
+                "(the extension is all that follows the first dot of a file name)"
+            )
+        if closely and not captions and kinds:
+            known = ", ".join(sorted(fields)) or "none"
+            wanted = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
+            raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {known}); needed is {wanted}")
 
 
-def _expand(part: str) -> list[str]:
-    if part.startswith("pipe:") or "://" in part:
-        raise UserError(f"only tars on this machine can be read, got {part}: download them first")
-    part = os.path.expanduser(part)
-    if os.path.isdir(part):
-        raise UserError(f"{part} is a folder: name its shards, for example {os.path.join(part, '*.tar')}")
-    if os.path.isfile(part):  # also one with braces in its name
-        return [part]
-    try:
-        names = list(braceexpand(part, escape=False))
-    except ValueError as error:
-        raise UserError(f"unbalanced braces in {part}: write for example shards/{{000..099}}.tar") from error
-    found = [[name] if os.path.isfile(name) else sorted(_matches(name), key=_natural) for name in names]
-    missing = [name for name, paths in zip(names, found, strict=True) if not paths]
-    if missing:
-        others = f" (nor {len(missing) - 1} others of the {len(names)} in {part})" if len(missing) > 1 else ""
-        raise UserError(f"there is no shard {missing[0]}{others}: correct the name, or download it first")
-    return [path for paths in found for path in paths]
+class _Sample:
+    """Where the members of one sample are, and what of them was read already."""
+
+    def __init__(self, shard: Shard, key: str, places: dict[str, tuple[int, int]], start: int, data: bytes):
+        self.shard, self.key, self.places, self.start, self.data = shard, key, places, start, data
+
+    def held(self, offset: int, size: int) -> bytes | None:
+        begin = offset - self.start
+        return self.data[begin : begin + size] if begin + size <= len(self.data) else None
 
 
-def _matches(name: str) -> list[str]:
-    return [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
+class _Offsets:
+    """The file of offsets, mapped by this process; what cannot be written there is kept here."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.own: dict[str, np.ndarray] = {}
+        self._map: np.ndarray | None = None
+
+    def read(self, shard: Shard) -> np.ndarray:
+        if shard.name in self.own:
+            return self.own[shard.name]
+        stop = shard.slot + shard.count + 2
+        if self._map is None:
+            try:
+                self._map = np.memmap(self.path, dtype="<i8", mode="r")
+            except (OSError, ValueError):
+                self._map = np.zeros(0, dtype="<i8")
+        if len(self._map) < stop:
+            raise RunError(f"{self.path} is gone or too short: rebuild it with steer index --rebuild")
+        return self._map[shard.slot : stop]
+
+    def write(self, shard: Shard, rows: np.ndarray) -> None:
+        try:
+            write_offsets(self.path, shard.slot, rows)
+        except OSError:
+            self.own[shard.name] = rows
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "own": self.own, "_map": None}
 
 
-def _natural(path: str) -> list:
-    """Sorts 9 before 10, so that a shard that is added comes last."""
-    parts: list = re.split(r"([0-9]+)", path)
-    parts[1::2] = map(int, parts[1::2])
-    return parts
-
-
-_NAME = re.compile(r"((?:.*/)?[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset splits key and extension
-_META = re.compile(r"__[^/]*__($|/)")
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-_NO_PAYLOAD = b"123456"  # links, devices, folders, pipes: their size says nothing of what follows
-
-
-class _Fault(Exception):
-    """What is wrong with a tar from some place on."""
-
-
-def scan(path: str) -> Shard:
-    """Reads the headers of a tar.
-
-    Raises:
-        UserError: it is empty, cut short, damaged, no tar, or without samples.
-    """
-    shard = Shard(path)
-    codes: dict[str, int] = {}
-    try:
-        for name, offset, size in _headers(path):
-            match = _NAME.fullmatch(name)
-            if match is None or _META.match(name):
-                continue
-            key, kind = match[1], match[2].lower()
-            if not shard.keys or key != shard.keys[-1]:
-                shard.keys.append(key)
-                shard.starts.append(len(shard.codes))
-            if kind.rpartition(".")[2] in CAN_RUN_CODE:
-                continue
-            code = codes.setdefault(kind, len(codes))
-            if code in shard.codes[shard.starts[-1] :]:
-                raise UserError(f"{path} holds {name} twice in a row: write the shard again with one of them")
-            shard.codes.append(code)
-            shard.offsets.append(offset)
-            shard.sizes.append(size)
-    except _Fault as fault:
-        whole = f"after {_whole(shard):,} whole samples: download or write it again, or leave it out"
-        raise UserError(f"{path} {fault} {whole}") from None
-    if not shard.keys:
-        raise UserError(f"{path} is a tar without samples: it needs members such as KEY.jpg and KEY.txt")
-    shard.starts.append(len(shard.codes))
-    shard.kinds.extend(codes)
-    return shard
-
-
-def _whole(shard: Shard) -> int:
-    """Samples before a fault; the last one counts if it has as many members as the first."""
-    if len(shard.keys) < 2:
-        return 0
-    return len(shard.keys) - (len(shard.codes) - shard.starts[-1] < shard.starts[1])
-
-
-def _headers(path: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of all ordinary files. (tarfile reads a buffer full of every payload as well.)"""
-    end = os.path.getsize(path)
-    if not end:
-        raise UserError(f"{path} is empty (0 bytes): download or write it again")
-    file = os.open(path, os.O_RDONLY)
-    try:
-        start = os.pread(file, 512, 0)
-        if len(start) < 512 or (any(start) and _parse(start) is None):
-            kind = "compressed" if start.startswith(_PACKED) else "not a tar"
-            raise UserError(f"{path} is {kind}: shards must be plain tars, which can be read at any place")
-        yield from _walk(file, end)
-    finally:
-        os.close(file)
-
-
-def _walk(file: int, end: int) -> Iterator[tuple[str, int, int]]:
-    place, extra = 0, {}
-    while any(block := os.pread(file, 512, place)) or len(block) < 512:
-        if len(block) < 512:
-            raise _Fault(f"is cut short: it ends at byte {end:,} without an end mark,")
-        header = _parse(block)
-        if header is None:
-            raise _Fault(f"is damaged: there is no tar header at byte {place:,},")
-        name, kind, size = header
-        if kind not in b"xgLK":
-            name, size, extra = extra.get("path", name), int(extra.get("size", size)), {}
-        payload = place + 512
-        place = payload + (0 if kind in _NO_PAYLOAD else -(-size // 512) * 512)
-        if place > payload and payload + size > end:
-            raise _Fault(f"is cut short: it ends at byte {end:,} within a member,")
-        if kind == b"L":
-            extra["path"] = os.pread(file, size, payload).rstrip(b"\0").decode(errors="backslashreplace")
-        elif kind == b"x":
-            extra |= _records(os.pread(file, size, payload))
-        elif kind in b"07\0" and not name.endswith("/"):
-            yield name, payload, size
-
-
-def _parse(block: bytes) -> tuple[str, bytes, int] | None:
-    """Name, kind and size of a 512-byte header, None if its checksum is wrong."""
-    try:
-        if int(block[148:156].strip(b" \0"), 8) != 256 + sum(block[:148]) + sum(block[156:]):
-            return None
-        size = block[124:136]
-        number = int.from_bytes(size[1:]) if size[0] == 0x80 else int(size.strip(b" \0") or b"0", 8)
-    except ValueError:
-        return None
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode(errors="backslashreplace"), block[156:157], number
-
-
-def _records(data: bytes) -> dict[str, str]:
-    """Path and size from the ``LENGTH key=value`` lines of an extended header."""
-    found = {}
-    while line := re.match(rb"([0-9]+) ([^=]+)=", data):
-        length = max(int(line[1]), line.end())
-        value = data[line.end() : length - 1]
-        if line[2] == b"path" or (line[2] == b"size" and value.isdigit()):
-            found[line[2].decode()] = value.decode(errors="backslashreplace")
-        data = data[length:]
-    return found
+def bar(items: Iterable, total: int) -> Iterable:
+    """A progress bar on a terminal, for what takes longer than two seconds."""
+    return tqdm(items, total=total, unit="shard", desc="indexing", delay=2, disable=not sys.stderr.isatty())

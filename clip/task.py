@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -13,14 +14,17 @@ from torch import nn
 from steering.clip import gallery, recipes
 from steering.clip.bundled import BUNDLE
 from steering.clip.bundled import shards as bundled_shard
+from steering.clip.cache import Cache, open_caches
 from steering.clip.dataset import PairData
 from steering.clip.evaluation import EmojiSuite, PairSet, RetrievalSuite
-from steering.clip.reference import load_reference
+from steering.clip.online import Member, Reference, names, stored
 from steering.clip.shards import Shards
+from steering.clip.sources import split
 from steering.clip.towers import EMOJI, Towers, build, export
 from steering.errors import UserError
 from steering.recipe import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
+from steering.training.order import WINDOW, Order, Whole, Windows
 from steering.training.seeds import derive, untouched
 from steering.training.stream import Shuffled
 
@@ -30,6 +34,8 @@ EMOJI_DATA, EMOJI_REFERENCE_DATA = "emoji", "emoji-reference"
 HELD_OUT = 20  # one pair in so many is held out where no val is given,
 MOST_HELD_OUT = 1000  # but no more than these
 QUERIES = 12  # lines of the gallery
+ELASTIC = {"elastic": True}  # may change when a run resumes
+MOST_WHOLE = 1 << 22  # samples up to which an epoch is one permutation, held in memory
 
 
 @dataclass(frozen=True)
@@ -41,28 +47,40 @@ class Clip:
     task gives features.
 
     Args:
-        data: shards (``shards/{000..099}.tar``, a glob, several joined by ``::``), ``emoji``, the bundled pairs, or
-            ``emoji-reference``, the clean part of them that the bundled reference is trained on.
+        data: shards (``shards/{000..099}.tar``, a glob, URLs, ``pipe:...``, several joined by ``::``), ``emoji``,
+            the bundled pairs, or ``emoji-reference``, the clean part of them that the bundled reference is trained on.
+        weights: how often samples of the sources that ``::`` joins are seen relative to each other, ``2,1`` say.
         val: shards to evaluate on; without them one pair in 20, at most 1,000, is held out of the data.
         model: target, any open_clip architecture; for the bundled pairs a small one made for them, else ViT-B-32.
         ref: ``openai/ViT-B-32``, ``hf-hub:...``, ``local-dir:...``, ``ARCH=checkpoint``, or a run folder of ours. If
-            not given: the bundled one for the bundled pairs, ``openai/ViT-B-32`` for your shards.
+            not given: the bundled one for the bundled pairs, ``openai/ViT-B-32`` for your shards. ``A + B``
+            averages the similarities of several.
+        cache: folder of the reference's features, filled by ``steer cache``; ``X + Y`` for several references. What
+            is missing in it is computed online, and where nothing is, no weights are loaded for training.
         noise: share of the bundled training captions that are wrong, 0 to 1.
         temperature: of the target, fixed; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards.
         caption_field: JSON field with the caption; without it the ``.txt`` member or the field ``caption``.
         bad_share: largest share of samples that may be unreadable.
+        bad_shards: use what is whole of shards that are cut short, and go on without those that cannot be read.
+        cache_gb: disk space for copies of remote shards, in 10^9 bytes.
+        window: samples that are shuffled together where data are too many, or too far away, to be permuted whole.
         workers: processes that load ahead.
     """
 
-    data: str = EMOJI_DATA
+    data: str = field(default=EMOJI_DATA, metadata=ELASTIC)
     val: str | None = None
     model: str | None = None
     ref: str | None = None
+    cache: str | None = field(default=None, metadata=ELASTIC)
     noise: float = 0.3
     temperature: float | None = None
     caption_field: str | None = None
     bad_share: float = 0.01
-    workers: int = 0
+    workers: int = field(default=0, metadata=ELASTIC)
+    weights: str | None = None
+    bad_shards: bool = False
+    cache_gb: float = field(default=50, metadata=ELASTIC)
+    window: int = WINDOW
 
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
@@ -74,6 +92,11 @@ class Clip:
             raise UserError(f"the temperature is a number above 0, got {self._temperature:g}")
         if self.workers < 0:
             raise UserError(f"workers is a number of processes, 0 or more, got {self.workers}")
+        if not 0 < self.cache_gb < math.inf or self.window < 1:
+            raise UserError(
+                f"cache_gb and window are numbers above 0, got cache_gb={self.cache_gb:g} and window={self.window}"
+            )
+        _ = self._weights
 
     @property
     def _bundled(self) -> bool:
@@ -86,8 +109,25 @@ class Clip:
         return 0.07 if self._bundled else 0.01
 
     @property
+    def _weights(self) -> list[float]:
+        """One for every source, none if all are equal."""
+        if self.weights is None:
+            return []
+        sources = len(split(self.data))
+        try:
+            weights = [float(part) for part in self.weights.split(",")]
+        except ValueError:
+            weights = []
+        if self._bundled or len(weights) != sources or not all(0 < weight < math.inf for weight in weights):
+            raise UserError(
+                f"weights are numbers above 0, one for each of the {sources} sources of data, as in 2,1; "
+                f"got {self.weights}"
+            )
+        return weights if len(set(weights)) > 1 else []
+
+    @property
     def size(self) -> int:
-        return len(self._split[0])
+        return len(self._shards)  # ids are the samples' numbers; those held out never occur
 
     @property
     def rows(self) -> int:
@@ -111,17 +151,36 @@ class Clip:
     def target(self) -> Towers:
         return build(self._architecture, temperature=self._temperature)
 
-    def reference(self) -> "Plain":
-        ref = self.ref or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32")
+    @property
+    def refs(self) -> list[str]:
+        """Names of the references whose similarities are averaged, one as a rule."""
+        return names(self.ref or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32"))
+
+    def reference(self) -> Reference:
         pairs = self._pairs  # first: what is wrong with the data is told before anything is downloaded
-        with untouched():  # open_clip draws random weights before it loads the trained ones
-            return Plain(load_reference(ref), pairs).eval()
+        return Reference([Member(ref, cache) for ref, cache in zip(self.refs, self._caches, strict=True)], pairs).eval()
+
+    def stored(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which samples' reference features come from files, ``[n]`` bool."""
+        return stored(self._caches, self._shards, ids)
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._pairs.load, size=self.size, batch=batch, seed=seed, workers=self.workers)
+        order = self._order(batch, seed)
+        load = self._pairs.load
+        return Shuffled(load, order=order, batch=batch, seed=seed, workers=self.workers, stand_ins=True)
+
+    def _order(self, batch: int, seed: int) -> Order:
+        shards, name = self._shards, self._shards.fingerprint
+        if len(shards) <= MOST_WHOLE and not shards.remote and not self._weights:
+            return Whole(len(shards), seed=seed, left_out=self._held_out, name=name)
+        weights = [self._weights[shard.part] for shard in shards.index] if self._weights else None
+        counts = [shard.count for shard in shards.index]
+        return Windows(
+            counts, batch=batch, seed=seed, left_out=self._held_out, weights=weights, window=self.window, name=name
+        )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        if isinstance(model, Plain):
+        if isinstance(model, Reference):
             return Losses(model(batch))
         return Losses(model(batch["image"], batch["text"]))
 
@@ -162,31 +221,40 @@ class Clip:
             return Shards.open(bundled_shard("train", noise=self.noise))
         if self.data == EMOJI_REFERENCE_DATA:
             return Shards.open(bundled_shard("reference"))
-        return Shards.open(self.data, caption_field=self.caption_field)
+        return self._open(self.data)
+
+    def _open(self, pattern: str) -> Shards:
+        return Shards.open(
+            pattern, caption_field=self.caption_field, bad_shards=self.bad_shards, cache_gb=self.cache_gb
+        )
 
     @cached_property
-    def _split(self) -> tuple[torch.Tensor, list[int]]:
-        """Numbers of the samples to train on and of those held out; a sample's side never depends on the others."""
-        every = range(len(self._shards))
+    def _held_out(self) -> list[int]:
+        """Numbers of the samples never to train on, in rising order; a sample's side never depends on the others."""
         if self._bundled or self.val is not None:
-            return torch.tensor(every), []
-        held_out = [i for i in every if derive(0, "held out", i) % HELD_OUT == 0][:MOST_HELD_OUT]
-        out = set(held_out)
-        train = torch.tensor([i for i in every if i not in out], dtype=torch.long)
-        if not held_out or not len(train):
+            return []
+        every = range(len(self._shards))
+        held_out = list(islice((i for i in every if derive(0, "held out", i) % HELD_OUT == 0), MOST_HELD_OUT))
+        if not held_out or len(held_out) == len(every):
             raise UserError(
                 f"{self.data} has {len(every)} pairs, too few to hold some out: give --set options.val=SHARDS"
             )
-        return train, held_out
+        return held_out
 
     @cached_property
     def _suite(self) -> EmojiSuite | RetrievalSuite:
         if self._bundled:
             return EmojiSuite()
         if self.val is not None:
-            held_out = Shards.open(self.val, caption_field=self.caption_field)
-            return RetrievalSuite(PairSet(held_out, bad_share=self.bad_share))
-        return RetrievalSuite(PairSet(self._shards, self._split[1], bad_share=self.bad_share))
+            return RetrievalSuite(PairSet(self._open(self.val), bad_share=self.bad_share))
+        return RetrievalSuite(PairSet(self._shards, self._held_out, bad_share=self.bad_share))
+
+    @cached_property
+    def _caches(self) -> list[Cache | None]:
+        """One for every reference."""
+        if self.cache is None:
+            return [None] * len(self.refs)
+        return open_caches(names(self.cache), self.refs, self._shards.index, self.caption_field)
 
     @cached_property
     def _pairs(self) -> PairData:
@@ -194,27 +262,14 @@ class Clip:
             looks = build(self._architecture)  # for its preprocessing and tokenizer; the weights are thrown away
         return PairData(
             self._shards,
-            numbers=self._split[0],
+            left_out=self._held_out,
             tokenizer=looks.tokenizer,
             preprocessing=looks.preprocessing,
             bad_share=self.bad_share,
         )
 
 
-class Plain(nn.Module):
-    """A reference: sees the pairs of a batch without augmentation, through its own preprocessing and tokenizer."""
-
-    def __init__(self, towers: Towers, pairs: PairData):
-        super().__init__()
-        self.towers, self.pairs = towers, pairs
-
-    def forward(self, batch: Batch):
-        device = next(self.towers.parameters()).device
-        images, tokens = self.pairs.plain(batch.ids.cpu(), self.towers.preprocess, self.towers.tokenize)
-        return self.towers(images.to(device), tokens.to(device))
-
-
 def _towers(model: nn.Module) -> Towers:
-    towers = model.towers if isinstance(model, Plain) else model
+    towers = model.towers if isinstance(model, Reference) else model
     assert isinstance(towers, Towers)
     return towers

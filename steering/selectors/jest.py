@@ -1,5 +1,6 @@
 """JEST: choosing pairs jointly, a chunk at a time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +13,8 @@ from steering.pairs import Pairs
 from steering.selectors._choose import check_keep, largest, sample
 
 __all__ = ["Jest"]
+
+BLOCK = 512  # candidates scored at a time: few enough to stay in a cache, enough to keep a core busy
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ class Jest:
         found = [chunk]
         for size in self._sizes(number)[1:]:
             chosen[chunk] = True
-            target.meet(chunk)
-            known.meet(chunk)
+            remaining = (~chosen).nonzero()[:, 0]
+            target.meet(chunk, remaining)
+            known.meet(chunk, remaining)
             learnability = alone + target.together() - known.together()
             learnability = learnability.masked_fill(chosen, -torch.inf)
             chunk = sample(learnability, size, generator) if self.draw else largest(learnability, size)
@@ -125,31 +129,41 @@ class _Contrast(Protocol):
 
     alone: Tensor
 
-    def meet(self, new: Tensor) -> None:
-        """Adds ``[k]`` candidates to the chosen; only their n x k similarities are computed, and once."""
+    def meet(self, new: Tensor, candidates: Tensor) -> None:
+        """Adds ``[k]`` pairs to the chosen; only the candidates' similarities to them are computed, and once.
+
+        Memory is that of one block of candidates, whatever their number.
+        """
         ...
 
     def together(self) -> Tensor:
-        """The part of every candidate's loss that comes from the chosen, ``[n]``; not for the chosen."""
+        """The part of every candidate's loss that comes from the chosen, ``[n]``; old where they met no more."""
         ...
 
 
 class _Logits:
-    """Scaled similarities under one model, computed as they are asked for."""
+    """Scaled similarities under one model, computed as they are asked for, in at least float32."""
 
     def __init__(self, pairs: Pairs, scale: float | None):
-        exact = torch.promote_types(pairs.left.dtype, torch.float32)
-        self.left, self.right = pairs.left.to(exact), pairs.right.to(exact)
+        self.left, self.right = pairs.left, pairs.right
+        self.exact = torch.promote_types(pairs.left.dtype, torch.float32)
         self.scale = pairs.scale if scale is None else scale
 
     def own(self) -> Tensor:
         """Of every pair itself, ``[n]``."""
-        return self.scale * (self.left * self.right).sum(-1)
+        blocks = zip(self.left.split(BLOCK), self.right.split(BLOCK), strict=True)
+        return self.scale * torch.cat([(left.to(self.exact) * right).sum(-1) for left, right in blocks])
 
-    def against(self, new: Tensor) -> Tensor:
-        """Of every left with the new rights, and every right with the new lefts, ``[2, n, k]``."""
-        sides = [self.left @ self.right[new].T, self.right @ self.left[new].T]
-        return self.scale * torch.stack(sides)
+    def against(self, new: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of the candidates' lefts with the new rights (0), and of their rights with the new lefts (1).
+
+        Yields:
+            Side, places ``[rows]`` of a block of candidates, and their logits ``[rows, k]``.
+        """
+        for side, (mine, others) in enumerate([(self.left, self.right), (self.right, self.left)]):
+            met = self.scale * others[new].to(self.exact)
+            for places in candidates.split(BLOCK):
+                yield side, places, mine.index_select(0, places).to(self.exact) @ met.T
 
 
 class _Sigmoid:
@@ -160,8 +174,9 @@ class _Sigmoid:
         self.alone = softplus(-(self.logits.own() + bias))
         self.total = torch.zeros_like(self.alone)
 
-    def meet(self, new: Tensor) -> None:
-        self.total += softplus(self.logits.against(new) + self.bias).sum((0, 2))
+    def meet(self, new: Tensor, candidates: Tensor) -> None:
+        for _, places, logits in self.logits.against(new, candidates):
+            self.total[places] += softplus(logits + self.bias).sum(-1)
 
     def together(self) -> Tensor:
         return self.total
@@ -175,8 +190,9 @@ class _Softmax:
         self.alone = -self.logits.own()
         self.total = self.alone.new_full((2, len(self.alone)), -torch.inf)  # log-sum-exp of each direction
 
-    def meet(self, new: Tensor) -> None:
-        self.total = torch.logaddexp(self.total, self.logits.against(new).logsumexp(-1))
+    def meet(self, new: Tensor, candidates: Tensor) -> None:
+        for side, places, logits in self.logits.against(new, candidates):
+            self.total[side, places] = torch.logaddexp(self.total[side, places], logits.logsumexp(-1))
 
     def together(self) -> Tensor:
         return self.total.mean(0)

@@ -10,33 +10,55 @@ from torch.utils.data import DataLoader, Dataset
 from steering.collect import rank, world_size
 from steering.errors import RunError, UserError
 from steering.task import Batch
+from steering.training.order import Order, Whole
 from steering.training.seeds import generator
 
-Load = Callable[[Tensor, torch.Generator], Batch]
+Load = Callable[..., Batch]
 
 
 class Shuffled:
-    """Batches of data that can be looked up by id; every epoch is a fresh permutation, each id at most once.
+    """Batches of data that can be looked up by id; every epoch is a fresh order, each id at most once.
 
-    The ids of batch b are a function of (seed, b) alone, so methods that are compared see the same order, a
-    larger batch is made of the same samples as several smaller ones, and resuming needs one number. What does
-    not fill a batch at the end of an epoch is left out of that epoch.
+    The ids of batch b are a function of (seed, b) alone, so methods that are compared see the same order, and
+    resuming needs one number, on any number of ranks and workers that the batch can be shared by. What does not fill
+    a batch at the end of an epoch is left out of that epoch. While the order is a whole permutation, a larger batch is
+    made of the same samples as several smaller ones.
 
     Args:
         load: makes the Batch of ``[n]`` ids; the generator is for random views of them and depends on
             (seed, batch number, rank) alone.
-        size: number of samples.
+        size: number of samples, unless ``order`` says it.
         batch: samples in a batch over all ranks, at most ``size`` and a multiple of the number of ranks.
         seed: of the order and the views.
         workers: processes that load ahead; 0 loads in this one.
+        order: which ids an epoch shows and when; a permutation of the whole size if not given.
+        stand_ins: ``load`` takes ``[k]`` ids as a third argument: samples that may replace unusable ones. They are
+            what this epoch leaves out, each in the hands of one rank, and for every batch in another order, so that
+            batches share none of them while no batch needs more than an equal share.
     """
 
-    def __init__(self, load: Load, *, size: int, batch: int, seed: int, workers: int = 0):
-        if not 0 < batch <= size:
-            raise UserError(f"a batch of {batch} does not fit a training set of {size} samples: use 1 to {size}")
+    def __init__(
+        self,
+        load: Load,
+        *,
+        size: int | None = None,
+        batch: int,
+        seed: int,
+        workers: int = 0,
+        order: Order | None = None,
+        stand_ins: bool = False,
+    ):
+        if order is None:
+            if size is None:
+                raise UserError("Shuffled needs the number of samples (size) or an order")
+            order = Whole(size, seed=seed)
+        if not 0 < batch <= order.length(0):
+            raise UserError(
+                f"a batch of {batch} does not fit a training set of {order.size} samples: use 1 to {order.length(0)}"
+            )
         if batch % world_size():
             raise UserError(f"a batch of {batch} cannot be shared evenly by {world_size()} processes")
-        self.plan = _Plan(size=size, batch=batch, seed=seed, rank=rank(), world=world_size())
+        self.plan = _Plan(order, batch=batch, seed=seed, rank=rank(), world=world_size(), stand_ins=stand_ins)
         self.load = load
         self.workers = workers
         self.position = 0  # batches handed out so far
@@ -64,32 +86,54 @@ class Shuffled:
         return iter(loader)
 
     def state_dict(self) -> dict:
-        return {"position": self.position, "size": self.plan.size, "batch": self.plan.batch, "seed": self.plan.seed}
+        order = self.plan.order
+        told = {"size": order.size, "batch": self.plan.batch, "seed": self.plan.seed, "order": order.fingerprint}
+        return {"position": self.position} | told
 
     def load_state_dict(self, state: dict) -> None:
         mine = self.state_dict() | {"position": state["position"]}
-        if mine != state:
-            raise UserError(f"the checkpoint was made with another data order: it has {state}, this run {mine}")
+        theirs = {"order": "whole"} | state
+        if mine != theirs:
+            other = ", ".join(f"{name} {theirs.get(name)}" for name in mine if mine[name] != theirs.get(name))
+            own = ", ".join(f"{name} {mine[name]}" for name in mine if mine[name] != theirs.get(name))
+            raise UserError(
+                f"the checkpoint was made with another data order: it has {other}, this run {own}; leave data, batch "
+                "and seed as they were, or start a new run (from the checkpoint's weights, say)"
+            )
         self.position, self._running = state["position"], None
 
 
 class _Plan:
     """Which ids belong to which batch."""
 
-    def __init__(self, *, size: int, batch: int, seed: int, rank: int, world: int):
-        self.size, self.batch, self.seed = size, batch, seed
-        self.rank, self.world = rank, world
-        self._epoch, self._order = -1, torch.empty(0)
+    def __init__(self, order: Order, *, batch: int, seed: int, rank: int, world: int, stand_ins: bool = False):
+        self.order, self.batch, self.seed = order, batch, seed
+        self.rank, self.world, self.stand_ins = rank, world, stand_ins
+        self._epoch, self._began = 0, 0  # the last epoch that was asked for and its first batch
 
-    def turn(self, number: int) -> tuple[Tensor, torch.Generator]:
-        """This rank's ids of batch ``number`` and the generator of their views."""
-        per_epoch = self.size // self.batch
-        epoch, place = divmod(number, per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = torch.randperm(self.size, generator=generator(self.seed, "order", epoch))
-        ids = self._order[place * self.batch : (place + 1) * self.batch]
-        return ids.chunk(self.world)[self.rank], generator(self.seed, "view", number, self.rank)
+    def turn(self, number: int) -> tuple:
+        """This rank's ids of batch ``number``, the generator of their views, and stand-ins if they are wanted."""
+        epoch, place = self._find(number)
+        each = self.batch // self.world
+        start = place * self.batch + self.rank * each
+        ids = self.order.ids(epoch, start, start + each)
+        turn = ids, generator(self.seed, "view", number, self.rank)
+        return (*turn, self._left(epoch, place)) if self.stand_ins else turn
+
+    def _find(self, number: int) -> tuple[int, int]:
+        """Epoch of a batch, and its place in there."""
+        if number < self._began:
+            self._epoch, self._began = 0, 0
+        while number - self._began >= (batches := self.order.length(self._epoch) // self.batch):
+            self._epoch, self._began = self._epoch + 1, self._began + batches
+        return self._epoch, number - self._began
+
+    def _left(self, epoch: int, place: int) -> Tensor:
+        """What the epoch leaves out, this rank's part of it, from another one on for every batch."""
+        total = self.order.length(epoch)
+        batches = total // self.batch
+        left = self.order.ids(epoch, batches * self.batch, total)[self.rank :: self.world]
+        return left.roll(-place * max(1, len(left) // batches))
 
 
 class _Turns(Dataset):

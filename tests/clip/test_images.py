@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steering.clip.images import MOST_PIXELS, REASONS, Skips, Undecodable, decode, flatten
+from steering.clip.images import FORMATS, MOST_PIXELS, PICTURES, REASONS, Skips, Undecodable, decode, flatten
 from steering.errors import RunError
 
 
@@ -34,7 +34,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "TGA", "PCX", "SGI", "DIB", "JPEG2000"])
 def test_lossless_pictures_come_back_pixel_by_pixel(form):
     picture = noise()
     options = {"lossless": True} if form == "WEBP" else {}
@@ -46,6 +46,19 @@ def test_lossy_and_animated_pictures_decode():
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     moving = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode(moving).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "ICO", "DDS", "QOI", "MPO"])
+def test_every_format_that_this_pillow_writes_decodes(form):
+    if form not in Image.SAVE or (form in Image.OPEN and form not in FORMATS and form != "MPO"):
+        pytest.skip(f"this Pillow does not write {form}")
+    assert decode(encode(Image.new("RGB", (64, 64), (200, 30, 10)), form)).size == (64, 64)
+
+
+def test_kinds_of_files_are_those_of_formats_that_are_decoded():
+    assert {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"} <= set(PICTURES)
+    assert not {"eps", "ps", "wmf", "emf", "grib", "h5", "mpg", "pdf"} & set(PICTURES)
+    assert len(set(PICTURES)) == len(PICTURES)
 
 
 def test_only_pictures_with_transparency_keep_alpha():
@@ -88,7 +101,9 @@ def test_every_fault_has_its_name():
     assert reason(encode(noise(), "JPEG")[:600]) == "broken picture"
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize(
+    "form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "QOI"]
+)
 def test_a_picture_cut_in_half_is_broken(form):
     data = encode(noise(), form)
     assert reason(data[: len(data) // 2]) in ("broken picture", "not a picture")

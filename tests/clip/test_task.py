@@ -7,12 +7,14 @@ from PIL import Image
 from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
-from steering.clip.task import Clip, Plain
+from steering.clip.online import Reference
+from steering.clip.task import Clip
 from steering.clip.towers import Towers, build, export
 from steering.recipe import Recipe
 from steering.runs import config as configs
 from steering.training import loop
 from steering.training.cached import ReferenceLosses
+from steering.training.order import Windows
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "gray", "orange", "purple", "brown"]
 
@@ -63,7 +65,7 @@ def test_a_batch_gives_features_of_both_models_for_the_same_pairs(shards, tmp_pa
 def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(shards, tmp_path):
     task = own(shards(), tmp_path)
     reference = task.reference()
-    first, later = (next(task.stream(task.size, seed=seed)) for seed in (0, 1))
+    first, later = (next(task.stream(task.size - len(task._held_out), seed=seed)) for seed in (0, 1))
     one, other = (reference(batch).left[batch.ids.argsort()] for batch in (first, later))
     assert torch.allclose(one, other, atol=1e-5)
     views = [batch["image"][batch.ids.argsort()] for batch in (first, later)]
@@ -72,9 +74,40 @@ def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(sha
 
 def test_held_out_pairs_are_never_trained_on(shards, tmp_path):
     task = own(shards(), tmp_path)
-    trained, held_out = set(task._split[0].tolist()), set(task._split[1])
+    held_out = set(task._held_out)
+    trained = set(next(task.stream(120 - len(held_out), seed=0)).ids.tolist())
     assert not trained & held_out and len(trained | held_out) == 120 and held_out
-    assert task.size == len(trained) and task.rows == 2 * len(trained)
+    assert set(task._suite.gallery.usable) == held_out
+    assert task.size == 120 and task.rows == 240, "ids are numbers of samples, whoever is held out"
+
+
+def test_the_sides_of_samples_stay_when_shards_are_added(shards, tmp_path):
+    shards()
+    few = own(f"{tmp_path}/000.tar", tmp_path)._held_out
+    assert own(f"{tmp_path}/*.tar", tmp_path)._held_out[: len(few)] == few
+
+
+def test_weights_say_how_often_a_source_is_seen(shards, tmp_path):
+    shards()
+    task = own(f"{tmp_path}/000.tar::{tmp_path}/001.tar", tmp_path, val=str(tmp_path / "000.tar"), weights="2,1")
+    stream = task.stream(10, seed=0)
+    ids = torch.cat([next(stream).ids for _ in range(18)])  # two epochs of 60 and 30
+    assert ids.bincount(minlength=120).tolist() == [2] * 60 + [1] * 60
+
+
+def test_remote_data_are_read_in_windows_and_a_resumed_stream_goes_on(shards, tmp_path):
+    shards()
+    task = own(f"pipe:cat {tmp_path}/{{000..001}}.tar", tmp_path, window=20)
+    stream = task.stream(8, seed=0)
+    assert isinstance(stream.plan.order, Windows)
+    first = [next(stream).ids.tolist() for _ in range(5)]
+    state = stream.state_dict()
+    rest = [next(stream).ids.tolist() for _ in range(9)]
+    again = own(task.data, tmp_path, window=20).stream(8, seed=0)
+    again.load_state_dict(state)
+    assert [next(again).ids.tolist() for _ in range(9)] == rest
+    shown = [number for ids in first + rest for number in ids]
+    assert len(set(shown)) == 112 and not set(shown) & set(task._held_out)
 
 
 def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
@@ -90,9 +123,9 @@ def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):
     task = own(shards(broken=3), tmp_path, bad_share=0.2)
     stream = task.stream(16, seed=0)
     ids = torch.cat([next(stream).ids for _ in range(8)])
-    bad = {place for place, number in enumerate(task._split[0].tolist()) if number % 60 < 3}
+    bad = {number for number in range(120) if number % 60 < 3} - set(task._held_out)
     assert not bad & set(ids.tolist())
-    assert sum(task.skipped().values()) >= len(bad)
+    assert task._pairs.skips.reasons == {"not a picture": len(bad)} and sum(task.skipped().values()) >= len(bad)
 
 
 def test_too_many_unreadable_pictures_end_the_run(shards, tmp_path):
@@ -110,7 +143,7 @@ def test_an_exported_target_is_a_reference_for_the_next_run(shards, tmp_path):
     target = task.target()
     task.export(target, tmp_path / "export")
     again = Clip(data=task.data, model="emoji-rn32", ref=str(tmp_path / "export")).reference()
-    assert isinstance(again, Plain) and isinstance(again.towers, Towers)
+    assert isinstance(again, Reference) and isinstance(again.towers, Towers)
     images = torch.randn(3, 3, 32, 32)
     assert torch.allclose(again.towers.encode_images(images), target.eval().encode_images(images), atol=1e-6)
 
@@ -121,6 +154,9 @@ def test_an_exported_target_is_a_reference_for_the_next_run(shards, tmp_path):
         ({"noise": 1.5}, "noise and bad_share are shares within 0 and 1, got noise=1.5"),
         ({"temperature": 0.0}, "the temperature is a number above 0, got 0"),
         ({"workers": -1}, "workers is a number of processes, 0 or more, got -1"),
+        ({"cache_gb": 0.0}, "cache_gb and window are numbers above 0, got cache_gb=0"),
+        ({"data": "a.tar::b.tar", "weights": "1"}, "one for each of the 2 sources of data, as in 2,1; got 1"),
+        ({"data": "a.tar", "weights": "0"}, "weights are numbers above 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

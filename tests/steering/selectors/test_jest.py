@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from steering import Pairs, UserError
-from steering.selectors import Jest
+from steering.selectors import Jest, jest
 
 
 def generator(seed=0):
@@ -82,7 +82,7 @@ def test_exactly_the_wanted_number_comes_out_whatever_the_chunks(number, chunks,
 
 
 def test_every_similarity_is_computed_once(monkeypatch):
-    """12 of 20 in 4 chunks: the first three chunks, 9 pairs, meet 20 candidates on two sides under two models."""
+    """12 of 20 in 4 chunks of 3: each meets the candidates left, 17, 14 and 11, on two sides under two models."""
     counted = 0
 
     def matmul(a, b):
@@ -92,7 +92,23 @@ def test_every_similarity_is_computed_once(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
     Jest(chunks=4)(*batch(n=20), number=12, generator=generator())
-    assert counted == 9 * 20 * 2 * 2
+    assert counted == 3 * (17 + 14 + 11) * 2 * 2
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_blocks_of_candidates_choose_as_one_block_does(form, monkeypatch):
+    """23 candidates in blocks of 5, the last one smaller."""
+    selector = Jest(chunks=4, form=form)
+    whole = selector(*batch(), number=11, generator=generator())
+    monkeypatch.setattr(jest, "BLOCK", 5)
+    assert selector(*batch(), number=11, generator=generator()).tolist() == whole.tolist()
+
+
+def test_features_in_half_precision_are_scored_as_exactly_as_they_can_be():
+    target, known = (p._replace(left=p.left.bfloat16(), right=p.right.bfloat16()) for p in batch())
+    exact = [p._replace(left=p.left.float(), right=p.right.float()) for p in (target, known)]
+    got = Jest(chunks=4)(target, known, number=11, generator=generator())
+    assert got.tolist() == Jest(chunks=4)(*exact, number=11, generator=generator()).tolist()
 
 
 def test_fields_replace_the_scales_of_the_models():

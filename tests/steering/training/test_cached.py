@@ -84,3 +84,45 @@ def test_loading_and_scoring_leave_the_generators_alone():
 def test_pairs_keep_the_scale_of_the_reference(tmp_path):
     known = ReferenceLosses(Counting("pairs"), folder=tmp_path)(batch(1, 2)).values  # type: ignore[arg-type]
     assert isinstance(known, Pairs) and known.scale == 14.0
+
+
+@pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
+def test_rows_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_batch(tmp_path, monkeypatch, form):
+    monkeypatch.setattr("steering.training.cached.MOST_KEPT", 10 * 4 - 1)
+    task = Counting(form)
+    known = ReferenceLosses(task, folder=tmp_path / "losses")  # type: ignore[arg-type]
+    first, second = known(batch(3, 1)), known(batch(3, 1))
+    assert task.seen == [3, 1, 3, 1] and task.loaded == 1 and not (tmp_path / "losses").exists()
+    assert type(first.values) is type(second.values)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_rows_at_the_limit_are_remembered(monkeypatch):
+    monkeypatch.setattr("steering.training.cached.MOST_KEPT", 10 * 4)
+    task = Counting()
+    known = ReferenceLosses(task)  # type: ignore[arg-type]
+    for _ in range(2):
+        known(batch(3, 1))
+    assert task.seen == [3, 1]
+
+
+class Storing(Counting):
+    """Has the answers to even ids in files."""
+
+    def stored(self, ids):
+        return ids % 2 == 0
+
+
+@pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
+def test_what_is_in_files_of_the_task_is_asked_for_every_time_and_never_kept(tmp_path, form):
+    task = Storing(form)
+    known = ReferenceLosses(task, folder=tmp_path)  # type: ignore[arg-type]
+    assert len(known(batch(2, 8)).values) and not (tmp_path / "rows.json").exists()
+    mixed = [known(batch(4, 3, 2, 5)) for _ in range(2)]
+    assert task.seen == [2, 8, 4, 3, 2, 5, 4, 2]
+    later = Storing(form)
+    mixed.append(ReferenceLosses(later, folder=tmp_path)(batch(4, 3, 2, 5)))  # type: ignore[arg-type]
+    assert later.seen == [4, 2]
+    model = nn.Linear(1, 1).eval().requires_grad_(False)
+    for found in mixed:
+        torch.testing.assert_close(found, Counting(form).losses(model, batch(4, 3, 2, 5)), rtol=0, atol=0)

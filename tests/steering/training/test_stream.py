@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from steering import Batch, UserError
+from steering.training import stream as streams
+from steering.training.order import Order, Whole, Windows
 from steering.training.stream import Shuffled
 
 
@@ -65,3 +68,88 @@ def test_a_checkpoint_of_another_order_is_refused():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="a batch of 9 does not fit a training set of 8 samples: use 1 to 8"):
         Shuffled(load, size=8, batch=9, seed=0)
+
+
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 400, 37)]  # unequal shards
+SAMPLES = sum(LENGTHS)
+
+
+def orders() -> list[Order]:
+    return [Whole(SAMPLES, seed=3), Windows(LENGTHS, batch=48, seed=3, window=100)]
+
+
+def run_part(order: Order, monkeypatch, state: dict | None, ranks: int, workers: int, batches: int):
+    """Some batches on all ranks, one after the other: ids by batch and rank, and the state to go on from."""
+    seen, end = [], {}
+    for rank in range(ranks):
+        monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(streams, "world_size", lambda: ranks)
+        stream = Shuffled(load, order=order, batch=48, seed=3, workers=workers)
+        if state is not None:
+            stream.load_state_dict(state)
+        seen.append(ids_of(stream, batches))
+        end = stream.state_dict()
+    return [[ids[number] for ids in seen] for number in range(batches)], end
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("workers", [(0, 0, 0), pytest.param((3, 2, 1), marks=pytest.mark.slow)])
+def test_an_epoch_that_is_interrupted_twice_on_other_ranks_and_workers_shows_every_sample_once(
+    monkeypatch, which, workers
+):
+    order, state, seen = orders()[which], None, []
+    batches = SAMPLES // 48
+    for ranks, number, part in zip((4, 3, 8), workers, (40, 50, batches - 90), strict=True):
+        found, state = run_part(order, monkeypatch, state, ranks, number, part)
+        assert all(len(ids) == 48 // ranks for batch in found for ids in batch)
+        seen += [flat(batch) for batch in found]
+    assert len(set(flat(seen))) == len(flat(seen)) == batches * 48 > SAMPLES - 48
+    assert run_part(orders()[which], monkeypatch, None, 1, 0, batches)[0] == [[ids] for ids in seen]
+
+
+def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(monkeypatch):
+    order = Whole(100, seed=0)  # 6 batches of 16, 4 left out; the next epoch leaves out others
+    for ranks in (1, 2):
+        monkeypatch.setattr(streams, "world_size", lambda ranks=ranks: ranks)
+        offered = []
+        for rank in range(ranks):
+            monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
+            offered.append([])
+            stream = Shuffled(
+                lambda ids, _, others, rank=rank: offered[rank].append(others.tolist()) or Batch(ids, {}),  # noqa: B023
+                order=order,
+                batch=16,
+                seed=0,
+                stand_ins=True,
+            )
+            ids_of(stream, 7)
+        for number in range(7):
+            left = flat([rank[number] for rank in offered])
+            assert sorted(left) == sorted(order.ids(number // 6, 96, 100).tolist())
+        assert all(len({rank[number][0] for number in range(4 // ranks)}) == 4 // ranks for rank in offered)
+
+
+def test_an_order_that_leaves_nothing_out_offers_none():
+    stream = Shuffled(
+        lambda ids, _, others: Batch(ids, {"n": others.sum() + ids}), size=16, batch=8, seed=0, stand_ins=True
+    )
+    assert torch.equal(next(stream)["n"], Whole(16, seed=0).ids(0, 0, 8))
+
+
+def test_a_checkpoint_of_grown_data_is_refused_with_what_differs():
+    old = Shuffled(load, order=Windows([10, 20], batch=5, seed=0), batch=5, seed=0)
+    new = Shuffled(load, order=Windows([10, 20, 7], batch=5, seed=0), batch=5, seed=0)
+    with pytest.raises(UserError, match=r"it has size 30, order \w+, this run size 37, order \w+; leave data"):
+        new.load_state_dict(old.state_dict())
+
+
+def test_a_checkpoint_from_before_there_were_orders_is_a_whole_one():
+    stream = Shuffled(load, size=23, batch=5, seed=0)
+    stream.load_state_dict({"position": 3, "size": 23, "batch": 5, "seed": 0})
+    assert stream.position == 3
+
+
+def test_a_stream_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"needs the number of samples \(size\) or an order"):
+        Shuffled(load, batch=5, seed=0)

@@ -1,0 +1,43 @@
+"""The commands of this plugin. Heavy imports wait until one of them runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cache(
+    data: Annotated[str, typer.Option(help="Your shards, 'shards/{000..099}.tar'.")],
+    ref: Annotated[str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the cache; features/MODEL-KEY if not given.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs encoded at a time.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and decode ahead.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    caption_field: Annotated[str | None, typer.Option(help="JSON field with the caption.")] = None,
+    allow_bad_shards: Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")] = False,
+    cache_gb: Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")] = 50.0,
+    check: Annotated[bool, typer.Option(help="Read what is there whole, make faulty files again.")] = False,
+) -> None:
+    """Compute a reference's features once, for all runs that train on the same shards.
+
+    Several processes, on one machine or many, may fill a cache at once; started again, a stopped one continues.
+    """
+    from steering.clip.cache_command import run
+
+    reading = {"caption_field": caption_field, "bad_shards": allow_bad_shards, "cache_gb": cache_gb}
+    run(data, ref, out, batch=batch, workers=workers, device=device, check=check, **reading)
+
+
+def index(
+    data: Annotated[str, typer.Argument(help="Your shards, 'shards/{000..099}.tar', several joined by ::.")],
+    rebuild: Annotated[bool, typer.Option(help="Forget what is known: samples get new numbers.")] = False,
+    allow_bad_shards: Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")] = False,
+    cache_gb: Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")] = 50.0,
+) -> None:
+    """Count the samples of shards and note where they begin.
+
+    Training does the same when it first sees shards. What changes or disappears later is noticed by both.
+    """
+    from steering.clip.indexing import run
+
+    run(data, rebuild=rebuild, bad_shards=allow_bad_shards, cache_gb=cache_gb)

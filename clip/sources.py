@@ -1,0 +1,127 @@
+"""From what the user types to the shards that it names: paths, brace patterns, globs, URLs and pipes."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from braceexpand import braceexpand
+
+from steering.errors import UserError
+
+Pattern = str | os.PathLike[str]
+
+
+class Named(NamedTuple):
+    """A shard as the user names it.
+
+    Attributes:
+        url: its path or URL.
+        folder: the part of the pattern that is a folder without doubt; of remote ones the part up to the last slash.
+        part: which of the sources it belongs to, counted from 0.
+        glob: the pattern with wildcards that found it, None if it was named outright.
+    """
+
+    url: str
+    folder: str
+    part: int
+    glob: str | None = None
+
+
+def split(pattern: Pattern | Iterable[Pattern]) -> list[str]:
+    """The sources that are joined by ``::`` or listed."""
+    patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
+    parts = [part.strip() for each in patterns for part in os.fspath(each).split("::")]
+    return [part for part in parts if part]
+
+
+def remote(url: str) -> bool:
+    """Whether a shard has to be fetched before it can be read at any place."""
+    return url.startswith("pipe:") or "://" in url
+
+
+def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> list[Named]:
+    """The shards that are named, in the order of the pattern; of a glob sorted, 9 before 10.
+
+    Args:
+        pattern: see ``Shards.open``.
+        missing: also names files that do not exist, where they are named outright.
+
+    Raises:
+        UserError: nothing is named, something twice, or something that does not exist.
+    """
+    found = [shard for which, part in enumerate(split(pattern)) for shard in _expand(part, which, missing)]
+    if not found:
+        raise UserError("no shards given: name at least one tar")
+    urls = Counter(shard.url if remote(shard.url) else os.path.abspath(shard.url) for shard in found)
+    url, times = urls.most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{url} is named {times} times, which would contrast its samples with themselves: name it once, "
+            "and give it a weight to see it more often"
+        )
+    return found
+
+
+def _expand(part: str, which: int, missing: bool) -> list[Named]:
+    if remote(part):
+        return _expand_remote(part, which)
+    part = os.path.expanduser(part)
+    if os.path.isdir(part):
+        raise UserError(f"{part} is a folder: name its shards, for example {os.path.join(part, '*.tar')}")
+    if os.path.isfile(part):  # also one with braces in its name
+        return [Named(part, os.path.dirname(part), which)]
+    folder = os.path.dirname(re.split(r"[{*?\[]", part, maxsplit=1)[0])
+    names = _braces(part)
+    found = [_find(name, folder, which, missing and len(names) > 1) for name in names]
+    lacking = [name for name, shards in zip(names, found, strict=True) if not shards]
+    if lacking:
+        others = f" (nor {len(lacking) - 1} others of the {len(names)} in {part})" if len(lacking) > 1 else ""
+        raise UserError(f"there is no shard {lacking[0]}{others}: correct the name, or download it first")
+    return [shard for shards in found for shard in shards]
+
+
+def _expand_remote(part: str, which: int) -> list[Named]:
+    if "*" in part and not part.startswith("pipe:"):
+        raise UserError(f"a glob finds only files on this machine, got {part}: write braces, {{000..099}} say")
+    folder = "" if part.startswith("pipe:") else re.split(r"[{]", part, maxsplit=1)[0].rpartition("/")[0]
+    return [Named(url, folder, which) for url in _braces(part)]
+
+
+def _braces(part: str) -> list[str]:
+    try:
+        return list(braceexpand(part, escape=False))
+    except ValueError as error:
+        raise UserError(f"unbalanced braces in {part}: write for example shards/{{000..099}}.tar") from error
+
+
+def _find(name: str, folder: str, which: int, missing: bool) -> list[Named]:
+    if os.path.isfile(name):
+        return [Named(name, folder, which)]
+    paths = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
+    if not paths and missing and not glob.has_magic(name):
+        return [Named(name, folder, which)]
+    return [Named(path, folder, which, name) for path in sorted(paths, key=_natural)]
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a glob would find a path if it existed, folder by folder; ``**`` stands for any number of folders."""
+    return _matches(os.path.abspath(path).split(os.sep), os.path.abspath(pattern).split(os.sep))
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    if not names or not patterns:
+        return not names and all(pattern == "**" for pattern in patterns)
+    if patterns[0] == "**":
+        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
+    return fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+def _natural(path: str) -> list:
+    """Sorts 9 before 10."""
+    parts: list = re.split(r"([0-9]+)", path)
+    parts[1::2] = map(int, parts[1::2])
+    return parts
