@@ -1,6 +1,6 @@
 """Kills a training of several processes again and again, and counts how often every sample was seen.
 
-    python benchmarks/faults.py --kills 60
+    python -m benchmarks.faults --kills 60
 
 Writes shards of very different sizes, indexes them, then loses one, cuts one short and spoils some pictures. A run of a
 few epochs begins; at random steps all its processes are killed (SIGKILL), and it is resumed with another number of
@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from benchmarks.harness import Goal, Report
 from steering import Pairs
 from steering.clip import task as clip
 from steering.clip.images import Undecodable, decode
@@ -72,10 +74,10 @@ class Watched(clip.Clip):
     def metrics(self):
         return {"nothing": Metric(label="nothing")}
 
-    def target(self):
+    def target(self) -> Any:
         return Towers()
 
-    def reference(self):
+    def reference(self) -> Any:
         return Towers()
 
     def losses(self, model, batch) -> Losses:
@@ -91,7 +93,7 @@ class Watched(clip.Clip):
         return []
 
     def stream(self, batch, *, seed):
-        stream = super().stream(batch, seed=seed)
+        stream = clip.Clip.stream(self, batch, seed=seed)
         take, file = stream.__next__, Path(self.log) / f"{time.monotonic_ns()}-{os.getpid()}.txt"
 
         class Noted(type(stream)):
@@ -137,7 +139,7 @@ def one_process(rank: int, ranks: int, meet: Path, options: dict, folder: Path) 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meet.name}
     code = 1
     try:
-        settled, task = config.resolve("faults:Watched", given={"options": options})
+        settled, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
         with joined(torch.device("cpu")) as device:
             Run(settled, task, folder, Console(quiet=True), ["faults"], device).execute()
         code = 0
@@ -221,7 +223,7 @@ def play(place: Path, given: argparse.Namespace, chance: random.Random) -> None:
         if finished:
             break
         kills += 1
-    report(place, size, options, given.epochs, lives, kills, ranks_used)
+    tell(place, size, options, given.epochs, lives, kills, ranks_used)
 
 
 def fork(rank: int, ranks: int, meet: Path, options: dict, folder: Path) -> int:
@@ -252,18 +254,20 @@ def wait(pids: list[int], log: Path, wanted: int) -> bool:
     return False
 
 
-def report(place: Path, size: int, options: dict, epochs: int, lives: list[set[str]], kills: int, used: Counter):
+def tell(place: Path, size: int, options: dict, epochs: int, lives: list[set[str]], kills: int, used: Counter) -> None:
     batches = last_batches(place / "log", lives)
     assert len(batches) == epochs * (size // BATCH), f"{len(batches)} steps were taken"
     taken = sum(len(files) for files in steps_taken(place / "log").values())
     ways = ", ".join(f"{n} x {ranks} ranks with {workers} workers" for (ranks, workers), n in sorted(used.items()))
-    print(f"{kills} kills; started {ways}")
-    print(f"rank-steps taken {taken:,} for {len(batches):,} steps that count\n")
     task = Watched(**options)
     unusable = {number for number in range(size) if not usable(task, number)}
-    print(f"{len(unusable)} samples cannot be used (spoilt, cut off, or of the shard that is gone)\n")
-    print("| epoch | its turn came 0 times | once | twice | of those 0: unusable | left over | neither | stand-ins |")
-    print("|---|---|---|---|---|---|---|---|")
+    result = Report("faults-windows" if clip.MOST_WHOLE == 0 else "faults", torch.device("cpu"))
+    result.notes = [
+        f"{size:,} samples, {len(unusable)} of which cannot be used (spoilt, cut off, or of a shard that is gone).",
+        f"{kills} kills; started {ways}.",
+        f"{taken:,} batches of a rank were taken for {len(batches):,} steps that count.",
+    ]
+    rows = [["epoch", "turn came 0 times", "once", "twice", "0: unusable", "0: left over", "0: neither", "stand-ins"]]
     order = task.stream(BATCH, seed=derive(0, "data")).plan.order
     for epoch in range(epochs):
         part = batches[epoch * (size // BATCH) : (epoch + 1) * (size // BATCH)]
@@ -284,7 +288,15 @@ def report(place: Path, size: int, options: dict, epochs: int, lives: list[set[s
             len(over - unusable),
             len(never - over - unusable),
         )
-        print(f"| {epoch + 1} | {' | '.join(f'{cell:,}' for cell in cells)} | {stand_ins} |")
+        rows.append([f"{cell:,}" for cell in (epoch + 1, *cells, stand_ins)])
+    result.table("Samples", rows)
+    print(*result.notes, sep="\n")
+    result.goals = [
+        Goal("kills", kills, least=50),
+        Goal("samples whose turn came twice in an epoch", max(int(row[3]) for row in rows[1:]), most=0),
+        Goal("usable samples that were left out without being left over", max(int(row[6]) for row in rows[1:]), most=0),
+    ]
+    result.save()
 
 
 def usable(task: Watched, number: int) -> bool:

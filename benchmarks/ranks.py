@@ -1,6 +1,6 @@
 """Bytes that several processes exchange in one step of the contrastive loss, counted, against the official exchange.
 
-    python benchmarks/ranks.py --ranks 4
+    python -m benchmarks.ranks --ranks 4
 
 Counted are the bytes a rank receives by ring algorithms: (K - 1) / K of the output of a gather and of the input of a
 reduce-scatter, twice that of an all-reduce. The official code gathers image and text features of target and
@@ -8,14 +8,18 @@ reference, and reduces and scatters two gradients: 6 B d numbers.
 """
 
 import argparse
+import json
 import tempfile
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
+from benchmarks.harness import Goal, Report
 from steering import KL, Levels, Pairs, Steerer
+from steering.files import write_json
 
 GOAL = 0.55
 
@@ -44,7 +48,7 @@ def count(ranks: int) -> dict[str, int]:
 def one_rank(place: int, ranks: int, sizes: list[int], width: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=ranks)
-    moved = count(ranks)
+    moved, rows = count(ranks), []
     for batch in sizes:
         for rate in (1.0, 0.7):
             features = [normalize(torch.randn(batch // ranks, width), dim=-1) for _ in range(4)]
@@ -55,22 +59,32 @@ def one_rank(place: int, ranks: int, sizes: list[int], width: int, folder: str) 
             steerer(Pairs(left, right), Pairs(*features[2:]), ids=ids).loss.backward()
             official = 6 * batch * width * 4 * (ranks - 1) // ranks + 24 * batch * (ranks - 1) // ranks
             if place == 0:
-                share = moved["bytes"] / official
-                met = "met" if share <= GOAL else "not met"
-                print(f"| {batch} | {rate:g} | {moved['bytes']:,} | {official:,} | {share:.3f} | {met} |")
+                rows.append([batch, rate, moved["bytes"], official])
+    if place == 0:
+        write_json(Path(folder) / "rows.json", rows)
     dist.destroy_process_group()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--width", type=int, default=512)
     given = parser.parse_args()
-    print(f"{given.ranks} ranks, width {given.width}, float32; goal: at most {GOAL} of the official bytes\n")
-    print("| batch | gamma | ours | official | share | goal |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         spawn(one_rank, (given.ranks, given.sizes, given.width, folder), nprocs=given.ranks)
+        rows = json.loads((Path(folder) / "rows.json").read_text())
+    report = Report("ranks", torch.device("cpu"))
+    head = ["batch", "gamma", "bytes, ours", "bytes, official", "share"]
+    lines = [
+        [f"{b}", f"{rate:g}", f"{ours:,}", f"{official:,}", f"{ours / official:.3f}"]
+        for b, rate, ours, official in rows
+    ]
+    report.table(f"{given.ranks} ranks, width {given.width}, float32", [head, *lines])
+    worst = max(ours / official for *_, ours, official in rows)
+    report.goals.append(Goal("share of the official bytes, worst", worst, most=GOAL))
+    report.figures["rows"] = rows
+    report.save()
 
 
 if __name__ == "__main__":

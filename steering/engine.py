@@ -81,12 +81,14 @@ class Steerer:
             UserError: shapes that do not fit, or a memory without ids.
         """
         device = losses.left.device if isinstance(losses, Pairs) else losses.device
-        with torch.autocast(device.type, enabled=False):
-            rows = _arrange(losses, reference, mask, self.budget)
-            with torch.no_grad():
-                scale = self._scale(rows)
-                level = self._level(rows, scale, ids)
-            steered = rows.steer(self.rule, scale, level)
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                return self(losses, reference, ids=ids, mask=mask)
+        rows = _arrange(losses, reference, mask, self.budget)
+        with torch.no_grad():
+            scale = self._scale(rows)
+            level = self._level(rows, scale, ids)
+        steered = rows.steer(self.rule, scale, level)
         self.scale, self._last = scale, replace(steered, loss=steered.loss.detach())  # not to hold the graph
         return steered
 
