@@ -105,7 +105,7 @@ class Steerer:
         self.moments.update(*sample)
         if self.reference_scale == "auto":
             return self.moments.best_scale().to(sample[0])
-        return sample[0].new_tensor(self.reference_scale)
+        return sample[0].new_full((), self.reference_scale)  # a copy from the host would wait for the device
 
     def _level(self, rows: Rows, scale: Tensor, ids: Tensor | None) -> Tensor:
         """Fresh levels, blended with the remembered ones, ``[rows, width]``."""

@@ -26,7 +26,7 @@ class Moments:
         """Adds one batch of rows, all ``[rows, columns]``, each rank its own rows."""
         if mask is None:
             losses, reference = (x - x.mean(-1, keepdim=True) for x in (losses, reference))
-            entries = losses.new_tensor(losses.numel()) if world_size() > 1 else losses.numel()
+            entries = losses.new_full((), losses.numel()) if world_size() > 1 else losses.numel()
         else:
             losses, reference = (_centred(x, mask) for x in (losses, reference))
             entries = mask.sum().to(losses)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from steering.pair_rows import PairRows
 
 TILE = 512, 1024  # small enough for the caches of a core, large enough for its products
-CUDA_TILE = 4096, 4096
+GPU_TILE = 4096, 4096
 LINE = 1 << 20  # entries of a tile that holds whole rows
 NEAR = 40.0  # nats within which one exponential serves both directions, squares included
 
@@ -56,7 +56,7 @@ class Exponentials:
     def __init__(self, rows: "PairRows", rule: Exponential, scale: Tensor):
         assert rule.exponent is not None
         self.rows, self.rule, self.unit = rows, rule, rule.exponent
-        shape = CUDA_TILE if rows.own.is_cuda else TILE
+        shape = TILE if rows.own.device.type == "cpu" else GPU_TILE
         self.tiles = _tiles(rows, scale, self.unit, shape)
 
     def level(self, population: int | None) -> Tensor:
@@ -74,7 +74,7 @@ class Exponentials:
     def _absorb(self, place: Place, lefts: "_Sums", rights: "_Sums") -> None:
         tile, powers = self.tiles[place], self.tiles.scratch(place)
         tops = tile.amax(1), tile.amax(0)
-        if not tile.is_cuda:  # on a GPU to look would be to wait
+        if tile.device.type == "cpu":  # on a GPU to look would be to wait
             top = tops[0].max()
             if top - min(tops[0].min(), tops[1].min()) < NEAR:
                 torch.sub(tile, top, out=powers).exp_()
@@ -96,7 +96,7 @@ class Exponentials:
         exact = self.tiles.exact
         low = torch.cat([part.aminmax().min[None] for part in self.against]).min()
         high = torch.cat([part.aminmax().max[None] for part in self.against]).max()
-        self.shift = None if low.is_cuda or high - low > NEAR else low
+        self.shift = low if low.device.type == "cpu" and high - low < NEAR else None
         if self.shift is not None:
             self.factors = [(low - part).exp().to(exact) for part in self.against]
         self.offsets = [part.to(exact) for part in self.against]

@@ -53,7 +53,9 @@ def arrays(*tensors: Tensor) -> tuple[Any, ...]:
 
     On a CPU that is numpy, whose calls cost a third of torch's: an iteration on one short row is all calls.
     """
-    return (torch, *tensors) if tensors[0].is_cuda else (np, *(tensor.numpy() for tensor in tensors))
+    if tensors[0].device.type != "cpu":
+        return torch, *tensors
+    return np, *(tensor.numpy() for tensor in tensors)
 
 
 def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: float, high: float) -> Tensor:

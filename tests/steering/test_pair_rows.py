@@ -184,3 +184,21 @@ def test_variances_are_estimated_from_a_part_of_a_large_batch(monkeypatch):
 def test_pairs_that_are_not_the_same_are_refused(known):
     with pytest.raises(UserError, match="must be of the same samples, got pairs of"):
         Steerer(Uniform())(pairs(4), known)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [0.7, "auto"])
+def test_on_a_device_nothing_waits_for_a_number(rate, scale, monkeypatch):
+    """Meta tensors hold no numbers: whatever asked for one would raise."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which knows no meta device
+
+    def features():
+        return torch.zeros(12, 4, device="meta", requires_grad=True)
+
+    steerer = Steerer(KL(temperature=0.1, epsilon=1e-4), reference_scale=scale, memory=Levels(40, rate=rate))
+    ids = torch.zeros(12, dtype=torch.long, device="meta")
+    for _ in range(2):
+        some = Pairs(features(), features())
+        steered = steerer(some, Pairs(features(), features()), ids=ids)
+        steered.loss.backward()
+        assert some.left.grad is not None and steered.effective.shape == (24,)
