@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from steering.rules import KL as KL
     from steering.rules import ChiSquare as ChiSquare
     from steering.rules import CVaR as CVaR
+    from steering.rules import GlobalContrastive as GlobalContrastive
+    from steering.rules import InfoNCE as InfoNCE
     from steering.rules import Rule as Rule
     from steering.rules import Uniform as Uniform
     from steering.selectors import Selector as Selector
@@ -33,6 +35,8 @@ _HOME = {
     "KL": "rules",
     "ChiSquare": "rules",
     "CVaR": "rules",
+    "GlobalContrastive": "rules",
+    "InfoNCE": "rules",
     "Rule": "rules",
     "Uniform": "rules",
     "Selector": "selectors",

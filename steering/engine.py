@@ -1,19 +1,19 @@
 """The engine: from losses and reference losses to one steered loss."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from steering.collect import gather
+from steering.collect import gather, world_size
 from steering.errors import UserError
 from steering.levels import Levels
 from steering.moments import Moments
 from steering.pair_rows import PairRows
 from steering.pairs import Pairs
 from steering.rows import LossRows, Rows, Steered
-from steering.rules.rule import Rule
+from steering.rules.rule import Rule, Tempered
 
 
 class Steerer:
@@ -23,7 +23,8 @@ class Steerer:
     uniform, of the mean excess loss. The reference acts through the weights alone.
 
     Args:
-        rule: turns rows of excess loss into weights, ``KL(rho=80)`` say.
+        rule: turns rows of excess loss into weights, ``KL(rho=80)`` say; for Pairs whose scale is learned
+            ``GlobalContrastive()`` or ``InfoNCE()``.
         reference_scale: the excess is loss - reference_scale * reference loss. 1 is the paper's; ``"auto"``
             estimates online the control-variate coefficient Cov / Var(reference), kept within 0 and 1, which makes
             the excess vary least and never more than the loss. Which one is better depends on the task: see the
@@ -41,7 +42,7 @@ class Steerer:
 
     def __init__(
         self,
-        rule: Rule,
+        rule: Rule | Tempered,
         *,
         reference_scale: float | Literal["auto"] = 1.0,
         population: int | None = None,
@@ -85,10 +86,13 @@ class Steerer:
             with torch.autocast(device.type, enabled=False):
                 return self(losses, reference, ids=ids, mask=mask)
         rows = _arrange(losses, reference, mask, self.budget)
+        rule, temperature = self._settled(losses)
         with torch.no_grad():
             scale = self._scale(rows)
-            level = self._level(rows, scale, ids)
-        steered = rows.steer(self.rule, scale, level)
+            level = self._level(rows, rule, scale, ids)
+        steered = rows.steer(rule, scale, level)
+        if temperature is not None and isinstance(self.rule, Tempered):
+            steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature))
         self.scale, self._last = scale, replace(steered, loss=steered.loss.detach())  # not to hold the graph
         return steered
 
@@ -105,20 +109,36 @@ class Steerer:
         self.moments.update(*sample)
         if self.reference_scale == "auto":
             return self.moments.best_scale().to(sample[0])
-        return sample[0].new_full((), self.reference_scale)  # a copy from the host would wait for the device
+        return sample[0].new_full((), float(self.reference_scale))  # a copy from the host would wait for the device
 
-    def _level(self, rows: Rows, scale: Tensor, ids: Tensor | None) -> Tensor:
+    def _settled(self, losses: Tensor | Pairs) -> tuple[Rule, Tensor | None]:
+        """The rule of this call, and the model's temperature if the rule is one at that temperature."""
+        if not isinstance(self.rule, Tempered):
+            return self.rule, None
+        if not isinstance(losses, Pairs):
+            raise UserError(
+                f"{self.rule!r} takes its temperature from the scale of Pairs, got losses of shape "
+                f"{list(losses.shape)}: use kl(temperature=...) for these"
+            )
+        temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double()
+        negatives = max(1, len(losses.left) * world_size() - 1)
+        return self.rule.at(temperature.detach(), negatives), temperature
+
+    def _level(self, rows: Rows, rule: Rule, scale: Tensor, ids: Tensor | None) -> Tensor:
         """Fresh levels, blended with the remembered ones, ``[rows, width]``."""
-        level = rows.level(self.rule, scale, self.population)
-        if self.memory.rate == 1:
+        level = rows.level(rule, scale, self.population)
+        if self.memory.rate == 1 and not self.memory.keep:
             return level
         places = rows.places(self.memory, ids)
         old = self.memory.read(places)
-        old = torch.full_like(level, torch.nan) if old is None else old.to(level)
-        blended = self.rule.blend(old, level, self.memory.rate)
+        # At a temperature that changes what lasts is the level in nats, log u.
+        unit: Any = getattr(rule, "exponent", 1) if isinstance(self.rule, Tempered) else 1
+        old = torch.full_like(level, torch.nan) if old is None else old.to(level) * unit
+        blended = rule.blend(old, level, self.memory.rate)
         level = torch.where(old.isnan() | blended.isnan(), level, blended)
         level = torch.where(rows.filled(), level, old)  # an empty row has nothing new to tell
-        self.memory.write(*((places, level) if rows.shared else (gather(places), gather(level))))
+        kept = level / unit
+        self.memory.write(*((places, kept) if rows.shared else (gather(places), gather(kept))))
         return level
 
     def cautions(self) -> list[str]:

@@ -19,12 +19,13 @@ class Levels:
             (left and right anchor of pair i at 2 i and 2 i + 1, so that the memory can grow).
         rate: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
             May be changed between steps.
+        keep: remembers levels at a rate of 1, too, for a rate that will fall.
     """
 
-    def __init__(self, size: int = 1, *, rate: float = 1.0):
+    def __init__(self, size: int = 1, *, rate: float = 1.0, keep: bool = False):
         if size < 1:
             raise UserError(f"Levels needs a size of at least 1, got {size}")
-        self.size = size
+        self.size, self.keep = size, keep
         self.rate = rate
         self.table: Tensor | None = None  # [size, width]; NaN where nothing was written yet
 

@@ -17,8 +17,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         left, right: ``[n, width]``, each row of length one; a rank holds its own n.
-        scale: the model's inverse temperature. The engine does not use it; selectors that compare a whole
-            contrastive loss do.
+        scale: the model's inverse temperature, a scalar. Rules at the model's temperature use it, with its gradient,
+            and selectors that compare a whole contrastive loss.
     """
 
     left: Tensor

@@ -215,7 +215,7 @@ class _Sums:
         return self.top + self.first.log()
 
 
-def _tiles(rows: "PairRows", scale: Tensor, unit: float, shape: tuple[int, int]) -> Tiles:
+def _tiles(rows: "PairRows", scale: Tensor, unit: float | Tensor, shape: tuple[int, int]) -> Tiles:
     """Own lefts against all rights."""
     right, known = rows.everyone
     reference = None if rows.known is None or known is None else (rows.known[0], known)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
 
@@ -23,14 +24,20 @@ class Arm(Strict):
         selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
         subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
         reference_scale: that scale, a number of at least 0 or ``auto``.
-        rate: weight of the newest level in the moving average of levels (gamma); 1 remembers nothing.
+        rate: weight of the newest level in the moving average of levels (the paper's gamma), at the end of its
+            schedule; 1 remembers nothing. ``auto`` is min(1, 4.177 epochs^-0.7265), the rule of DRRho-CLIP's authors.
+        rate_schedule: ``constant``, or a cosine from 1 down to the rate, in steps of an epoch (``cosine``, the first
+            epoch is at 1) or of a batch (``cosine_per_step``).
+        rate_decay: share of the run after which the cosine has come down: 1 for DRRho-CLIP, 0.5 for FastCLIP.
     """
 
     rule: str = "uniform"
     selector: str | None = None
     subtract: bool = True
     reference_scale: Scale = 1.0
-    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rate: Share | Literal["auto"] = 1.0
+    rate_schedule: Literal["constant", "cosine", "cosine_per_step"] = "constant"
+    rate_decay: Share = 1.0
 
 
 class Recipe(Strict):

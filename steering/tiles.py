@@ -33,7 +33,7 @@ class Tiles:
         reference: tuple[Tensor, Tensor] | None,
         scale: Tensor,
         *,
-        unit: float,
+        unit: float | Tensor,
         first: int,
         shape: tuple[int, int],
         part: int,

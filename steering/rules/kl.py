@@ -1,5 +1,6 @@
 """KL-divergence DRO: softmax weights."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,18 @@ class KL:
     paper's moving average u (Wei et al. 2025, section 4; DRRho-CLIP takes one row per anchor).
 
     Constrained, ``rho``: the worst case over all p with KL(p || uniform) <= rho / n. The temperature of every
-    row is solved by bisection; n is the size of the training set, not of the batch. With a
+    row is solved for; n is the size of the training set, not of the batch. With a
     constant rho the ball shrinks as n grows, as the theory asks; with a fixed temperature it does not.
 
     Args:
-        temperature: in units of the loss, above 0. Small means few samples carry all the weight.
+        temperature: in units of the loss, above 0. Small means few samples carry all the weight. A scalar tensor is
+            taken as it is, unchecked.
         rho: radius times n, dimensionless, above 0.
         epsilon: added to the mean of ``exp(excess / t)``; rows far below the reference then weigh less than
             one on average (epsilon of FastCLIP and DRRho-CLIP). Penalised form only.
     """
 
-    temperature: float | None = None
+    temperature: float | Tensor | None = None
     rho: float | None = None
     epsilon: float = 0.0
 
@@ -44,25 +46,24 @@ class KL:
 
     @property
     def width(self) -> int:
-        return 1 if self.temperature else 2
+        return 2 if self.temperature is None else 1
 
     @property
     def normalised(self) -> bool:
         return self.epsilon == 0
 
     @property
-    def exponent(self) -> float | None:
+    def exponent(self) -> float | Tensor | None:
         return self.temperature
 
     def settle(self, level: Tensor) -> Tensor:
         if not self.epsilon:
             return level
         assert self.temperature is not None
-        floor = self.temperature * torch.tensor(self.epsilon, dtype=torch.float64).log().item()
-        return self._add(level, torch.full_like(level, floor))
+        return self._add(level, torch.full_like(level, math.log(self.epsilon)) * self.temperature)
 
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
-        if self.temperature:
+        if self.temperature is not None:
             largest = top(excess, mask)  # taken off first: what is left is as precise as it is small
             inner = log_mean_exp((excess - largest) / self.temperature, mask)
             return self.settle(largest + self.temperature * inner.double())
@@ -74,11 +75,11 @@ class KL:
     def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
         if self.temperature is None:
             return torch.lerp(old, new, rate)
-        shift = self.temperature * torch.tensor([1 - rate, rate], dtype=torch.float64).log()
-        return self._add(old + shift[0].item(), new + shift[1].item())
+        keep = math.log1p(-rate) if rate < 1 else -math.inf
+        return self._add(old + self.temperature * keep, new + self.temperature * math.log(rate))
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
-        temperature = self.temperature if self.temperature else level[:, 1:].to(excess.dtype)
+        temperature = level[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature
         return (minus(excess, level[:, :1]) / temperature).exp()
 
     def _add(self, a: Tensor, b: Tensor) -> Tensor:

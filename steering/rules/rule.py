@@ -63,10 +63,34 @@ class Exponential(Rule, Protocol):
     """
 
     @property
-    def exponent(self) -> float | None:
+    def exponent(self) -> float | Tensor | None:
         """What differences to the level are divided by, in units of the loss; None if this rule is of another form."""
         ...
 
     def settle(self, level: Tensor) -> Tensor:
         """The rule's level from ``exponent * log mean exp(excess / exponent)``, both ``[rows, 1]``."""
+        ...
+
+
+@runtime_checkable
+class Tempered(Protocol):
+    """A rule for Pairs that takes its temperature from the model and says how the loss depends on it."""
+
+    def at(self, temperature: Tensor, negatives: int) -> Exponential:
+        """The rule at a temperature.
+
+        Args:
+            temperature: a scalar, without gradient, in units of the similarity.
+            negatives: of every anchor.
+        """
+        ...
+
+    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
+        """The loss whose gradient is right in features and temperature.
+
+        Args:
+            linear: weighted mean of the excess, with the gradient of the features, a scalar.
+            level: of this rank's anchors, ``[rows, 1]``.
+            temperature: a scalar, with its gradient.
+        """
         ...

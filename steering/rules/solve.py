@@ -91,11 +91,11 @@ def radius(rule: str, rho: float, population: int | None) -> float:
     return rho / population
 
 
-def one_of(rule: str, temperature: float | None, rho: float | None) -> None:
+def one_of(rule: str, temperature: float | Tensor | None, rho: float | None) -> None:
     """Checks that exactly one of the two forms of a rule is chosen, with a value above zero."""
     if (temperature is None) == (rho is None):
         got = "neither" if rho is None else "both"
         raise UserError(f"{rule} takes either a temperature (penalised) or rho (radius rho / n), got {got}")
     for name, value in (("temperature", temperature), ("rho", rho)):
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not isinstance(value, Tensor) and not 0 < value < float("inf"):
             raise UserError(f"{rule} needs a {name} above 0, got {value:g}")

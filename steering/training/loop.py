@@ -21,6 +21,7 @@ from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, seeds
 from steering.training.cached import ReferenceLosses
 from steering.training.optimise import learning_rate, make_optimizer
+from steering.training.rates import Rate
 from steering.training.tally import Tally
 
 Record = dict[str, Any]
@@ -56,7 +57,8 @@ class Training:
         seeds.seed_everything(seeds.derive(seed, "model"))
         self.model: nn.Module = task.target().to(device)
         self.optimizer = make_optimizer(self.model, recipe)
-        memory = Levels(task.rows, rate=arm.rate)
+        self.rate = Rate(arm, recipe, task.size)
+        memory = Levels(task.rows, rate=self.rate(0), keep=not self.rate.constant)
         rule = registry.build("rules", arm.rule)
         self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
         self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
@@ -79,16 +81,17 @@ class Training:
         self.model.train()
         losses = self.task.losses(self.model, batch)
         known = self.reference(batch).values if self.arm.subtract else None
+        self.steerer.memory.rate = self.rate(self.done)
         steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
         loss = float(total(steered.loss.detach()) / world_size())
         if not math.isfinite(loss):
             raise RunError(_not_finite(loss, self.done, losses, batch))
-        rate = self._update(steered)
+        pace = self._update(steered)
         self.done += 1
         self.tally.add(batch, steered.weights, len(candidates), world_size())
         self.tally.effective += float(steered.effective.mean())
         self.tally.cpu_seconds += time.process_time() - began
-        return self._record(loss, steered, rate)
+        return self._record(loss, steered, pace)
 
     def _choose(self, candidates: Batch) -> Batch:
         """The samples worth a gradient step, scored without side effects."""
@@ -114,7 +117,7 @@ class Training:
         self.optimizer.step()
         return rate
 
-    def _record(self, loss: float, steered: Steered, rate: float) -> Record:
+    def _record(self, loss: float, steered: Steered, pace: float) -> Record:
         moments = self.steerer.moments
         return {
             "step": self.done,
@@ -123,7 +126,8 @@ class Training:
             "effective": float(steered.effective.mean()),
             "scale": float(steered.scale) if self.arm.subtract else None,
             "variance_ratio": None if moments.values is None else float(moments.ratio(steered.scale.double())),
-            "learning_rate": rate,
+            "rate": self.steerer.memory.rate,
+            "learning_rate": pace,
             "cpu_seconds": round(self.tally.cpu_seconds, 3),
             "facts": self.tally.means(),
         }

@@ -228,6 +228,14 @@ def test_pairs_remember_left_and_right_side_by_side_so_that_data_can_be_added():
     assert torch.allclose(remembered(steerer, 15, 5, 11), level[3:])
 
 
+def test_a_rate_of_one_that_will_fall_remembers_what_it_saw():
+    steerer = Steerer(KL(temperature=0.5), memory=Levels(20, rate=1.0, keep=True))
+    some, ids = pairs(3), torch.tensor([7, 2, 5])
+    fresh = steerer(some, ids=ids).loss
+    assert torch.equal(fresh, Steerer(KL(temperature=0.5))(some).loss)
+    assert remembered(steerer, 14, 15).isfinite().all()
+
+
 @every_rule
 def test_a_rate_of_one_remembers_nothing(rule):
     steerer = Steerer(rule, population=100)

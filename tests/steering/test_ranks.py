@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, levels
 from steering.collect import rank, total, world_size
+from steering.rules import GlobalContrastive, InfoNCE
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +46,10 @@ def batches():
 
 def losses(kind: str, model, x, y, reference, mask):
     """What the Steerer is given: losses, reference losses and mask."""
-    if kind == "pairs":
+    if kind in ("pairs", "tempered"):
         reference = Pairs(normalize(reference, dim=-1), normalize(reference + y, dim=-1))
-        return Pairs(normalize(x @ model, dim=-1), normalize(y @ model, dim=-1)), reference, None
+        scale = 3 + model.mean().exp() if kind == "tempered" else 1.0
+        return Pairs(normalize(x @ model, dim=-1), normalize(y @ model, dim=-1), scale), reference, None
     errors = (x @ model - y).square()
     if kind == "rows":
         return errors, reference, mask
@@ -88,6 +90,8 @@ def scenarios() -> dict[str, tuple]:
     for kind in ("samples", "masked", "rows", "pairs"):
         found |= {f"{kind}-{rule!r}": (kind, rule, 1.0) for rule in RULES}
         found |= {f"{kind}-{rule!r}-remembered": (kind, rule, 0.5) for rule in RULES}
+    for rule in (InfoNCE(), GlobalContrastive(radius=2.0, epsilon=1e-3)):
+        found |= {f"tempered-{rule!r}-{rate}": ("tempered", rule, rate) for rate in (1.0, 0.5)}
     return found
 
 

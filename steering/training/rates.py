@@ -1,0 +1,44 @@
+"""The rate of the moving average of levels (gamma) over a run."""
+
+import math
+from functools import cached_property
+
+from steering.recipe import Arm, Recipe
+
+
+class Rate:
+    """gamma as a function of the step.
+
+    FastCLIP's schedule (Wei et al. 2024, section 4) begins at 1, when nothing is worth remembering yet, and comes down
+    like a cosine. How far depends on how often a sample comes back: after many epochs its level may be averaged over
+    many visits (the rule ``auto``, from the code of DRRho-CLIP).
+
+    Args:
+        arm: whose ``rate``, ``rate_schedule`` and ``rate_decay`` these are.
+        recipe: its steps and batch.
+        size: number of training samples.
+    """
+
+    def __init__(self, arm: Arm, recipe: Recipe, size: int):
+        self.arm, self.steps = arm, recipe.steps
+        self.per_epoch = max(1, size // recipe.batch)  # steps
+
+    @cached_property
+    def final(self) -> float:
+        """The rate at the end of the schedule."""
+        if self.arm.rate == "auto":
+            return min(1.0, 4.177 * max(1.0, self.steps / self.per_epoch) ** -0.7265)
+        return self.arm.rate
+
+    @property
+    def constant(self) -> bool:
+        return self.arm.rate_schedule == "constant" or self.final == 1
+
+    def __call__(self, step: int) -> float:
+        """The rate of the step after ``step`` others."""
+        if self.constant:
+            return self.final
+        if self.arm.rate_schedule == "cosine":
+            step -= step % self.per_epoch
+        done = min(1.0, step / (self.arm.rate_decay * self.steps))
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,43 @@
+import itertools
+
+import pytest
+
+from steering.recipe import Arm, Recipe
+from steering.training.rates import Rate
+
+
+def rate(steps=100, batch=10, size=100, **arm) -> Rate:
+    recipe = Recipe(steps=steps, batch=batch, arms={"a": Arm(**arm)}, baseline="a")
+    return Rate(recipe.arms["a"], recipe, size)
+
+
+def test_a_constant_rate_stays():
+    gamma = rate(rate=0.3)
+    assert [gamma(step) for step in (0, 50, 99)] == [0.3] * 3 and gamma.constant
+
+
+def test_a_cosine_per_epoch_begins_at_one_and_changes_with_the_epochs_alone():
+    """Ten epochs of ten steps, down to 0.2: half way, at 0.6, in the sixth epoch."""
+    gamma = rate(rate=0.2, rate_schedule="cosine")
+    assert [gamma(step) for step in range(10)] == [1.0] * 10
+    assert gamma(50) == gamma(59) == pytest.approx(0.6)
+    assert gamma(49) == gamma(40) > gamma(50)
+
+
+def test_a_cosine_per_step_falls_at_every_step():
+    gamma = rate(rate=0.2, rate_schedule="cosine_per_step")
+    values = [gamma(step) for step in range(101)]
+    assert values[0] == 1 and values[50] == pytest.approx(0.6) and values[100] == pytest.approx(0.2)
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
+
+
+def test_the_decay_may_end_before_the_run():
+    gamma = rate(rate=0.2, rate_schedule="cosine_per_step", rate_decay=0.5)
+    assert gamma(25) == pytest.approx(0.6) and gamma(50) == gamma(80) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "epochs, final", [(5, 1.0), (7, 1.0), (8, 0.922), (10, 0.784), (24, 0.415), (37, 0.303), (50, 0.244)]
+)
+def test_the_authors_rule_for_the_final_rate(epochs, final):
+    assert rate(steps=10 * epochs, rate="auto").final == pytest.approx(final, abs=6e-4)
