@@ -4,6 +4,17 @@ import math
 
 from steering.recipe import Arm, Recipe
 
+# Methods of the paper's main table and others, for the asking (--arms all). The losses of open_clip and FastCLIP learn
+# their temperature; the settings of FastCLIP v3 are those of its authors for CC3M.
+OTHERS = {
+    "openclip": Arm(rule="info_nce()", subtract=False),
+    "fastclip": Arm(
+        rule="global_contrastive(radius=6.5)", subtract=False, rate=0.2, rate_schedule="cosine", rate_decay=0.5
+    ),
+    "jest_top_k": Arm(rule="info_nce()", subtract=False, selector="jest(keep=0.5, chunks=4, draw=False)"),
+    "top_k": Arm(rule="info_nce()", subtract=False, selector="top_k(keep=0.5)"),
+}
+
 
 def emoji(temperature: float) -> Recipe:
     """The bundled pairs, 30 % of the captions wrong, and a reference that was trained on a clean part.
@@ -26,6 +37,7 @@ def emoji(temperature: float) -> Recipe:
             "drrho_clip": Arm(rule=rule, reference_scale=0.3),
             "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
         },
+        more=OTHERS | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)},
         baseline="unsteered",
     )
 
@@ -64,5 +76,6 @@ def shards(temperature: float, pairs: int) -> Recipe:
             "drrho_clip": Arm(rule=rule, reference_scale=1.0),
             "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
         },
+        more=OTHERS,
         baseline="unsteered",
     )

@@ -16,11 +16,13 @@ from steering.clip.bundled import BUNDLE
 from steering.clip.bundled import shards as bundled_shard
 from steering.clip.cache import Cache, open_caches
 from steering.clip.dataset import PairData
-from steering.clip.evaluation import EmojiSuite, PairSet, RetrievalSuite
+from steering.clip.embedding import Work
+from steering.clip.evaluation import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.online import Member, Reference, names, stored
 from steering.clip.shards import Shards
 from steering.clip.sources import split
 from steering.clip.towers import EMOJI, Towers, build, export
+from steering.clip.zeroshot import ZeroShotSuite
 from steering.errors import UserError
 from steering.recipe import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
@@ -51,6 +53,7 @@ class Clip:
             the bundled pairs, or ``emoji-reference``, the clean part of them that the bundled reference is trained on.
         weights: how often samples of the sources that ``::`` joins are seen relative to each other, ``2,1`` say.
         val: shards to evaluate on; without them one pair in 20, at most 1,000, is held out of the data.
+        zeroshot: pictures with a class each, to be classified by name as well: ``FOLDER``, or ``imagenet:FOLDER``.
         model: target, any open_clip architecture; for the bundled pairs a small one made for them, else ViT-B-32.
         ref: ``openai/ViT-B-32``, ``hf-hub:...``, ``local-dir:...``, ``ARCH=checkpoint``, or a run folder of ours. If
             not given: the bundled one for the bundled pairs, ``openai/ViT-B-32`` for your shards. ``A + B``
@@ -58,7 +61,8 @@ class Clip:
         cache: folder of the reference's features, filled by ``steer cache``; ``X + Y`` for several references. What
             is missing in it is computed online, and where nothing is, no weights are loaded for training.
         noise: share of the bundled training captions that are wrong, 0 to 1.
-        temperature: of the target, fixed; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards.
+        temperature: of the target; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards. Arms with a rule at
+            the model's temperature begin there and learn it, the others keep it.
         caption_field: JSON field with the caption; without it the ``.txt`` member or the field ``caption``.
         bad_share: largest share of samples that may be unreadable.
         bad_shards: use what is whole of shards that are cut short, and go on without those that cannot be read.
@@ -81,6 +85,7 @@ class Clip:
     bad_shards: bool = False
     cache_gb: float = field(default=50, metadata=ELASTIC)
     window: int = WINDOW
+    zeroshot: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
@@ -143,13 +148,13 @@ class Clip:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return self._suite.metrics
+        return {name: metric for suite in self._suites for name, metric in suite.metrics.items()}
 
     def seeded(self, seed: int) -> Self:
         return self  # pairs and noise are fixed; order, views and initial weights are not
 
     def target(self) -> Towers:
-        return build(self._architecture, temperature=self._temperature)
+        return build(self._architecture).set_temperature(self._temperature, learn=True)
 
     @property
     def refs(self) -> list[str]:
@@ -185,14 +190,16 @@ class Clip:
         return Losses(model(batch["image"], batch["text"]))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return self._suite.evaluate(_towers(model))
+        work = Work(shared=not isinstance(model, Reference), workers=self.workers)  # the first process asks it alone
+        shares = [suite.measure(_towers(model), work) for suite in self._suites]
+        return {name: share.value for found in shares for name, share in found.items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes open_clip's own form: ``open_clip.create_model('local-dir:FOLDER')`` and ``--ref`` load it."""
         export(_towers(model), folder)
 
     def skipped(self) -> dict[str, int]:
-        return dict(self._pairs.skips.reasons + self._suite.skips.reasons)
+        return dict(sum((suite.skips.reasons for suite in self._suites), self._pairs.skips.reasons))
 
     def exhibits(self, models: Mapping[str, nn.Module]) -> list[Exhibit]:
         """A text-to-image retrieval gallery: what every model finds for the same texts."""
@@ -248,6 +255,12 @@ class Clip:
         if self.val is not None:
             return RetrievalSuite(PairSet(self._open(self.val), bad_share=self.bad_share))
         return RetrievalSuite(PairSet(self._shards, self._held_out, bad_share=self.bad_share))
+
+    @cached_property
+    def _suites(self) -> list[Suite]:
+        """All that is evaluated on; the first one decides."""
+        more = [] if self.zeroshot is None else [ZeroShotSuite(self.zeroshot, self.bad_share)]
+        return [self._suite, *more]
 
     @cached_property
     def _caches(self) -> list[Cache | None]:

@@ -40,6 +40,7 @@ EMOJI_CONFIG = {
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
+LARGEST_SCALE = math.log(100)  # of a learned temperature, as in open_clip
 PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -76,6 +77,7 @@ class Towers(nn.Module):
         self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
         self.arch, self.source = arch, source
         self.preprocessing = _preprocessing(clip)
+        self.asked = 0.0  # logarithm of the scale that was set
         words, room = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
         if words > room:
             raise UserError(
@@ -85,6 +87,9 @@ class Towers(nn.Module):
 
     def encode(self, images: Tensor, tokens: Tensor) -> Pairs:
         """Features of images ``[n, 3, h, w]`` and of their captions ``[n, context]``, with the scale."""
+        if self.training and self.clip.logit_scale.requires_grad:
+            with torch.no_grad():  # as open_clip does after a step, but never against a temperature that was asked for
+                self.clip.logit_scale.clamp_(min(self.asked, 0), max(self.asked, LARGEST_SCALE))
         scale = self.clip.logit_scale.exp().reshape(())
         return Pairs(self.encode_images(images), self.encode_texts(tokens), scale)
 
@@ -125,8 +130,9 @@ class Towers(nn.Module):
         """Sets the temperature, whatever the loaded weights say, and whether it is trained."""
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature must be a number above 0, got {temperature}")
+        self.asked = -math.log(temperature)
         with torch.no_grad():
-            self.clip.logit_scale.fill_(-math.log(temperature))
+            self.clip.logit_scale.fill_(self.asked)
         self.clip.logit_scale.requires_grad_(learn)
         return self
 

@@ -58,7 +58,9 @@ class Recipe(Strict):
         checkpoint_every: steps between checkpoints; one is always written at the end and on a signal.
         checkpoint_minutes: most minutes between them, on top of that.
         keep_checkpoints: how many of an arm and seed are kept, the newest as ``checkpoint.pt``.
+        scale_rate: learning rate of scalars, such as a temperature that is learned, as a share of the others'.
         arms: what is compared, by name. ``reference`` is always evaluated beside them.
+        more: arms that are there for the asking, ``--arms all`` or by name.
         baseline: the arm that differences are taken against.
     """
 
@@ -76,7 +78,9 @@ class Recipe(Strict):
     checkpoint_every: AtLeastOne = 200
     checkpoint_minutes: Positive | None = None
     keep_checkpoints: AtLeastOne = 1
+    scale_rate: Positive = 1.0
     arms: dict[str, Arm]
+    more: dict[str, Arm] = {}
     baseline: str
 
 

@@ -15,10 +15,10 @@ from steering.errors import UserError, did_you_mean
 
 Kind = Literal["rules", "selectors", "tasks"]
 _PROTOCOLS = {"rule", "selector", "solve"}
-_NEEDS: dict[Kind, str] = {
-    "rules": "width normalised level blend weights",
-    "selectors": "keep uses_reference __call__",
-    "tasks": "size rows recipe metrics seeded target reference stream losses evaluate",
+_NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for in messages
+    "rules": ["width normalised level blend weights", "at objective"],
+    "selectors": ["keep uses_reference __call__"],
+    "tasks": ["size rows recipe metrics seeded target reference stream losses evaluate"],
 }
 
 
@@ -77,9 +77,11 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
         raise UserError(explain(error) if own_words else f"{name}: {explain(error)}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
-    missing = [need for need in _NEEDS[kind].split() if inspect.getattr_static(made, need, None) is None]
-    if missing:
-        raise UserError(f"{name} is no {kind[:-1]}: it has no {', '.join(missing)}")
+    missing = [
+        [need for need in needs.split() if inspect.getattr_static(made, need, None) is None] for needs in _NEEDS[kind]
+    ]
+    if all(missing):
+        raise UserError(f"{name} is no {kind[:-1]}: it has no {', '.join(missing[0])}")
     return made
 
 

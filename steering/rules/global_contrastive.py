@@ -1,6 +1,7 @@
 """The global contrastive loss at the model's own, learned temperature: SogCLR and FastCLIP v0, v1 and v3."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class GlobalContrastive:
             )
 
     def at(self, temperature: Tensor, negatives: int) -> KL:
-        return KL(temperature=temperature, epsilon=self.epsilon)
+        return KL(temperature=cast(float, temperature), epsilon=self.epsilon)
 
     def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
         t, value = temperature.detach(), linear.detach()

@@ -1,6 +1,7 @@
 """The contrastive loss of CLIP: the baseline that every open_clip training minimises."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class InfoNCE:
     normalised = False
 
     def at(self, temperature: Tensor, negatives: int) -> KL:
-        return KL(temperature=temperature, epsilon=1 / negatives)
+        return KL(temperature=cast(float, temperature), epsilon=1 / negatives)
 
     def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
         return GlobalContrastive(scaled=False).objective(linear, level, temperature)

@@ -26,14 +26,13 @@ class KL:
     constant rho the ball shrinks as n grows, as the theory asks; with a fixed temperature it does not.
 
     Args:
-        temperature: in units of the loss, above 0. Small means few samples carry all the weight. A scalar tensor is
-            taken as it is, unchecked.
+        temperature: in units of the loss, above 0. Small means few samples carry all the weight.
         rho: radius times n, dimensionless, above 0.
         epsilon: added to the mean of ``exp(excess / t)``; rows far below the reference then weigh less than
             one on average (epsilon of FastCLIP and DRRho-CLIP). Penalised form only.
     """
 
-    temperature: float | Tensor | None = None
+    temperature: float | None = None
     rho: float | None = None
     epsilon: float = 0.0
 
@@ -53,7 +52,7 @@ class KL:
         return self.epsilon == 0
 
     @property
-    def exponent(self) -> float | Tensor | None:
+    def exponent(self) -> float | None:
         return self.temperature
 
     def settle(self, level: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
 
     Args:
         recipe: complete.
-        names: ``a,b,c`` keeps these arms; None keeps all.
+        names: ``a,b,c`` takes these arms, ``all`` those as well that are there for the asking; None takes the usual
+            ones.
         method: rule, selector, reference_scale of an arm of the user's own; it then stands beside the arms
             that do without the reference, in place of the others.
 
@@ -32,6 +33,8 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
             own["subtract"] = False  # one method at a time: the reference chooses, and does not weigh as well
         arms = plain | {OWN: own}
     if names is not None:
+        arms |= {name: arm.model_dump() for name, arm in recipe.more.items()}
+    if names is not None and names.strip() != "all":
         wanted = [name.strip() for name in names.split(",") if name.strip() and name.strip() != "reference"]
         if not names.strip(" ,"):
             raise UserError(f"--arms takes names, a,b,c, got {names!r}. Known: reference, {', '.join(arms)}")
@@ -42,7 +45,7 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
                 )
         arms = {name: arms[name] for name in wanted}
     baseline = recipe.baseline if recipe.baseline in arms else next(iter(arms), "")
-    return recipe.model_dump() | {"arms": arms, "baseline": baseline}
+    return recipe.model_dump() | {"arms": arms, "more": {}, "baseline": baseline}
 
 
 def _number(text: str) -> float:

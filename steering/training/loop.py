@@ -108,7 +108,7 @@ class Training:
     def _update(self, steered: Steered) -> float:
         rate = learning_rate(self.recipe, self.done)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         steered.loss.backward()
         _average([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])

@@ -9,11 +9,15 @@ from steering.recipe import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; parameters with fewer than two dimensions are not decayed."""
+    """The recipe's optimiser; only matrices are decayed, and scalars have a learning rate of their own.
+
+    Every group's ``factor`` is its learning rate's share of the recipe's.
+    """
     learned = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in learned if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in learned if p.dim() >= 2], "weight_decay": recipe.weight_decay, "factor": 1.0},
+        {"params": [p for p in learned if p.dim() == 1], "weight_decay": 0.0, "factor": 1.0},
+        {"params": [p for p in learned if p.dim() == 0], "weight_decay": 0.0, "factor": recipe.scale_rate},
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":

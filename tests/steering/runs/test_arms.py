@@ -74,3 +74,11 @@ def test_the_scale_is_auto_or_a_number(text, scale):
 def test_another_scale_is_refused():
     with pytest.raises(UserError, match="--reference-scale is auto or a number of at least 0, got 'half'"):
         chosen(reference_scale="half")
+
+
+def test_arms_that_are_there_for_the_asking_run_only_when_asked_for():
+    more = RECIPE.model_copy(update={"more": {"extra": Arm(rule="kl(rho=1)")}})
+    assert list(choose(more, None, {})["arms"]) == list(RECIPE.arms)
+    assert list(choose(more, "extra,erm", {})["arms"]) == ["extra", "erm"]
+    assert list(choose(more, "all", {})["arms"]) == [*RECIPE.arms, "extra"]
+    assert choose(more, "all", {})["more"] == {}, "what runs is written down once"

@@ -122,7 +122,10 @@ def test_an_empty_file_or_group_says_nothing(tmp_path, text):
         ("recipe.baseline=emr", "recipe.baseline is 'emr', which is no arm: erm, dro, drrho_kl, drrho_cvar"),
         ("recipe.arms.reference.rule=uniform", "an arm cannot be named 'reference': use letters, digits, - and _"),
         ("recipe.arms.a/b.rule=uniform", "an arm cannot be named 'a/b': use letters, digits, - and _"),
-        ("recipe.arms.erm.rule=klx", "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, kl, uniform"),
+        (
+            "recipe.arms.erm.rule=klx",
+            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, info_nce, kl",
+        ),
         ("recipe.arms.erm.rule=kl(tmperature=1)", "kl has no tmperature; did you mean temperature? It takes"),
         ("recipe.arms.erm.selector=top_j", "no selector is named 'top_j'; did you mean top_k? Known: "),
         (

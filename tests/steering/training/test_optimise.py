@@ -32,12 +32,14 @@ def test_a_warm_up_longer_than_the_run_only_rises():
     assert rates == pytest.approx([0.04 * (step + 1) for step in range(10)])
 
 
-def test_biases_norms_and_scalars_are_not_decayed():
+def test_only_matrices_are_decayed_and_scalars_have_a_learning_rate_of_their_own():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     model.register_parameter("scale", nn.Parameter(torch.zeros(())))
-    decayed, spared = make_optimizer(model, recipe(weight_decay=0.3)).param_groups
-    assert decayed["weight_decay"] == 0.3 and [p.dim() for p in decayed["params"]] == [2]
-    assert spared["weight_decay"] == 0.0 and sorted(p.dim() for p in spared["params"]) == [0, 1, 1, 1]
+    matrices, vectors, scalars = make_optimizer(model, recipe(weight_decay=0.3, scale_rate=0.25)).param_groups
+    assert matrices["weight_decay"] == 0.3 and [p.dim() for p in matrices["params"]] == [2]
+    assert vectors["weight_decay"] == 0.0 and [p.dim() for p in vectors["params"]] == [1, 1, 1]
+    assert scalars["weight_decay"] == 0.0 and scalars["params"] == [model.scale]
+    assert (matrices["factor"], vectors["factor"], scalars["factor"]) == (1, 1, 0.25)
 
 
 def test_frozen_weights_are_left_to_nobody():
