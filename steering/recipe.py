@@ -46,6 +46,11 @@ class Recipe(Strict):
     Attributes:
         steps: gradient steps of every arm.
         batch: samples in a gradient step, over all ranks.
+        micro_batch: samples that go through the target at a time, on a rank; the gradient is that of the whole batch.
+        precision: of the target's forward pass: ``float32``, or ``bf16`` or ``fp16`` by autocast. Losses and parameters
+            are float32.
+        ema: share of the past in a moving average of the weights, 0.999 say, which is then evaluated and exported.
+        compile: whether torch.compile compiles the target.
         optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9).
         learning_rate: at its peak, after the warm-up.
         weight_decay: decoupled for adamw, added to the gradient for adam and sgd; biases, norms and scalars are spared.
@@ -66,6 +71,10 @@ class Recipe(Strict):
 
     steps: AtLeastOne
     batch: AtLeastOne
+    micro_batch: AtLeastOne | None = None
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    compile: bool = False
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -212,7 +212,7 @@ class Run:
         """The result of a trained arm; its model is exported where the task knows how."""
         seed, steerer, tally = training.seed, training.steerer, training.tally
         if isinstance(training.task, Exports) and rank() == 0:
-            training.task.export(training.model, self._place(name, seed) / "export")
+            training.task.export(training.result, self._place(name, seed) / "export")
         steered = training.arm.subtract
         return Result(
             seed=seed,
@@ -289,7 +289,7 @@ class Run:
         for name in self.recipe.arms:
             training = self._training(name, 0, task, reference)
             training.load_state_dict(loop.checkpoint.load(self._place(name, 0) / "checkpoint.pt"))
-            models[name] = training.model.eval()
+            models[name] = training.result.eval()
         with torch.no_grad():
             return task.exhibits(models)
 

@@ -20,7 +20,8 @@ from steering.selectors.selector import Selector
 from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, seeds
 from steering.training.cached import ReferenceLosses
-from steering.training.optimise import learning_rate, make_optimizer
+from steering.training.forward import Forward, autocast
+from steering.training.optimise import average_of, learning_rate, make_optimizer
 from steering.training.rates import Rate
 from steering.training.tally import Tally
 
@@ -56,7 +57,12 @@ class Training:
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         seeds.seed_everything(seeds.derive(seed, "model"))
         self.model: nn.Module = task.target().to(device)
+        self.average = average_of(self.model, recipe)
+        if recipe.compile:
+            self.model.compile()
+        self.forward = Forward(task, self.model, recipe, seed)
         self.optimizer = make_optimizer(self.model, recipe)
+        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
         self.rate = Rate(arm, recipe, task.size)
         memory = Levels(task.rows, rate=self.rate(0), keep=not self.rate.constant)
         rule = registry.build("rules", arm.rule)
@@ -75,18 +81,18 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        seeds.seed_everything(seeds.derive(self.seed, "step", self.done, rank()))  # so there is no state to save
         candidates = next(self.stream).to(self.device)
         batch = self._choose(candidates)
         self.model.train()
-        losses = self.task.losses(self.model, batch)
+        losses, backward = self.forward(batch, self.done)
         known = self.reference(batch).values if self.arm.subtract else None
         self.steerer.memory.rate = self.rate(self.done)
         steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
         loss = float(total(steered.loss.detach()) / world_size())
         if not math.isfinite(loss):
             raise RunError(_not_finite(loss, self.done, losses, batch))
-        pace = self._update(steered)
+        backward(self.scaler.scale(steered.loss))
+        pace = self._update()
         self.done += 1
         self.tally.add(batch, steered.weights, len(candidates), world_size())
         self.tally.effective += float(steered.effective.mean())
@@ -98,24 +104,33 @@ class Training:
         if self.selector is None:
             return candidates
         self.model.eval()
-        with torch.no_grad(), seeds.untouched():
+        with torch.no_grad(), seeds.untouched(), autocast(self.recipe, candidates.ids.device):
             losses = self.task.losses(self.model, candidates).values
         known = self.reference(candidates).values if self.selector.uses_reference else None
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
         return candidates.take(self.selector(losses, known, number=number, generator=chance))
 
-    def _update(self, steered: Steered) -> float:
+    def _update(self) -> float:
+        """Takes the step that the gradients say; gives the learning rate."""
         rate = learning_rate(self.recipe, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        self.optimizer.zero_grad(set_to_none=True)
-        steered.loss.backward()
         _average([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        self.scaler.unscale_(self.optimizer)  # after averaging: what overflowed on one rank is skipped by all
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return rate
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and exported: the model, or the moving average of its weights."""
+        return self.model if self.average is None else self.average.module
 
     def _record(self, loss: float, steered: Steered, pace: float) -> Record:
         moments = self.steerer.moments
@@ -135,7 +150,7 @@ class Training:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The task's metrics, in evaluation mode, leaving no trace in the training."""
-        return evaluate(self.task, self.model)
+        return evaluate(self.task, self.result)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -145,6 +160,8 @@ class Training:
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
             "tally": self.tally.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -154,6 +171,9 @@ class Training:
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
         self.tally = Tally(**state["tally"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:

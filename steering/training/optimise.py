@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steering.recipe import Recipe
 
@@ -24,6 +25,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.learning_rate)
+
+
+def average_of(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    """The moving average of a model's weights and buffers that the recipe asks for."""
+    if recipe.ema is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

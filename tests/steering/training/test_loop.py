@@ -22,6 +22,7 @@ ARMS = {
     "steered": {"rule": "kl(temperature=0.5)"},
     "memory": {"rule": "kl(rho=8)", "rate": 0.5},
     "selector": {"selector": "uniform(keep=0.5)", "rule": "cvar(alpha=0.5)", "reference_scale": 1.0},
+    "schedule": {"rule": "kl(temperature=0.5)", "rate": 0.2, "rate_schedule": "cosine_per_step"},
     "reference chooses": {"selector": "top_k(keep=0.5)", "rule": "chi_square(temperature=1.0)", "rate": 0.9},
 }
 
@@ -259,7 +260,7 @@ def test_the_uniform_arm_is_plain_training(training, toy, tmp_path, optimizer):
     model.train()
     loss = torch.zeros(())
     for step in range(12):
-        seeds.seed_everything(seeds.derive(3, "step", step, 0))
+        seeds.seed_everything(seeds.derive(3, "step", step, 0, 0))
         batch = next(stream)
         loss = cross_entropy(model(batch["x"]), batch["y"])
         stepper.zero_grad()
