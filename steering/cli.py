@@ -153,17 +153,23 @@ def main() -> None:
     try:
         code = app(prog_name="steer", standalone_mode=False)
     except usage_error as error:
-        code = _fail(error.format_message(), 2)
+        code = _fail(error, error.format_message(), 2)
     except UserError as error:
-        code = _fail(str(error), 2) if _rank() == 0 else 2  # all make the same mistake
+        code = _fail(error, str(error), 2)
     except RunError as error:
         signal = getattr(error, "signal", None)
-        code = _fail(str(error), 128 + signal if signal else 1)
-    except (typer.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", 130)
+        code = _fail(error, str(error), 128 + signal if signal else 1)
+    except RuntimeError as error:
+        if _rank() == 0:
+            raise
+        code = _fail(error, "", 1)  # a rank that lost the first one, which says why
+    except (typer.Abort, KeyboardInterrupt) as error:
+        code = _fail(error, "interrupted", 130)
     sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
-    typer.echo(f"steer: {' '.join(message.split())}", err=True)
+def _fail(error: BaseException, message: str, code: int) -> int:
+    """Says what is wrong, once for all processes of a run: what befell one alone is marked as its own."""
+    if _rank() == 0 or getattr(error, "local", False):
+        typer.echo(f"steer: {' '.join(message.split())}", err=True)
     return code

@@ -1,11 +1,20 @@
 """All talk between ranks: who am I, how many are we, and everyone's rows in one tensor."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from steering import files
+from steering.errors import Elsewhere, RunError, UserError
+
+SHARED = Path("/dev/shm")  # memory with names
+Result = TypeVar("Result")
 
 
 def world_size() -> int:
@@ -43,12 +52,49 @@ def node_memory(size: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype)
     number = torch.tensor(int.from_bytes(os.urandom(6)) if rank() == 0 else 0, device=meeting_place())
     number = total(number)  # one name for all
-    path = Path("/dev/shm") / f"steering-{int(number):x}"
+    path = SHARED / f"steering-{int(number):x}"
+    together(lambda: _claim(path, size * dtype.itemsize) if first_on_node() else None)
     memory = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
     dist.barrier()  # everyone has opened it
     if first_on_node():
         path.unlink(missing_ok=True)
     return memory
+
+
+def _claim(path: Path, size: int) -> None:
+    """Takes the space at once: a process that runs out of it later would be ended without a word."""
+    try:
+        files.allocate(path, size)
+    except RunError as error:
+        path.unlink(missing_ok=True)
+        room = shutil.disk_usage(path.parent).free
+        raise RunError(
+            f"the levels of all samples need {size / 1e9:.1f} GB in {path.parent}, which has {room / 1e9:.1f}: give "
+            f"the container more shared memory (docker run --shm-size), or use a rate of 1"
+        ) from error
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Does something that can fail on one rank alone; then all fail, instead of waiting for it for ever.
+
+    Raises:
+        UserError, RunError: this rank's own, marked ``local``.
+        Elsewhere: another rank's.
+    """
+    if world_size() == 1:
+        return action()
+    trouble, found = None, None
+    try:
+        found = action()
+    except (UserError, RunError) as error:
+        trouble = error
+    failed = int(total(torch.tensor(float(trouble is not None), device=meeting_place())))
+    if trouble is not None:
+        trouble.local = True
+        raise trouble
+    if failed:
+        raise Elsewhere("another process of this run failed and says why")
+    return cast(Result, found)
 
 
 def gather(values: Tensor) -> Tensor:

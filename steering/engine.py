@@ -1,5 +1,6 @@
 """The engine: from losses and reference losses to one steered loss."""
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ class Steerer:
         memory: Levels | None = None,
         budget: int | None = None,
     ):
-        if isinstance(reference_scale, str) and reference_scale != "auto":
+        if reference_scale != "auto" and (isinstance(reference_scale, str) or not math.isfinite(reference_scale)):
             raise UserError(f"reference_scale is a number or 'auto', got {reference_scale!r}")
         self.rule = rule
         self.reference_scale = reference_scale
@@ -73,7 +74,8 @@ class Steerer:
 
         Args:
             losses: of the target, with gradient: ``[n]`` (one row over all ranks), ``[rows, columns]`` (every
-                line a row of its own, as for tokens), or Pairs (two rows a pair).
+                line a row of its own, as for tokens), or Pairs (two rows a pair). Features of Pairs in half precision
+                are multiplied in half precision, which costs their gradient about a hundredth of its length.
             reference: the reference's losses of the same samples; None steers by the loss alone (plain DRO).
             ids: ``[n]`` sample ids, needed when the memory's rate is below 1, unless losses are ``[n]``.
             mask: False (or 0) where there is no loss (padding), like ``losses``; not for Pairs.
@@ -179,6 +181,11 @@ class Steerer:
 
 def _arrange(losses, reference, mask: Tensor | None, budget: int | None) -> Rows:
     """Losses and reference losses as rows, in at least single precision."""
+    if reference is not None and isinstance(losses, Pairs) != isinstance(reference, Pairs):
+        raise UserError(
+            f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
+            f"{type(reference).__name__}"
+        )
     if not isinstance(losses, Pairs):
         return LossRows(losses, reference, mask)
     if mask is not None:

@@ -42,6 +42,10 @@ class PairRows:
         got = [len(side) for some in (pairs, reference) if some is not None for side in some[:2]]
         if len(set(got)) != 1 or not got[0]:
             raise UserError(f"target and reference losses must be of the same samples, got pairs of {got} features")
+        for some in (pairs, reference):
+            if some is not None and some.left.shape != some.right.shape:
+                widths = some.left.shape[1:], some.right.shape[1:]
+                raise UserError(f"left and right features must have the same width, got {widths[0]} and {widths[1]}")
         self.pairs, self.budget = pairs, room(pairs.left.device) if budget is None else budget
         self.target = _sides(pairs)
         self.known = None if reference is None else _sides(reference, like=self.target[0])
@@ -69,7 +73,7 @@ class PairRows:
         return values, known, mask
 
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
-        ids = given(ids)
+        ids = given(ids, len(self.own))
         return torch.cat([2 * ids, 2 * ids + 1])
 
     def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:

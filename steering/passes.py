@@ -168,7 +168,7 @@ class EachRow:
         both = []
         for side, entries in enumerate((tile, tile.T)):
             part = place[side]
-            weights = self.rule.weights(entries - self.owns[side][part, None], self.levels[side][part])
+            weights = self.rule.weights(entries - self.owns[side][part, None], self.levels[side][part]).to(entries)
             weights[where[side], where[1 - side]] = 0
             self.found[side][0, part] += weights.sum(1, dtype=torch.float64)
             self.found[side][1, part] += weights.square().sum(1, dtype=torch.float64)

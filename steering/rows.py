@@ -120,7 +120,7 @@ class LossRows:
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
         if self.shared:
             return torch.zeros(1, dtype=torch.long, device=self.values.device)
-        return given(ids)
+        return given(ids, len(self.values))
 
     def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
         excess, mask = self._excess(scale).detach(), self.counted
@@ -158,8 +158,11 @@ class LossRows:
         return self.values if self.known is None else self.values - scale * self.known
 
 
-def given(ids: Tensor | None) -> Tensor:
-    """The ids, which a memory cannot do without."""
+def given(ids: Tensor | None, rows: int) -> Tensor:
+    """The ids, which a memory cannot do without, ``[rows]`` int64."""
     if ids is None:
         raise UserError("a memory with a rate below 1 needs the samples' ids: steerer(..., ids=ids)")
-    return ids
+    if not isinstance(ids, Tensor) or ids.shape != (rows,) or ids.is_floating_point():
+        got = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise UserError(f"ids are a tensor of {rows} whole numbers, one for every sample, got {got}")
+    return ids.long()

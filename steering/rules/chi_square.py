@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.rules.solve import below_top, count, minus, one_of, radius, spread
+from steering.rules.solve import below_top, count, minus, one_of, radius, scales
 
 __all__ = ["ChiSquare"]
 
@@ -45,7 +45,7 @@ class ChiSquare:
         else:
             assert self.rho is not None
             size = radius("chi_square", self.rho, population)
-            least = spread(largest, below, mask) * 1e-6  # where the largest entries alone stay within the ball
+            least = scales(largest, below, mask)[1] / 2  # where the largest entries alone stay within the ball
             depth = torch.maximum(_depth_of_divergence(ordered, entries, size), least)
         cut = largest - depth
         # The mean weight is one whatever was rounded on the way.

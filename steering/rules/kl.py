@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steering.errors import UserError
-from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, solve, spread, top
+from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, scales, solve, top
 
 __all__ = ["KL"]
 
@@ -99,12 +99,14 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     The square root of the divergence is nearly linear in the inverse temperature b, and exactly so for normally
     distributed entries: Newton's method on it needs a few steps. Hoeffding's lemma, divergence <= (b spread)^2 / 8,
     gives a bracket from below. Where even the smallest temperature stays inside the ball, the worst case sits on the
-    largest entries alone.
+    largest entries alone. One entry far below the others makes a plateau on the way, which the bracket crosses.
     """
-    wide, entries = spread(largest, below, mask), count(mask, below)
+    wide, near = scales(largest, below, mask)
     counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
     of: Any
-    of, values, counted, n = arrays((below / wide).masked_fill(~mask, 0), counted, entries)
+    of, values, counted, n, high = arrays(
+        (below / wide).masked_fill(~mask, 0), counted, count(mask, below), wide / near
+    )
     powers = of.stack([values**0, values, values**2], -1)  # [rows, columns, 3]
     goal = (2 * size) ** 0.5
 
@@ -118,5 +120,5 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
 
     _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
     deviation = (second - first**2).clip(1e-12) ** 0.5
-    start = goal / deviation
-    return wide / solve(newton, start, low=max(2 * goal, 1e-12), high=1e6)
+    high = 60 * high  # there the nearest other entry weighs exp(-60) of the largest
+    return wide / solve(newton, goal / deviation, low=of.minimum(0 * high + max(2 * goal, 1e-12), high), high=high)

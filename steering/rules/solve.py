@@ -1,4 +1,4 @@
-"""What several rules share: masked statistics of rows and a bisection for all rows at once."""
+"""What several rules share: masked statistics of rows and a solver for all rows at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def top(values: Tensor, mask: Tensor) -> Tensor:
 def below_top(excess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Largest entry of every row, ``[rows, 1]``, and how far the others lie under it, ``[rows, columns]``.
 
-    Both in float64, for ``bisect_log``.
+    Both in float64: in float32 the noise of a small divergence would be taken for its sign.
     """
     largest = top(excess, mask)
     return largest.double(), (excess - largest).double()
@@ -40,12 +40,15 @@ def minus(excess: Tensor, level: Tensor) -> Tensor:
     return (excess - coarse) - (level - coarse).to(excess.dtype)
 
 
-def spread(largest: Tensor, below: Tensor, mask: Tensor) -> Tensor:
-    """Largest minus smallest entry, given ``below_top``, ``[rows, 1]``.
+def scales(largest: Tensor, below: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the smallest entry and the nearest other entry lie below the largest, ``[rows, 1]`` each.
 
-    Kept above zero, and so large that a millionth of it is not lost when added to the largest entry.
+    Given ``below_top``. Both are kept so large that they are not lost when added to the largest entry.
     """
-    return torch.maximum(top(-below, mask), largest.abs() * 1e-3).clamp(min=1e-30)
+    floor = (largest.abs() * 1e-12).clamp(min=1e-30)
+    wide = torch.maximum(top(-below, mask), floor)
+    near = (-below).masked_fill(~mask | (below == 0), torch.inf).amin(-1, keepdim=True)
+    return wide, torch.where(near.isinf(), wide, torch.maximum(near, floor))
 
 
 def arrays(*tensors: Tensor) -> tuple[Any, ...]:
@@ -58,19 +61,18 @@ def arrays(*tensors: Tensor) -> tuple[Any, ...]:
     return np, *(tensor.numpy() for tensor in tensors)
 
 
-def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: float, high: float) -> Tensor:
+def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: Any, high: Any) -> Tensor:
     """Finds where an increasing function reaches its goal, in every row at once, by Newton's method in a bracket.
 
     Args:
         newton: maps x ``[rows, 1]`` to whether the function is still below its goal there, and to Newton's next x;
             in tensors or numpy arrays, as ``arrays`` gives them.
         start: ``[rows, 1]``, in double precision.
-        low, high: bracket, above 0. Where the goal lies beyond, that end is returned.
+        low, high: bracket, ``[rows, 1]`` above 0. Where the goal lies beyond, that end is returned.
     """
     of: Any = np if isinstance(start, np.ndarray) else torch
-    x = start.clip(low, high)
-    lows, highs = low + 0 * x, high + 0 * x
-    for _ in range(60):
+    x, lows, highs = of.minimum(of.maximum(start, low), high), low, high
+    for _ in range(80):
         below, guess = newton(x)
         lows, highs = of.where(below, x, lows), of.where(below, highs, x)
         inside = (guess >= lows) & (guess <= highs)

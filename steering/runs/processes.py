@@ -58,6 +58,9 @@ def by_first(action: Callable[[], Any]) -> Any:
             answer = {"value": action()}
         except (UserError, RunError) as error:
             answer = {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            message = f"cannot read or write {error.filename or 'a file'}: {error.strerror}"
+            answer = {"error": "RunError", "message": message}
     answer = json.loads(_broadcast(json.dumps(answer).encode()))
     if "error" in answer:
         raise (UserError if answer["error"] == "UserError" else RunError)(answer["message"])

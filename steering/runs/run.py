@@ -17,7 +17,7 @@ from torch import nn
 
 from steering import files, registry
 from steering.collect import rank
-from steering.errors import RunError, UserError
+from steering.errors import Elsewhere, RunError, UserError
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.runs.environment import environment
@@ -191,9 +191,13 @@ class Run:
             try:
                 interrupts.training = True
                 finished = loop.run(training, path, record=record, stopped=interrupts)
+            except Elsewhere:
+                raise
             except RunError as error:
                 kept = f" (last checkpoint: {path})" if path.exists() else ""
-                raise RunError(f"{name}, seed {seed}: {error}{kept}") from None
+                told = RunError(f"{name}, seed {seed}: {error}{kept}")
+                told.local = error.local
+                raise told from None
             finally:
                 interrupts.training = False
             if not finished:

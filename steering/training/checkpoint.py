@@ -1,6 +1,8 @@
 """Everything a run needs to go on bit for bit, in one file that loads without running code."""
 
 import os
+import re
+import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -68,19 +70,30 @@ class Saver:
             writing.result()
 
     def _write(self, state: dict[str, Any]) -> None:
-        if self.keep > 1 and self.path.exists():
-            aside = self.path.with_name(f".{self.path.name}.before")
-            aside.unlink(missing_ok=True)
-            os.link(self.path, aside)
-            save(self.path, state)
-            aside.replace(self.path.with_name(f"{self.path.stem}-{_step(aside):08d}{self.path.suffix}"))
-        else:
-            save(self.path, state)
-        for old in self._older()[: -self.keep + 1 or None]:
-            old.unlink(missing_ok=True)
+        older = self._older()
+        for step in [step for step in older if step >= state["done"]]:  # of a training that was begun anew
+            older.pop(step).unlink(missing_ok=True)
+        if self.keep > 1 and self.path.exists() and (before := _step(self.path)) < state["done"]:
+            aside = self.path.with_name(f"{self.path.stem}-{before:08d}{self.path.suffix}")
+            _duplicate(self.path, aside)
+            older[before] = aside
+        save(self.path, state)
+        for step in sorted(older)[: max(0, len(older) - self.keep + 1)]:
+            older[step].unlink(missing_ok=True)
 
-    def _older(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
+    def _older(self) -> dict[int, Path]:
+        """Checkpoints beside the newest, by step."""
+        name = re.compile(rf"{re.escape(self.path.stem)}-([0-9]{{8}}){re.escape(self.path.suffix)}")
+        return {int(match[1]): path for path in self.path.parent.glob("*") if (match := name.fullmatch(path.name))}
+
+
+def _duplicate(path: Path, copy: Path) -> None:
+    """The same file under a second name, in no space where the file system can do that."""
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(path, copy)
+    except OSError:
+        files.write(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def _step(path: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from steering import registry
-from steering.collect import rank, total, world_size
+from steering.collect import rank, together, total, world_size
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
 from steering.levels import Levels
@@ -81,11 +81,11 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        candidates = next(self.stream).to(self.device)
-        batch = self._choose(candidates)
+        candidates = together(lambda: next(self.stream).to(self.device))
+        batch = together(lambda: self._choose(candidates))
+        known = together(lambda: self.reference(batch)).values if self.arm.subtract else None
         self.model.train()
         losses, backward = self.forward(batch, self.done)
-        known = self.reference(batch).values if self.arm.subtract else None
         self.steerer.memory.rate = self.rate(self.done)
         steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
         loss = float(total(steered.loss.detach()) / world_size())
@@ -231,8 +231,8 @@ def run(
     with checkpoint.Saver(path, keep=recipe.keep_checkpoints) as saver:
         if _anyone(path.exists(), training.device):
             _restore(training, path)
-        elif rank() == 0:
-            saver.save(training.state_dict())
+        else:
+            together(lambda: saver.save(training.state_dict()) if rank() == 0 else None)
         while training.done < recipe.steps:
             record(training.step())
             last = training.done == recipe.steps
@@ -242,8 +242,7 @@ def run(
             late = recipe.checkpoint_minutes and saver.age() > 60 * recipe.checkpoint_minutes
             if last or halt or training.done % recipe.checkpoint_every == 0 or late:
                 _check_weights(training)
-                if rank() == 0:
-                    saver.save(training.state_dict())
+                together(lambda: saver.save(training.state_dict()) if rank() == 0 else None)
             if halt:
                 return False
     return True

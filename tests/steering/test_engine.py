@@ -327,6 +327,9 @@ def test_weights_that_rest_on_one_sample_are_cautioned():
         (lambda s: s(torch.zeros(3), mask=torch.ones(2)), r"shaped like the losses \[3\], got \[2\]"),
         (lambda s: s(pairs(), mask=torch.ones(8, 4)), "Pairs know their own mask; got another one"),
         (lambda s: s(pairs(4), pairs(3)), "must be of the same samples"),
+        (lambda s: s(pairs(4), torch.zeros(4)), "must be of the same samples, got Pairs and Tensor"),
+        (lambda s: s(torch.zeros(4), pairs(4)), "must be of the same samples, got Tensor and Pairs"),
+        (lambda s: s(Pairs(torch.zeros(4, 2), torch.zeros(4, 3))), "must have the same width"),
     ],
 )
 def test_losses_that_do_not_fit_are_explained(call, message):
@@ -335,14 +338,29 @@ def test_losses_that_do_not_fit_are_explained(call, message):
 
 
 def test_an_unknown_scale_is_explained():
-    with pytest.raises(UserError, match="reference_scale is a number or 'auto', got 'best'"):
-        Steerer(Uniform(), reference_scale="best")  # type: ignore[arg-type]
+    for scale in ("best", float("nan")):
+        with pytest.raises(UserError, match=f"reference_scale is a number or 'auto', got {scale!r}"):
+            Steerer(Uniform(), reference_scale=scale)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("losses", [torch.zeros(1, 3), torch.zeros(2, 3), pairs()], ids=type)
 def test_a_memory_without_ids_is_explained(losses):
     with pytest.raises(UserError, match=r"needs the samples' ids: steerer\(..., ids=ids\)"):
         Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))(losses)
+
+
+@pytest.mark.parametrize("ids", [torch.arange(3), torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), [0, 1]], ids=str)
+def test_ids_that_do_not_fit_are_explained(ids):
+    steerer = Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))
+    for losses in (torch.zeros(2, 3), pairs(2)):
+        with pytest.raises(UserError, match="ids are a tensor of 2 whole numbers, one for every sample, got"):
+            steerer(losses, ids=ids)
+
+
+def test_small_ids_may_be_of_any_whole_type():
+    steerer = Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))
+    steerer(torch.zeros(2, 3), ids=torch.tensor([0, 5], dtype=torch.int32))
+    assert remembered(steerer, 5).isfinite().all()
 
 
 def test_a_radius_without_a_population_is_explained():

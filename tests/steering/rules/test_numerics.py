@@ -1,5 +1,7 @@
 """Single precision against double, where it hurts: large offsets, small and large spreads, odd radii."""
 
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,32 @@ def test_an_excess_of_200_over_a_small_temperature_stays_finite(temperature, kin
     weights = kind(temperature=temperature).weights(excess, level)
     assert weights.isfinite().all() and float(weights.mean()) == pytest.approx(1, abs=1e-3)
     assert (weights[0, :-20] == 0).all(), "only the largest few weigh anything"
+
+
+def lopsided(kind: str) -> torch.Tensor:
+    """Rows whose spread says nothing of where the weights lie."""
+    normal = torch.randn(63, dtype=torch.float64)
+    return {
+        "one far below": torch.cat([normal, torch.tensor([-1e8])]),
+        "one far above": torch.cat([normal, torch.tensor([1e8])]),
+        "many scales": -torch.logspace(-12, 4, 64, dtype=torch.float64),
+        "fine beside an offset": 1e6 + 1e-4 * normal,
+        "two scales": torch.cat([1e-4 * normal, 100 * normal - 1000]),
+    }[kind]
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.01, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "kind", ["one far below", "one far above", "many scales", "fine beside an offset", "two scales"]
+)
+def test_the_radius_is_reached_however_lopsided_a_row(kind, size):
+    row = lopsided(kind)[None]
+    everything = torch.ones_like(row, dtype=torch.bool)
+    for rule in (KL(rho=10 * size), ChiSquare(rho=10 * size)):
+        weights = rule.weights(row, rule.level(row, everything, 10))[0]
+        share = weights / weights.sum()
+        kl = math.log(len(share)) - float(torch.special.entr(share).sum())
+        chi_square = float(weights.square().mean() / weights.mean() ** 2 - 1) / 2
+        found = kl if isinstance(rule, KL) else chi_square
+        most = math.log(len(share)) if isinstance(rule, KL) else (len(share) - 1) / 2
+        assert found == pytest.approx(min(size, most), rel=1e-3), rule

@@ -87,3 +87,14 @@ def test_alone_the_first_is_everyone():
 
     with pytest.raises(UserError, match="no"):
         processes.by_first(mistake)
+
+
+@pytest.mark.slow
+def test_what_befalls_the_first_process_alone_is_told_once_and_ends_all(tmp_path):
+    """A folder where the lock should be: only the first process meets it."""
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    process = start(tmp_path, 2, *ARMS, "--out", "run")
+    said, _ = process.communicate(timeout=120)
+    lines = [line for line in said.splitlines() if line.startswith("steer: ")]
+    assert process.returncode != 0 and len(lines) == 1 and ".lock" in lines[0]
+    assert said.count("Traceback (most recent call last)") == 1, "torchrun's own"

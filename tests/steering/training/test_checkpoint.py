@@ -135,3 +135,22 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
     with checkpoint.Saver(tmp_path / "c.pt"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".other.pt.x81k"]
+
+
+def test_files_of_others_and_of_a_training_before_do_not_count(tmp_path):
+    """The user's own copy stays; a training that was begun anew clears what has more steps than itself."""
+    (tmp_path / "c-best.pt").write_bytes(b"mine")
+    for steps in [(5, 6, 7), (1, 2, 3, 4)]:
+        (tmp_path / "c.pt").unlink(missing_ok=True)
+        with checkpoint.Saver(tmp_path / "c.pt", keep=3) as saver:
+            for step in steps:
+                saver.save({"done": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c-00000002.pt", "c-00000003.pt", "c-best.pt", "c.pt"]
+
+
+def test_a_file_system_without_links_keeps_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    with checkpoint.Saver(tmp_path / "c.pt", keep=2) as saver:
+        for step in (1, 2):
+            saver.save({"done": step})
+    assert checkpoint.load(tmp_path / "c-00000001.pt")["done"] == 1

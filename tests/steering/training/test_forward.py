@@ -103,4 +103,4 @@ def test_running_means_move_once_a_step():
 
     model = Normed()
     gradients("samples", KL(rho=8), 4, model, batch())
-    assert int(model.dropout.num_batches_tracked) == 2, "once for each of the two parts"
+    assert dict(model.named_buffers())["dropout.num_batches_tracked"] == 2, "once for each of the two parts"
