@@ -41,3 +41,28 @@ def index(
     from steering.clip.indexing import run
 
     run(data, rebuild=rebuild, bad_shards=allow_bad_shards, cache_gb=cache_gb)
+
+
+def eval_(
+    target: Annotated[str, typer.Argument(help="A run folder, or a model: openai/ViT-B-32, local-dir:my/model.")],
+    data: Annotated[str | None, typer.Option(help="Pairs for retrieval, 'val/*.tar', or emoji.")] = None,
+    zeroshot: Annotated[str | None, typer.Option(help="Folder of classes, or imagenet:FOLDER.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms of a run, a,b,c.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for what is found.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode ahead.")] = 0,
+    caption_field: Annotated[str | None, typer.Option(help="JSON field with the caption.")] = None,
+    bad_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unreadable samples.")] = 0.01,
+) -> None:
+    """Evaluate the models of a run, or any one model: retrieval and zero-shot classification, with intervals.
+
+    Without --data and --zeroshot: on what the run was evaluated on, or on the bundled pairs. Under torchrun or srun
+    all processes share the work.
+    """
+    from steering.clip.eval_command import run
+
+    reading = {"caption_field": caption_field, "bad_share": bad_share}
+    run(
+        target, data=data, zeroshot=zeroshot, arms=arms, out=out, device=device, batch=batch, workers=workers, **reading
+    )

@@ -1,104 +1,133 @@
 """What a target or a reference is evaluated on: pairs it never trained on, each model seeing them its own way."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from steering.clip import retrieval
 from steering.clip.bundled import shards as bundled_shard
-from steering.clip.images import Skips, Undecodable, decode, flatten
+from steering.clip.embedding import ALONE, PictureSet, Work, embed_texts
+from steering.clip.images import Skips, decode, flatten
+from steering.clip.retrieval import Share
 from steering.clip.shards import Shards
 from steering.clip.towers import Towers
-from steering.errors import RunError
 from steering.recipe import Metric
 
-KEPT_BYTES = 64 << 20  # preprocessed pictures of a set stay in memory up to this size
-BLOCK = 256  # samples encoded at a time
-TOP = 10  # the k of recall at k
+TOP = 10  # the k of the headline's recall at k
+KS = (TOP, 5, 1)
 
 
-@dataclass
+@dataclass(frozen=True)
+class PairPictures:
+    """The pictures of pairs, on white; without a caption a pair is of no use.
+
+    Args:
+        shards: where they are.
+        ids: which of them.
+    """
+
+    shards: Shards
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, place: int) -> Image.Image:
+        picture = flatten(decode(self.shards.picture(self.ids[place])))
+        self.shards.caption(self.ids[place])
+        return picture
+
+    def name(self, place: int) -> str:
+        return self.shards.name(self.ids[place])
+
+
 class PairSet:
-    """Pairs to evaluate on: pictures with one caption each; what cannot be read is left out and counted.
+    """Pairs to evaluate on: pictures with their captions; what cannot be read is left out and counted.
 
     Args:
         shards: where they are.
         ids: which of them, all if not given.
         skips: counts what cannot be read.
         bad_share: largest share of them, see ``Skips.check``.
+        lines: every line of a text is a caption of its own.
     """
 
-    shards: Shards
-    ids: Sequence[int] | None = None
-    skips: Skips = field(default_factory=Skips)
-    bad_share: float = 0.01
-    kept: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    def __init__(
+        self,
+        shards: Shards,
+        ids: Sequence[int] | None = None,
+        skips: Skips | None = None,
+        bad_share: float = 0.01,
+        *,
+        lines: bool = False,
+    ):
+        self.shards, self.lines = shards, lines
+        self.ids = range(len(shards)) if ids is None else ids
+        self.skips = Skips() if skips is None else skips
+        self.pictures = PictureSet(PairPictures(shards, self.ids), self.skips, bad_share)
 
-    @cached_property
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
     def usable(self) -> list[int]:
         """Ids of the pairs that can be read."""
-        found = []
-        for number in range(len(self.shards)) if self.ids is None else self.ids:
-            self.skips.seen += 1
-            try:
-                decode(self.shards.picture(number))
-                self.shards.caption(number)
-            except Undecodable as error:
-                self.skips.add(str(error), self.shards.name(number))
-            else:
-                found.append(number)
-        self.skips.check(self.bad_share)
-        if not found:
-            raise RunError(f"none of the pairs to evaluate on can be read: {', '.join(self.skips.examples)}")
-        return found
+        return [self.ids[place] for place in self.pictures.usable]
 
     @cached_property
     def captions(self) -> list[str]:
-        return [self.shards.caption(number) for number in self.usable]
+        """The first caption of every usable pair."""
+        return [captions[0] for captions in self.all_captions]
 
-    def picture(self, place: int):
+    @cached_property
+    def all_captions(self) -> list[list[str]]:
+        """All captions of every usable pair."""
+        found = (self.shards.captions(number) for number in self.usable)
+        return [_lines(captions) if self.lines else captions for captions in found]
+
+    def picture(self, place: int) -> Image.Image:
         """The picture of the pair at a place of ``usable``, on white."""
-        return flatten(decode(self.shards.picture(self.usable[place])))
+        return self.pictures.source.load(self.pictures.usable[place])
 
     def info(self, name: str) -> list:
         """One field of every pair's JSON member."""
         return [self.shards.info(number).get(name) for number in self.usable]
 
-    @torch.no_grad()
-    def embed(self, towers: Towers) -> tuple[Tensor, Tensor]:
-        """Features of the pictures and of their captions, ``[n, width]`` each."""
-        device = next(towers.parameters()).device
-        images = [towers.encode_images(block.to(device)) for block in self._views(towers)]
-        return torch.cat(images), embed_texts(towers, self.captions)
+    def embed(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor]:
+        """Features of the pictures and of their first captions, ``[n, width]`` each."""
+        images = self.pictures.embed(towers, work)
+        return images, embed_texts(towers, self.captions, work)
 
-    def _views(self, towers: Towers) -> Iterator[Tensor]:
-        """Preprocessed pictures in blocks, kept from one evaluation to the next while they are small."""
-        key = str(towers.preprocessing)
-        if key in self.kept:
-            yield from self.kept[key]
-            return
-        kept: list[Tensor] | None = []
-        for start in range(0, len(self.usable), BLOCK):
-            places = range(start, min(start + BLOCK, len(self.usable)))
-            block = torch.stack([towers.preprocess(self.picture(place)) for place in places])
-            if kept is not None and block[0].nbytes * len(self.usable) <= KEPT_BYTES:
-                kept.append(block)
-            else:
-                kept = None
-            yield block
-        if kept:
-            self.kept[key] = kept
+    def embed_all(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of n pictures and of their m captions, and the ``[m]`` place of every caption's picture."""
+        images = self.pictures.embed(towers, work)
+        texts = embed_texts(towers, [caption for captions in self.all_captions for caption in captions], work)
+        counts = torch.tensor([len(captions) for captions in self.all_captions], device=images.device)
+        return images, texts, torch.arange(len(images), device=images.device).repeat_interleave(counts)
 
 
-@torch.no_grad()
-def embed_texts(towers: Towers, texts: Sequence[str]) -> Tensor:
-    """Features of texts, ``[n, width]``."""
-    device = next(towers.parameters()).device
-    blocks = towers.tokenize(texts).split(BLOCK)
-    return torch.cat([towers.encode_texts(block.to(device)) for block in blocks])
+def _lines(captions: list[str]) -> list[str]:
+    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+
+
+class Suite(Protocol):
+    """Something to evaluate models on."""
+
+    skips: Skips
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """How to read what ``measure`` returns, in its order."""
+        ...
+
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
+        """Every metric of a model, with the interval that its samples leave."""
+        ...
 
 
 class EmojiSuite:
@@ -124,21 +153,21 @@ class EmojiSuite:
         }
         self.gallery = self.sets["held_out"]
 
-    def evaluate(self, towers: Towers) -> dict[str, float]:
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
         found = {}
         for metric, pairs in self.sets.items():
-            images, texts = pairs.embed(towers)
-            found[metric] = retrieval.recall(images, texts, TOP)
+            images, texts = pairs.embed(towers, work)
+            found[metric] = retrieval.recall(images, texts, TOP, work)
             if metric == "held_out":
-                found["category"] = self._category(towers, images)
+                found["category"] = self._category(towers, images, work)
         return {metric: found[metric] for metric in self.metrics}
 
-    def _category(self, towers: Towers, images: Tensor) -> float:
+    def _category(self, towers: Towers, images: Tensor, work: Work) -> Share:
         """Zero-shot category of the held-out pictures."""
         subcategories, categories = self.gallery.info("subcategory"), self.gallery.info("category")
         group_of = dict(zip(subcategories, categories, strict=True))
         known, groups = sorted(group_of), sorted(set(categories))
-        prompts = [embed_texts(towers, [t.format(s) for s in known]) for t in ("an emoji of {}", "{}:")]
+        prompts = [embed_texts(towers, [t.format(s) for s in known], work) for t in ("an emoji of {}", "{}:")]
         of_class = torch.tensor([groups.index(group_of[s]) for s in known], device=images.device)
         labels = torch.tensor([groups.index(c) for c in categories], device=images.device)
         return retrieval.zero_shot(images, torch.stack(prompts).mean(0), labels, of_class)
@@ -156,17 +185,15 @@ class RetrievalSuite:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        count = max(1, len(self.gallery.usable))
-        return {
-            f"{way}_r{k}": Metric(label=f"{words} R@{k}", chance=min(1.0, k / count), percent=True)
-            for k in (TOP, 1)
-            for way, words in (("i2t", "image to text"), ("t2i", "text to image"))
-        }
+        count = max(1, len(self.gallery))  # nothing is read for it: those that cannot be read are few
+        found = {}
+        for k in KS:
+            chance = min(1.0, k / count)
+            found[f"i2t_r{k}"] = Metric(
+                label=f"image to text R@{k}", chance=None if self.gallery.lines else chance, percent=True
+            )
+            found[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=chance, percent=True)
+        return found
 
-    def evaluate(self, towers: Towers) -> dict[str, float]:
-        images, texts = self.gallery.embed(towers)
-        return {
-            f"{way}_r{k}": retrieval.recall(queries, answers, k)
-            for k in (TOP, 1)
-            for way, queries, answers in (("i2t", images, texts), ("t2i", texts, images))
-        }
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
+        return retrieval.both_ways(*self.gallery.embed_all(towers, work), KS, work)

@@ -112,6 +112,18 @@ def test_remote_data_are_read_in_windows_and_a_resumed_stream_goes_on(shards, tm
     assert len(set(shown)) == 112 and not set(shown) & set(task._held_out)
 
 
+def test_pictures_with_classes_add_their_metrics_behind_those_of_the_pairs(shards, tmp_path):
+    for kind in ("red", "green"):
+        (tmp_path / "kinds" / kind).mkdir(parents=True)
+        (tmp_path / "kinds" / kind / "0.png").write_bytes(picture(COLOURS.index(kind)))
+    (tmp_path / "kinds" / "red" / "1.png").write_bytes(b"not a picture")
+    task = own(shards(), tmp_path, zeroshot=str(tmp_path / "kinds"))
+    assert next(iter(task.metrics)) == "i2t_r10" and list(task.metrics)[-2:] == ["top1", "class_recall"]
+    metrics = task.evaluate(task.target())
+    assert set(metrics) == set(task.metrics) and metrics["top1"] in (0, 0.5, 1)
+    assert task.skipped() == {"not a picture": 1}
+
+
 def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
     data = shards()
     task = own(data, tmp_path, val=str(tmp_path / "000.tar"))

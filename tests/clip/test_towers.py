@@ -5,7 +5,7 @@ import logging
 import math
 import pickle
 import sys
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import pytest
@@ -135,6 +135,19 @@ def test_export_is_what_open_clip_reads(tmp_path):
     assert torch.equal(towers.preprocess(picture), whole(picture))
     theirs = open_clip.get_tokenizer(model_name=f"local-dir:{folder}")(TEXTS)
     assert torch.equal(tokens, theirs)
+
+
+def test_the_weights_of_an_export_are_a_checkpoint_of_their_architecture(tmp_path):
+    """As other software names it, an architecture and a file; right where preprocessing and activation are usual."""
+    towers = build("ViT-B-32", temperature=0.01).eval()
+    file = export(towers, tmp_path / "export") / WEIGHTS
+    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=str(file))
+    images, tokens = batch(towers)
+    for ours, theirs in zip(towers(images, tokens), features(model.eval(), images, tokens), strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert float(model.state_dict()["logit_scale"].exp()) == pytest.approx(100)
+    picture, usual = Image.effect_noise((40, 50), 80).convert("RGB"), cast("Any", transform)
+    assert torch.equal(towers.preprocess(picture), usual(picture))
 
 
 def test_emoji_export_is_what_open_clip_reads_and_keeps_its_tokenizer(tmp_path):
