@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from steering.collect import gather, rank, scatter_sum, world_size
+from steering.contrast import Contrast, Sides, sides, similarity
 from steering.errors import UserError
 from steering.levels import Levels
 from steering.pairs import Pairs, anchors
@@ -47,54 +48,52 @@ class PairRows:
                 widths = some.left.shape[1:], some.right.shape[1:]
                 raise UserError(f"left and right features must have the same width, got {widths[0]} and {widths[1]}")
         self.pairs, self.budget = pairs, room(pairs.left.device) if budget is None else budget
-        self.target = _sides(pairs)
-        self.known = None if reference is None else _sides(reference, like=self.target[0])
-        self.everyone = gather(self.target[1]), None if self.known is None else gather(self.known[1])
-        n = len(self.target[0])
-        self.exact = torch.promote_types(self.target[0].dtype, torch.float32)
-        self.mine = slice(rank() * n, (rank() + 1) * n)  # own rights among everyone's
-        self.negatives = len(self.everyone[0]) - 1
+        self.target = sides(pairs)
+        self.known = None if reference is None else sides(reference, like=self.target[0])
+        self.rights = gather(self.target[1]), None if self.known is None else gather(self.known[1])
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
         if self.known is None:
             return None
-        pairs = zip((self.target, self.known), self.everyone, strict=True)
-        n, ranks = len(self.target[0]), world_size()
+        pairs = zip((self.target, self.known), self.rights, strict=True)
+        n, ranks, exact = len(self.target[0]), world_size(), torch.promote_types(self.target[0].dtype, torch.float32)
         some = min(n, max(1, SAMPLED // ranks))
         places = torch.arange(some, device=self.target[0].device) * n // some
         everywhere = (places + torch.arange(ranks, device=places.device)[:, None] * n).flatten()
         found = []
         for mine, rights in pairs:
             assert rights is not None
-            lefts, rights = mine[0][places].to(self.exact), rights[everywhere].to(self.exact)
+            lefts, rights = mine[0][places].to(exact), rights[everywhere].to(exact)
             own = rights[rank() * some : (rank() + 1) * some]
             found.append(anchors((lefts, own), (gather(lefts), rights), rank() * some))
         (values, mask), (known, _) = found
         return values, known, mask
 
     def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
-        ids = given(ids, len(self.own))
+        ids = given(ids, len(self.target[0]))
         return torch.cat([2 * ids, 2 * ids + 1])
 
     def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
-        self.own = _own(self.target)
+        own = similarity(self.target)
         if self.known is not None:
-            self.own = self.own - scale.double() * _own(self.known)
+            own = own - scale.double() * similarity(self.known)
+        self.contrast = Contrast(self.target, self.known, self.rights, scale, own, self.budget)
         if isinstance(rule, Exponential) and rule.exponent is not None:
-            self.passes: Pass = Exponentials(self, rule, scale)
+            self.passes: Pass = Exponentials(self.contrast, rule)
         else:
-            self.passes = EachRow(self, rule, scale)
+            self.passes = EachRow(self.contrast, rule)
         return self.passes.level(population)
 
     def filled(self) -> Tensor:
-        return torch.full((2 * len(self.own), 1), self.negatives > 0, device=self.own.device)
+        own = self.contrast.own
+        return torch.full((2 * len(own), 1), self.contrast.negatives > 0, device=own.device)
 
     def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
-        sweep = _Sweep(self, level)
+        sweep = _Sweep(self.contrast, self.passes, level)
         loss: Any = _Linear.apply(self.pairs.left, self.pairs.right, sweep)
-        n, exact = len(self.own), self.passes.tiles.exact
-        weights = (sweep.sums[0][:n] + sweep.sums[0][n:]) / (2 * max(1, self.negatives))
-        entries, (first, second) = weights.new_full((2 * n,), self.negatives, dtype=exact), sweep.sums
+        n, exact, negatives = len(self.contrast.own), self.contrast.exact, self.contrast.negatives
+        weights = (sweep.sums[0][:n] + sweep.sums[0][n:]) / (2 * max(1, negatives))
+        entries, (first, second) = weights.new_full((2 * n,), negatives, dtype=exact), sweep.sums
         size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
         return Steered(
             loss, weights.to(exact), scale, entries, ((first / size).to(exact), (second / size**2).to(exact))
@@ -108,14 +107,13 @@ class _Sweep:
         sums: of the weights of every row and of their squares, ``[2 n]`` each.
     """
 
-    def __init__(self, rows: PairRows, level: Tensor):
-        self.rows, self.level = rows, level
+    def __init__(self, contrast: Contrast, passes: Pass, level: Tensor):
+        self.contrast, self.passes, self.level = contrast, passes, level
 
-    def __call__(self, wanted: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def __call__(self, wanted: bool) -> tuple[Tensor, Sides | None]:
         """The loss, and its gradient by own lefts ``[n, width]`` and rights if it is wanted."""
-        rows, passes = self.rows, self.rows.passes
-        left, right = rows.target[0], rows.everyone[0]
-        exact = torch.promote_types(left.dtype, torch.float32)
+        contrast, passes, exact = self.contrast, self.passes, self.contrast.exact
+        left, right = contrast.target[0], contrast.rights[0]
         by_left, by_right = (torch.zeros_like(side, dtype=exact) if wanted else None for side in (left, right))
         value = left.new_zeros((), dtype=torch.float64)
         passes.prepare(self.level)
@@ -129,13 +127,13 @@ class _Sweep:
         self.sums = passes.sums()
         n = len(left)
         pull = self.sums[0][:n] + self.sums[0][n:]  # weight of every own pair's similarity, with a minus
-        share = 1 / (2 * n * max(1, rows.negatives))
-        loss = share * (value * passes.tiles.unit - (pull * rows.own).sum())
+        share = 1 / (2 * n * max(1, contrast.negatives))
+        loss = share * (value * passes.tiles.unit - (pull * contrast.own).sum())
         if by_left is None or by_right is None:
             return loss.to(exact), None
         by_right = scatter_sum(by_right)
         pull = pull[:, None].to(exact)
-        by_left.addcmul_(pull, rows.target[1].to(exact), value=-1).mul_(share)
+        by_left.addcmul_(pull, contrast.target[1].to(exact), value=-1).mul_(share)
         by_right.addcmul_(pull, left.to(exact), value=-1).mul_(share)
         return loss.to(exact), (by_left, by_right)
 
@@ -157,21 +155,6 @@ class _Linear(torch.autograd.Function):
         found, ctx.gradients = ctx.gradients, None  # they are large, and are scaled in place
         by_left, by_right = (x.mul_(upstream[0]).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
         return by_left, by_right, None
-
-
-def _sides(pairs: Pairs, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Features as they are multiplied: half precision as it is where that is fast, else in single."""
-    left, right = pairs.left.detach(), pairs.right.detach()
-    dtype = left.dtype if like is None else like.dtype
-    if dtype == torch.float16 and left.device.type == "cpu":
-        dtype = torch.float32
-    return left.to(dtype), right.to(dtype)
-
-
-def _own(sides: tuple[Tensor, Tensor]) -> Tensor:
-    """Similarities of pairs to themselves, ``[n]``, in double precision."""
-    left, right = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)
-    return torch.linalg.vecdot(left, right).double()
 
 
 def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,16 +1,14 @@
 """The two passes over a matrix of excess similarities: levels first, then weights, for any rule."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from steering.collect import gather, largest, total, world_size
+from steering.contrast import Contrast
 from steering.rules.rule import Exponential, Rule
 from steering.tiles import NEVER, Tiles
-
-if TYPE_CHECKING:
-    from steering.pair_rows import PairRows
 
 TILE = 512, 1024  # small enough for the caches of a core, large enough for its products
 GPU_TILE = 4096, 4096
@@ -53,23 +51,23 @@ class Exponentials:
     a row and one a column, as long as all p and q lie so close together that nothing under- or overflows.
     """
 
-    def __init__(self, rows: "PairRows", rule: Exponential, scale: Tensor):
+    def __init__(self, contrast: Contrast, rule: Exponential):
         assert rule.exponent is not None
-        self.rows, self.rule, self.unit = rows, rule, rule.exponent
-        shape = TILE if rows.own.device.type == "cpu" else GPU_TILE
-        self.tiles = _tiles(rows, scale, self.unit, shape)
+        self.contrast, self.rule, self.unit = contrast, rule, rule.exponent
+        shape = TILE if contrast.own.device.type == "cpu" else GPU_TILE
+        self.tiles = _tiles(contrast, self.unit, shape)
 
     def level(self, population: int | None) -> Tensor:
-        lefts = _Sums(len(self.tiles.left), self.rows.own.device)
-        rights = _Sums(len(self.tiles.right), self.rows.own.device)
+        lefts = _Sums(len(self.tiles.left), self.contrast.own.device)
+        rights = _Sums(len(self.tiles.right), self.contrast.own.device)
         for place in self.tiles:
             self._absorb(place, lefts, rights)
         rights.reduce()
-        self.found = lefts, rights[self.rows.mine]
-        negatives = max(1, self.rows.negatives)
+        self.found = lefts, rights[self.contrast.mine]
+        negatives = max(1, self.contrast.negatives)
         mean = torch.cat([sums.log() for sums in self.found]) - torch.tensor(negatives, dtype=torch.float64).log()
-        level = self.unit * mean - self.rows.own.repeat(2)
-        return self.rule.settle(level[:, None] if self.rows.negatives else torch.zeros_like(level)[:, None])
+        level = self.unit * mean - self.contrast.own.repeat(2)
+        return self.rule.settle(level[:, None] if self.contrast.negatives else torch.zeros_like(level)[:, None])
 
     def _absorb(self, place: Place, lefts: "_Sums", rights: "_Sums") -> None:
         tile, powers = self.tiles[place], self.tiles.scratch(place)
@@ -89,8 +87,8 @@ class Exponentials:
             sums.add(place[side], tops[side], first, powers.square_().sum(1 - side))
 
     def prepare(self, level: Tensor) -> None:
-        n = len(self.rows.own)
-        against = (self.rows.own.repeat(2) + level[:, 0].double()) / self.unit
+        n = len(self.contrast.own)
+        against = (self.contrast.own.repeat(2) + level[:, 0].double()) / self.unit
         self.against = against[:n], gather(against[n:])  # p of own lefts, q of everyone's rights
         self._level = against
         exact = self.tiles.exact
@@ -115,7 +113,7 @@ class Exponentials:
     def sums(self) -> tuple[Tensor, Tensor]:
         top = torch.cat([part.top for part in self.found]) - self._level
         first, second = (torch.cat([getattr(part, name) for part in self.found]) for name in ("first", "second"))
-        if not self.rows.negatives:
+        if not self.contrast.negatives:
             return torch.zeros_like(first), torch.zeros_like(second)
         return first * top.exp(), second * (2 * top).exp()
 
@@ -127,11 +125,11 @@ class EachRow:
     bit: a rule may compare an excess to its level.
     """
 
-    def __init__(self, rows: "PairRows", rule: Rule, scale: Tensor):
-        self.rows, self.rule, self.scale = rows, rule, scale
-        side = max(1, min(TILE[0], LINE // len(rows.everyone[0])))
+    def __init__(self, contrast: Contrast, rule: Rule):
+        self.contrast, self.rule = contrast, rule
+        side = max(1, min(TILE[0], LINE // len(contrast.rights[0])))
         self.shape = side, side
-        self.tiles = _tiles(rows, scale, 1.0, self.shape)
+        self.tiles = _tiles(contrast, 1.0, self.shape)
 
     def level(self, population: int | None) -> Tensor:
         lefts = [self._solve(self._line(part), part, population) for part in self.tiles.rows]
@@ -143,24 +141,23 @@ class EachRow:
         """All lefts against own rights."""
         if world_size() == 1:
             return self.tiles
-        rows, known = self.rows, self.rows.known
-        target = gather(rows.target[0]), rows.target[1]
-        reference = None if known is None else (gather(known[0]), known[1])
-        first, part = -rows.mine.start, len(rows.own)
-        return Tiles(target, reference, self.scale, unit=1.0, first=first, shape=self.shape, part=part, budget=0)
+        contrast = self.contrast
+        first, part = -contrast.mine.start, len(contrast.own)
+        target, known = contrast.turned()
+        return Tiles(target, known, contrast.scale, unit=1.0, first=first, shape=self.shape, part=part, budget=0)
 
     def _line(self, part: slice) -> Tensor:
         """Whole rows, ``[part, m]``."""
         return torch.cat([self.tiles[part, columns].clone() for columns in self.tiles.columns], 1)
 
     def _solve(self, lines: Tensor, part: slice, population: int | None) -> Tensor:
-        own = self.rows.own[part, None].to(lines)
+        own = self.contrast.own[part, None].to(lines)
         return self.rule.level(lines - own, lines > NEVER / 2, population)
 
     def prepare(self, level: Tensor) -> None:
-        n, exact = len(self.rows.own), self.tiles.exact
+        n, exact = len(self.contrast.own), self.tiles.exact
         self.levels = level[:n], gather(level[n:])
-        self.owns = self.rows.own.to(exact), gather(self.rows.own).to(exact)
+        self.owns = self.contrast.own.to(exact), gather(self.contrast.own).to(exact)
         self.found = [level.new_zeros(2, len(own), dtype=torch.float64) for own in self.owns]  # weights, squares
 
     def weigh(self, place: Place) -> tuple[Tensor, Tensor]:
@@ -176,7 +173,7 @@ class EachRow:
         return (both[0] + both[1].T).contiguous(), tile
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        rights = total(self.found[1])[:, self.rows.mine]
+        rights = total(self.found[1])[:, self.contrast.mine]
         first, second = torch.cat([self.found[0], rights], 1)
         return first, second
 
@@ -215,12 +212,12 @@ class _Sums:
         return self.top + self.first.log()
 
 
-def _tiles(rows: "PairRows", scale: Tensor, unit: float | Tensor, shape: tuple[int, int]) -> Tiles:
+def _tiles(contrast: Contrast, unit: float | Tensor, shape: tuple[int, int]) -> Tiles:
     """Own lefts against all rights."""
-    right, known = rows.everyone
-    reference = None if rows.known is None or known is None else (rows.known[0], known)
-    first, part, budget = rows.mine.start, len(rows.own), rows.budget
-    target = rows.target[0], right
+    right, known = contrast.rights
+    reference = None if contrast.known is None or known is None else (contrast.known[0], known)
+    first, part, budget = contrast.mine.start, len(contrast.own), contrast.budget
+    target, scale = (contrast.target[0], right), contrast.scale
     return Tiles(target, reference, scale, unit=unit, first=first, shape=shape, part=part, budget=budget)
 
 

@@ -18,7 +18,9 @@ FOLDERS = {
 ORDER = [
     ["steering.errors", "steering.recipe", "steering.collect", "steering.files"],
     ["steering.pairs", "steering.levels", "steering.moments", "steering.rules"],
-    ["steering.rows", "steering.tiles", "steering.passes", "steering.pair_rows"],
+    ["steering.rows", "steering.tiles", "steering.contrast"],
+    ["steering.passes"],
+    ["steering.pair_rows"],
     ["steering.engine"],
     ["steering.task", "steering.selectors", "steering.registry"],
     ["steering.training"],

@@ -1,0 +1,67 @@
+"""What two models say of the pairs of a batch: the features that both directions of a contrast are made of."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.collect import gather, rank
+from steering.pairs import Pairs
+
+Sides = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Own pairs and everyone's rights, of target and reference; all without gradient.
+
+    Attributes:
+        target, known: own lefts and rights, ``[n, width]``; known is the reference's, None without one.
+        rights: everyone's rights, ``[m, width]``, of the target and of the reference.
+        scale: factor of the reference's similarities, a scalar.
+        own: excess similarities of own pairs to themselves, ``[n]`` double.
+        budget: bytes of similarities that may be kept between two passes.
+    """
+
+    target: Sides
+    known: Sides | None
+    rights: tuple[Tensor, Tensor | None]
+    scale: Tensor
+    own: Tensor
+    budget: int
+
+    @property
+    def mine(self) -> slice:
+        """Places of own rights among everyone's."""
+        n = len(self.own)
+        return slice(rank() * n, (rank() + 1) * n)
+
+    @property
+    def negatives(self) -> int:
+        """Of every anchor."""
+        return len(self.rights[0]) - 1
+
+    @property
+    def exact(self) -> torch.dtype:
+        """Precision of similarities and gradients, at least single."""
+        return torch.promote_types(self.target[0].dtype, torch.float32)
+
+    def turned(self) -> tuple[Sides, Sides | None]:
+        """Everyone's lefts and own rights, of target and reference."""
+        known = None if self.known is None else (gather(self.known[0]), self.known[1])
+        return (gather(self.target[0]), self.target[1]), known
+
+
+def sides(pairs: Pairs, like: Tensor | None = None) -> Sides:
+    """Features as they are multiplied: half precision as it is where that is fast, else in single."""
+    left, right = pairs.left.detach(), pairs.right.detach()
+    dtype = left.dtype if like is None else like.dtype
+    if dtype == torch.float16 and left.device.type == "cpu":
+        dtype = torch.float32
+    return left.to(dtype), right.to(dtype)
+
+
+def similarity(pair: Sides) -> Tensor:
+    """Similarities of pairs to themselves, ``[n]``, in double precision."""
+    left, right = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in pair)
+    return torch.linalg.vecdot(left, right).double()
