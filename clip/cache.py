@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steering import files
+from steering.clip.tar import head
 from steering.clip.towers import Towers
 from steering.collect import rank
 from steering.errors import UserError
 
 FORMAT = 1
 MANIFEST = "cache.json"
-HEAD = 4096  # bytes of a shard on disk that tell it from another of the same name and size
+NOT_FINITE = "not finite"  # why a sample has no features although it was read
 MOST_OPEN = 8192  # files mapped at a time, of the 65,530 maps that Linux allows a process
 
 
@@ -149,7 +150,7 @@ class Cache:
 
     def path(self, shard: Shard) -> Path:
         """Where a shard's features are: its name, made fit for a file, and a hash that keeps it apart."""
-        readable = re.sub(r"[^\w.-]+", "_", shard.name)[-80:].removesuffix(".tar").lstrip(".")
+        readable = re.sub(r"[^\w.-]+", "_", shard.name, flags=re.ASCII)[-80:].removesuffix(".tar").lstrip(".")
         return self.folder / "shards" / f"{readable}-{_hash(shard.name)[:8]}.safetensors"
 
     def claim(self, shard: Shard) -> Path:
@@ -166,16 +167,19 @@ class Cache:
 
         Args:
             shard: whose features.
-            features: ``[count, 2, width]``, rows of length one, zeros where there are none.
+            features: ``[count, 2, width]``, rows of length one, zeros where there are none; samples of which one is
+                infinite or not a number count as not present.
             present: ``[count]`` bool.
             reasons: why samples are not present, counted.
         """
-        tensors = {
-            "features": features.to("cpu", torch.float16).contiguous(),
-            "present": present.to("cpu", torch.uint8),
-        }
-        known = {"key": self.manifest.key, "shard": shard.name, "bytes": str(shard.size), "head": self._head(shard)}
-        known |= {"reasons": json.dumps(dict(reasons))}
+        features, present = features.to("cpu", torch.float16), present.to("cpu", torch.bool)
+        finite = features.isfinite().all(dim=(1, 2))
+        if lost := int((present & ~finite).sum()):
+            reasons = Counter(reasons) + Counter({NOT_FINITE: lost})
+        features = features.where(finite[:, None, None], 0)
+        tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
+        known = {"key": self.manifest.key, "shard": _plain(shard.name)}
+        known |= {"bytes": str(shard.size), "head": self._head(shard), "reasons": json.dumps(dict(reasons))}
         files.write(self.path(shard), save(tensors, known | {"checksum": _checksum(tensors, known["reasons"])}))
 
     def reasons(self, shard: Shard) -> Counter[str] | None:
@@ -183,7 +187,7 @@ class Cache:
         try:
             with safe_open(self.path(shard), framework="pt") as file:
                 known = file.metadata() or {}
-            return Counter(json.loads(known["reasons"])) if self._differs(known, shard) is None else None
+            return _reasons(known) if self._differs(known, shard) is None else None
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
@@ -214,8 +218,8 @@ class Cache:
     def present(self, places: Sequence[tuple[Shard, int]]) -> Tensor:
         """Which samples, by shard and place in it, have features, ``[n]`` bool."""
         found = torch.zeros(len(places), dtype=torch.bool)
-        for rows, at, of in self._by_shard(places):
-            found[at] = rows.present[of] == 1
+        for at, _, there in self._by_shard(places):
+            found[at] = there
         return found
 
     def look_up(self, places: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
@@ -227,25 +231,28 @@ class Cache:
         """
         features = torch.zeros(len(places), 2, self.manifest.width)
         present = torch.zeros(len(places), dtype=torch.bool)
-        for rows, at, of in self._by_shard(places):
-            features[at], present[at] = rows.features[of].float(), rows.present[of] == 1
+        for at, rows, there in self._by_shard(places):
+            features[at], present[at] = rows, there
         return F.normalize(features, dim=-1), present
 
-    def _by_shard(self, places: Sequence[tuple[Shard, int]]) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-        """For every shard with a file: its rows, where its samples are among those asked for, and which they are."""
+    def _by_shard(self, places: Sequence[tuple[Shard, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For every shard with a file: places among those asked for, their features, and whether these are there."""
         groups: dict[str, list[int]] = {}
         for at, (shard, _) in enumerate(places):
             groups.setdefault(shard.name, []).append(at)
         for ats in groups.values():
             rows = self.rows(places[ats[0]][0])
             if rows is not None:
-                yield rows, torch.tensor(ats), torch.tensor([places[at][1] for at in ats])
+                of = torch.tensor([places[at][1] for at in ats])
+                features = rows.features[of].float()
+                there = (rows.present[of] == 1) & features.isfinite().all(dim=(1, 2))
+                yield torch.tensor(ats), features.where(there[:, None, None], 0), there
 
     def _differs(self, known: Mapping[str, str], shard: Shard) -> str | None:
         """Why a file is not the one of this shard and this model, if so."""
         if known["key"] != self.manifest.key:
             return "of another model"
-        if known["shard"] != shard.name:
+        if known["shard"] != _plain(shard.name):
             return "of another shard"
         for told, now in ((known["bytes"], str(shard.size)), (known["head"], self._head(shard))):
             if told != now and told not in ("", "0") and now not in ("", "0"):  # which stand for not known
@@ -257,7 +264,7 @@ class Cache:
         if shard.name not in self._heads:
             try:
                 with open(shard.url, "rb") as file:
-                    self._heads[shard.name] = hashlib.sha256(file.read(HEAD)).hexdigest()[:16]
+                    self._heads[shard.name] = head(file.fileno())
             except OSError:
                 self._heads[shard.name] = ""
         return self._heads[shard.name]
@@ -279,6 +286,7 @@ class Cache:
             tensors = {name: file.get_tensor(name) for name in ("features", "present")}
         if reason := self._differs(known, shard):
             raise _Fault(reason)
+        _reasons(known)
         rows = Rows(**tensors)
         shapes = rows.features.shape == (shard.count, 2, self.manifest.width) and rows.present.shape == (shard.count,)
         kinds = (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
@@ -362,6 +370,26 @@ def _model(towers: Towers) -> dict[str, Any]:
 def _hash(value: Any) -> str:
     """16 hexadecimal digits that depend on content alone; tuples and lists are alike."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(name: str) -> str:
+    """A shard's name in ASCII: one that is no UTF-8 could not be written."""
+    return name.encode("ascii", "backslashreplace").decode()
+
+
+def _reasons(known: Mapping[str, str]) -> Counter[str]:
+    """Why samples are absent, as the head of a file tells it.
+
+    Raises:
+        ValueError: these are no counts.
+    """
+    try:
+        told = json.loads(known["reasons"])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(told, dict) or not all(type(count) is int and count >= 0 for count in told.values()):
+        raise ValueError("no counts")
+    return Counter(told)
 
 
 def _checksum(tensors: Mapping[str, Tensor], reasons: str) -> str:

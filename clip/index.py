@@ -16,7 +16,7 @@ from steering.clip.counts import Counts
 from steering.clip.fetch import Files, cache_folder
 from steering.clip.manifest import Manifest, Shard, new_name
 from steering.clip.sources import Named, matches, remote
-from steering.clip.tar import Scan, scan
+from steering.clip.tar import Scan, head, scan
 from steering.errors import UserError
 
 FOLDER = ".steer-index"  # beside the shards
@@ -94,11 +94,11 @@ def _home(first: Named) -> tuple[Path, Path]:
         mark = str(base)
         try:
             (base / FOLDER).mkdir(exist_ok=True)
-            with open(base / FOLDER / "lock", "a"):
-                return base, base / FOLDER
-        except OSError:  # may only be read
+            os.close(os.open(base / FOLDER / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
+            return base, base / FOLDER
+        except OSError:  # may only be read, or is no folder
             pass
-    return base, cache_folder() / "indexes" / hashlib.sha256(mark.encode()).hexdigest()[:16]
+    return base, cache_folder() / "indexes" / hashlib.sha256(os.fsencode(mark)).hexdigest()[:16]
 
 
 def _known(base: Path, folder: Path) -> Manifest:
@@ -152,11 +152,14 @@ class _Builder:
     def _look(self, name: str) -> tuple[Shard, Scan | None]:
         url = self.names[name].url
         told = self.counts.tell(url)
-        if told is not None and (remote(url) or (not self.whole and os.path.exists(url))):
-            size = 0 if remote(url) else os.path.getsize(url)
-            return Shard(name, url, size, told, fault="" if size or remote(url) else "is empty (0 bytes)"), None
+        if told is not None and remote(url):
+            return Shard(name, url, 0, told), None
         try:
             with self.fetching.once(url) as file:
+                begins = "" if remote(url) else head(file)
+                if told is not None and not self.whole:
+                    size = os.fstat(file).st_size
+                    return Shard(name, url, size, told, fault="" if size else "is empty (0 bytes)", head=begins), None
                 scanned = scan(file)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
@@ -164,7 +167,8 @@ class _Builder:
         count = len(scanned.starts) if told is None else told
         if told is not None and told != len(scanned.starts) and not scanned.fault:
             self.warnings.append(_differs(url, told, len(scanned.starts)))
-        return Shard(name, url, scanned.size, count, kinds=scanned.kinds, fault=scanned.fault), scanned
+        known = {"kinds": scanned.kinds, "fault": scanned.fault, "head": begins, "paired": scanned.paired}
+        return Shard(name, url, scanned.size, count, **known), scanned
 
     def check(self, manifest: Manifest, base: Path) -> list[Shard]:
         """The shards that are named, with their numbers.
@@ -189,10 +193,10 @@ class _Builder:
         return shards
 
     def _compare(self, chosen: dict[str, Shard], base: Path) -> None:
-        local = [(self._url(name, base), shard.size) for name, shard in chosen.items() if not remote(name)]
+        local = [replace(shard, url=self._url(name, base)) for name, shard in chosen.items() if not remote(name)]
         with ThreadPoolExecutor(THREADS) as pool:
-            sizes = list(pool.map(_size, [url for url, _ in local]))
-        odd = [(url, size) for (url, known), size in zip(local, sizes, strict=True) if size != known]
+            found = list(pool.map(_look_again, local))
+        odd = [(shard.url, size) for shard, (size, same) in zip(local, found, strict=True) if not same]
         if odd:
             url, size = odd[0]
             what = "is gone" if size is None else "has changed"
@@ -229,11 +233,21 @@ def _refuse(faults: dict[str, str], count: int, remedy: str) -> None:
         raise UserError(f"{several}{'; '.join(told)}{others} (or {remedy})")
 
 
-def _size(url: str) -> int | None:
+def _look_again(shard: Shard) -> tuple[int | None, bool]:
+    """Size of a local shard, None if it is gone, and whether it is what it was as far as size and first bytes tell."""
     try:
-        return os.path.getsize(url)
+        file = os.open(shard.url, os.O_RDONLY)
+    except PermissionError:  # told when it is to be read
+        return shard.size, True
     except OSError:
-        return None
+        return None, False
+    try:
+        size = os.fstat(file).st_size
+        return size, size == shard.size and (not shard.head or shard.head == head(file))
+    except OSError:  # told when it is to be read
+        return shard.size, True
+    finally:
+        os.close(file)
 
 
 def _differs(url: str, told: int, found: int) -> str:

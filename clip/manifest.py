@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import secrets
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,10 @@ from steering.clip.tar import Scan
 from steering.errors import RunError, UserError
 
 VERSION = 1
+
+_NUMBERS = ("size", "count", "first", "slot")
+_TEXTS = ("name", "fault", "head")
+_OFFSETS = re.compile(r"offsets-[0-9a-f]{8}\.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class Shard:
         part: which of the sources named it, counted from 0.
         kinds: extensions that it holds, None if its headers were not read yet.
         fault: what is wrong with it, empty if nothing is known to be.
+        head: hash of how a local one begins, empty if it is not known.
+        paired: whether one of its first samples has a picture and what may hold a caption, None if not known.
         new: it was not in the manifest before.
     """
 
@@ -43,6 +51,8 @@ class Shard:
     part: int = 0
     kinds: tuple[str, ...] | None = None
     fault: str = ""
+    head: str = ""
+    paired: bool | None = None
     new: bool = False
 
 
@@ -73,14 +83,30 @@ class Manifest:
                 raise ValueError
             manifest = cls(folder, {}, told["offsets"])
             for row in told["shards"]:
-                manifest._add(Shard(url="", **row | {"kinds": _kinds(row["kinds"])}))
-        except FileNotFoundError:
+                shard = _shard(row)
+                if shard.name in manifest.shards or manifest._add(shard) != shard:
+                    raise ValueError
+            manifest._check_offsets()
+        except (FileNotFoundError, NotADirectoryError):
             return cls(folder, {}, new_name())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged or of another version: steer index --rebuild makes it anew") from error
         except OSError as error:
             raise RunError(f"{path} could not be read: {error.strerror}") from error
         return manifest
+
+    def _check_offsets(self) -> None:
+        """Raises ValueError unless the file of offsets is one in this folder and has room for all shards."""
+        if not _OFFSETS.fullmatch(self.offsets):
+            raise ValueError
+        if self.shards and _length(self.folder / self.offsets) < self._end:
+            raise ValueError
+
+    @property
+    def _end(self) -> int:
+        """Byte behind the offsets of the last shard."""
+        last = next(reversed(self.shards.values()), None)
+        return 0 if last is None else 8 * (last.slot + last.count + 2)
 
     def moved(self, folder: Path) -> Self:
         """The same in another folder; its JSON is written when something is added."""
@@ -90,8 +116,8 @@ class Manifest:
 
     def _add(self, shard: Shard) -> Shard:
         last = next(reversed(self.shards.values()), None)
-        if last is not None:
-            shard = replace(shard, first=last.first + last.count, slot=last.slot + last.count + 2)
+        first, slot = (0, 0) if last is None else (last.first + last.count, last.slot + last.count + 2)
+        shard = replace(shard, first=first, slot=slot)
         self.shards[shard.name] = shard
         return shard
 
@@ -100,19 +126,17 @@ class Manifest:
         files.make_folder(self.folder)
         path = self.folder / self.offsets
         try:
-            with open(path, "r+b" if path.exists() else "w+b") as file:
-                last = next(reversed(self.shards.values()), None)
-                # What an interrupted process wrote behind the end is of no shard.
-                file.truncate(0 if last is None else 8 * (last.slot + last.count + 2))
+            with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as file:
+                file.truncate(self._end)  # what an interrupted process wrote behind it is of no shard
                 for shard, scanned in found:
                     shard = self._add(shard)
                     if scanned is not None:
                         _put(file.fileno(), shard.slot, rows_of(scanned, shard.count))
-                    file.truncate(8 * (shard.slot + shard.count + 2))  # zeros while the headers were not read
+                    file.truncate(self._end)  # zeros while the headers were not read
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}. Free some space") from None
-        keys = ("name", "size", "count", "first", "slot", "fault")
+        keys = (*_NUMBERS, *_TEXTS, "paired")
         rows = [
             {key: getattr(shard, key) for key in keys}
             | {"kinds": None if shard.kinds is None else " ".join(shard.kinds)}
@@ -121,8 +145,29 @@ class Manifest:
         files.write_json(self.folder / "index.json", {"version": VERSION, "offsets": self.offsets, "shards": rows})
 
 
-def _kinds(told: str | list | None) -> tuple[str, ...] | None:
-    return tuple(told.split()) if isinstance(told, str) else None if told is None else tuple(told)
+def _shard(row: dict) -> Shard:
+    """What the JSON tells of a shard; raises ValueError, KeyError or TypeError if that cannot be."""
+    numbers = {key: row[key] for key in _NUMBERS}
+    texts = {"head": "", **{key: row[key] for key in _TEXTS if key in row}}
+    kinds, paired = row["kinds"], row.get("paired")
+    if not all(type(number) is int and number >= 0 for number in numbers.values()):
+        raise ValueError
+    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(paired, bool | None):
+        raise ValueError
+    return Shard(url="", **numbers, **texts, kinds=None if kinds is None else tuple(str.split(kinds)), paired=paired)
+
+
+def _length(path: Path) -> int:
+    """Bytes of an ordinary file, -1 if there is none; it is opened, as network file systems remember old sizes."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return -1
+    try:
+        status = os.fstat(file)
+    finally:
+        os.close(file)
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def rows_of(scanned: Scan, count: int) -> np.ndarray:
@@ -135,7 +180,7 @@ def rows_of(scanned: Scan, count: int) -> np.ndarray:
 
 def write_offsets(path: Path, slot: int, rows: np.ndarray) -> None:
     """Writes what became known of a shard into the file of offsets; raises OSError."""
-    file = os.open(path, os.O_RDWR)
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         _put(file, slot, rows)
     finally:

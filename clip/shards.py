@@ -19,12 +19,12 @@ from steering.clip.images import COMMON, PICTURES, UNREADABLE, Undecodable
 from steering.clip.index import Index, open_index
 from steering.clip.manifest import Shard, rows_of, write_offsets
 from steering.clip.sources import Pattern, expand, remote
-from steering.clip.tar import Fault, members, scan
+from steering.clip.tar import LOOKED_AT, Fault, head, members, paired, scan
 from steering.errors import RunError, UserError
 
 AT_ONCE = 8 << 20  # bytes: a sample up to this size is read by one call, of a larger one what is asked for
+CHANGED = "has changed since its headers were read: leave shards alone in a run"
 AGAIN = 300.0  # seconds until a shard that could not be read is tried again
-LOOKED_AT = 20  # samples in which captions are looked for
 
 
 class Shards:
@@ -55,6 +55,7 @@ class Shards:
         self._offsets = _Offsets(index.offsets)
         self._files = Files(cache_gb * 1e9)
         self._bad: dict[str, tuple[float, str]] = {}  # until when not to try a shard again, and why
+        self._seen: set[str] = set()  # shards that this process found to be what they were
         self._last: tuple[int, _Sample] | None = None
 
     @classmethod
@@ -91,7 +92,7 @@ class Shards:
     @cached_property
     def fingerprint(self) -> str:
         """Of the numbers: changes when they stand for other samples."""
-        rows = [[shard.name, shard.size, shard.count] for shard in self.index]
+        rows = [[shard.name, shard.size, shard.count, shard.head] for shard in self.index]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     @property
@@ -164,7 +165,7 @@ class Shards:
             return f"sample {position} in {shard.url}"
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_last": None, "_bad": {}}  # another process looks for itself
+        return self.__dict__ | {"_last": None, "_bad": {}, "_seen": set()}  # another process looks for itself
 
     def _sample(self, number: int) -> "_Sample":
         if self._last is None or self._last[0] != number:  # picture, caption and info are of one sample as a rule
@@ -189,9 +190,11 @@ class Shards:
 
     def _find(self, shard: Shard, position: int) -> "_Sample":
         with self._files.open(shard.url) as file:
+            if self._other(shard, file):  # asked first: of another shard no offsets are written down
+                raise Fault(CHANGED, 0)
             rows = self._rows(shard, file)
             if os.fstat(file).st_size != rows[-1]:
-                raise Fault("has changed since its headers were read: leave shards alone in a run", 0)
+                raise Fault(CHANGED, 0)
             start, stop = int(rows[position]), int(rows[position + 1])
             if start == stop:
                 raise Undecodable("not in its shard")
@@ -205,6 +208,14 @@ class Shards:
                 sample.key = member.key
                 sample.places[member.kind] = (member.offset, member.size)
         return sample
+
+    def _other(self, shard: Shard, file: int) -> bool:
+        """Whether an open shard begins differently than it did, looked at once."""
+        if shard.head and shard.url not in self._seen:
+            if head(file) != shard.head:
+                return True
+            self._seen.add(shard.url)
+        return False
 
     def _rows(self, shard: Shard, file: int) -> np.ndarray:
         """Where the samples of an open shard begin; one whose count was only told is read now."""
@@ -243,22 +254,14 @@ class Shards:
                     raise
 
     def _require(self, which: int, closely: bool) -> None:
-        shard, numbers = self.index[which], range(self.first[which], self.first[which + 1])[:LOOKED_AT]
-        kinds, fields, captions = (
-            set(shard.kinds or ()),
-            set(),
-            self.caption_field is None and "txt" in (shard.kinds or ()),
-        )
-        if shard.kinds is None or (closely and not captions):
-            for number in numbers:
-                try:
-                    kinds |= self._sample(number).places.keys()
-                    fields |= self.info(number).keys()
-                    captions = bool(self.captions(number))
-                    break
-                except Undecodable:
-                    continue
+        shard = self.index[which]
+        kinds, fields, captions, together = self._look(which, closely)
         held = " ".join(f".{kind}" for kind in sorted(kinds)[:9]) or "nothing that is read"
+        if together is False and paired(kinds):
+            raise UserError(
+                f"{shard.url} has no picture and caption in any of its first {LOOKED_AT} samples: it holds {held}; "
+                "write it again, with the members of a sample one after the other (KEY.jpg KEY.txt, then the next KEY)"
+            )
         if not kinds & set(PICTURES) and (kinds or shard.kinds is not None):
             raise UserError(
                 f"{shard.url} has no pictures: it holds {held}; needed is one of .{' .'.join(COMMON)} and the like "
@@ -268,6 +271,27 @@ class Shards:
             known = ", ".join(sorted(fields)) or "none"
             wanted = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
             raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {known}); needed is {wanted}")
+
+    def _look(self, which: int, closely: bool) -> tuple[set[str], set[str], bool, bool | None]:
+        """Kinds of members and JSON fields of a shard, if it has captions, and if they are together with pictures."""
+        shard, numbers = self.index[which], range(self.first[which], self.first[which + 1])[:LOOKED_AT]
+        kinds, fields = set(shard.kinds or ()), set()
+        captions = self.caption_field is None and "txt" in kinds
+        if shard.kinds is not None and (captions or not closely):
+            return kinds, fields, captions, shard.paired
+        for number in numbers:
+            try:
+                kinds |= self._sample(number).places.keys()
+                fields |= self.info(number).keys()
+                captions = bool(self.captions(number))
+                break
+            except Undecodable:
+                continue
+        if shard.kinds is not None or not kinds or (captions and kinds & set(PICTURES)):
+            return kinds, fields, captions, shard.paired
+        with self._files.open(shard.url) as file:  # its count was only told: what it holds further on is not known
+            scanned = scan(file)
+        return kinds | set(scanned.kinds), fields, captions, scanned.paired
 
 
 class _Sample:
@@ -287,6 +311,7 @@ class _Offsets:
     def __init__(self, path: Path):
         self.path = path
         self.own: dict[str, np.ndarray] = {}
+        self._sound: set[str] = set()  # shards whose offsets were checked
         self._map: np.ndarray | None = None
 
     def read(self, shard: Shard) -> np.ndarray:
@@ -300,7 +325,12 @@ class _Offsets:
                 self._map = np.zeros(0, dtype="<i8")
         if len(self._map) < stop:
             raise RunError(f"{self.path} is gone or too short: rebuild it with steer index --rebuild")
-        return self._map[shard.slot : stop]
+        rows = self._map[shard.slot : stop]
+        if rows[-1] and shard.name not in self._sound:
+            if rows[0] < 0 or (rows[1:] < rows[:-1]).any():
+                raise RunError(f"{self.path} is damaged: steer index --rebuild makes it anew")
+            self._sound.add(shard.name)
+        return rows
 
     def write(self, shard: Shard, rows: np.ndarray) -> None:
         try:
@@ -309,7 +339,7 @@ class _Offsets:
             self.own[shard.name] = rows
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "own": self.own, "_map": None}
+        return {"path": self.path, "own": self.own, "_sound": set(), "_map": None}
 
 
 def bar(items: Iterable, total: int) -> Iterable:

@@ -56,11 +56,13 @@ def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> li
     found = [shard for which, part in enumerate(split(pattern)) for shard in _expand(part, which, missing)]
     if not found:
         raise UserError("no shards given: name at least one tar")
-    urls = Counter(shard.url if remote(shard.url) else os.path.abspath(shard.url) for shard in found)
-    url, times = urls.most_common(1)[0]
+    files = [shard.url if remote(shard.url) else os.path.realpath(shard.url) for shard in found]
+    file, times = Counter(files).most_common(1)[0]
     if times > 1:
+        names = {shard.url for shard, other in zip(found, files, strict=True) if other == file}
+        links = f" (as {' and '.join(sorted(names)[:3])})" if len(names) > 1 else ""
         raise UserError(
-            f"{url} is named {times} times, which would contrast its samples with themselves: name it once, "
+            f"{file} is named {times} times{links}, which would contrast its samples with themselves: name it once, "
             "and give it a weight to see it more often"
         )
     return found

@@ -1,13 +1,16 @@
 """Features in files: what is read is what was written, and what cannot be trusted counts as not there."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch.nn import functional as F
 
-from steering.clip.cache import Cache, Manifest, open_caches, read_manifest
+from steering.clip.cache import Cache, Manifest, _checksum, open_caches, read_manifest
 from steering.errors import UserError
 
 WIDTH = 64
@@ -98,6 +101,42 @@ def test_a_flipped_bit_makes_a_file_missing_wherever_it_is(cache, capsys):
     assert again(cache).rows(ONE) is not None
 
 
+def forge(cache: Cache, change, reasons: str = "{}") -> None:
+    """What another program may write: a file of ONE with other features and reasons, and the right checksum."""
+    path = cache.path(ONE)
+    with safe_open(path, framework="pt") as file:
+        known, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in ("features", "present")}
+    change(tensors["features"])
+    path.write_bytes(save(tensors, known | {"reasons": reasons, "checksum": _checksum(tensors, reasons)}))
+
+
+@pytest.mark.parametrize("reasons", ["5", "[1, 2]", '{"a": "b"}', '{"a": -1}', '{"a": true}', "null", "[" * 9999])
+def test_a_file_whose_account_of_absent_samples_is_none_is_faulty(cache, reasons):
+    forge(cache, lambda rows: None, reasons)
+    assert again(cache).reasons(ONE) is None and again(cache).fault(ONE) == "damaged"
+    assert not again(cache).present([(ONE, 0)]).any()
+
+
+def test_features_that_are_not_finite_are_not_stored(cache):
+    odd = features()
+    odd[5, 0, 1], odd[7, 1, 0], odd[3] = float("nan"), float("inf"), float("nan")
+    present = torch.ones(20, dtype=torch.bool)
+    present[3] = False
+    cache.write(ONE, odd, present, {"broken picture": 1})
+    found, there = again(cache).look_up([(ONE, place) for place in range(20)])
+    assert [place for place in range(20) if not there[place]] == [3, 5, 7]
+    assert not found[[3, 5, 7]].any() and found.isfinite().all()
+    assert again(cache).reasons(ONE) == {"broken picture": 1, "not finite": 2}
+
+
+def test_features_in_a_file_that_are_not_finite_are_not_there(cache):
+    forge(cache, lambda rows: rows[5, 0].fill_(float("nan")))
+    places = [(ONE, place) for place in (4, 5)]
+    found, there = again(cache).look_up(places)
+    assert there.tolist() == again(cache).present(places).tolist() == [True, False]
+    assert found[0].any() and not found[1].any()
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 4000, -1])
 def test_a_file_cut_short_is_missing(cache, keep):
     path = cache.path(ONE)
@@ -152,10 +191,20 @@ def test_faults_are_told_once_a_kind_and_counted(cache, capsys):
 
 
 def test_shards_of_one_name_in_two_folders_have_two_files(cache):
-    names = ["a/000.tar", "b/000.tar", "a_000.tar", "a/000", "../000.tar", "é/0 0.tar", "x" * 300]
+    names = ["a/000.tar", "b/000.tar", "a_000.tar", "a/000", "../000.tar", "é/0 0.tar", "x" * 300, "\u5199" * 83]
     paths = [cache.path(Tar(name)) for name in names]
     assert len(set(paths)) == len(names)
-    assert all(path.parent == cache.folder / "shards" and len(path.name) < 120 for path in paths)
+    assert all(path.parent == cache.folder / "shards" and len(os.fsencode(path.name)) < 120 for path in paths)
+
+
+@pytest.mark.parametrize("name", ["\u5199" * 83 + ".tar", os.fsdecode(b"\xff/\xfe.tar"), "a\nb.tar"])
+def test_features_of_a_shard_with_any_name_are_found_again(cache, name):
+    shard = Tar(name)
+    cache.write(shard, features(), torch.ones(20, dtype=torch.bool), {"no caption": 0})
+    assert again(cache).present([(shard, 3)]).all() and again(cache).reasons(shard) is not None
+    assert not again(cache).lacking([shard])
+    cache.path(OTHER).write_bytes(cache.path(shard).read_bytes())
+    assert again(cache).fault(OTHER) == "of another shard"
 
 
 def test_another_models_cache_is_refused_in_one_line(cache, manifest):

@@ -69,6 +69,19 @@ def test_a_shard_in_which_nothing_can_be_read_is_done_too(tars, towers, empty):
     assert_whole(empty, towers, shards, without=range(4))
 
 
+def test_features_that_are_not_finite_are_counted_and_left_out(tars, towers, empty, monkeypatch):
+    def overflowing(*given):
+        found = encode(*given)
+        found[2, 1, 5] = float("inf")
+        return found
+
+    shards = Shards.open(tars(2))
+    monkeypatch.setattr(filling, "encode", overflowing)
+    fill(empty, towers, shards, batch=20)
+    assert content(empty, shards).missing == {"not finite": 2}
+    assert_whole(empty, towers, shards, without=(2, 22))
+
+
 def test_filling_again_does_nothing_and_a_new_shard_is_added(tars, towers, empty):
     pattern = tars(2)
     fill(empty, towers, Shards.open(pattern))

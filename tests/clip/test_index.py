@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from multiprocessing import get_context
@@ -105,6 +106,60 @@ def test_shards_that_change_or_disappear_are_refused_until_the_index_is_rebuilt(
     make_index(pattern, rebuild=True)
     assert captions(pattern) == ["0", "2"]
     assert len(list((tmp_path / ".steer-index").glob("offsets-*"))) == 1
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_another_shard_of_the_same_size_is_refused(tmp_path, told):
+    for name in "01":
+        pairs(tmp_path / f"{name}.tar", "ab")
+    if told:
+        (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": 2, "1.tar": 2}))
+    pattern = f"{tmp_path}/*.tar"
+    before = Shards.open(pattern)
+    kept = (tmp_path / "1.tar").read_bytes()
+    pairs(tmp_path / "1.tar", "xy")
+    assert len(kept) == (tmp_path / "1.tar").stat().st_size
+    with pytest.raises(UserError, match=r"1.tar has changed since .*: put it back .* steer index --rebuild") as error:
+        Shards.open(pattern)
+    one_line(error)
+    (tmp_path / "1.tar").write_bytes(kept)
+    assert captions(pattern) == ["a", "b", "a", "b"] and Shards.open(pattern).fingerprint == before.fingerprint
+    pairs(tmp_path / "1.tar", "xy")
+    make_index(pattern, rebuild=True)
+    assert captions(pattern) == ["a", "b", "x", "y"] and Shards.open(pattern).fingerprint != before.fingerprint
+
+
+def test_a_manifest_without_what_later_ones_hold_is_used(tmp_path):
+    pairs(tmp_path / "0.tar", "ab")
+    captions(tmp_path / "0.tar")
+    path = tmp_path / ".steer-index/index.json"
+    told = json.loads(path.read_text())
+    for key in ("head", "paired"):
+        del told["shards"][0][key]
+    path.write_text(json.dumps(told))
+    pairs(tmp_path / "1.tar", "c")
+    assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c"]
+
+
+def test_a_file_in_place_of_the_manifests_folder_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    pairs(tmp_path / "data/0.tar", "ab")
+    (tmp_path / "data/.steer-index").write_text("mine")
+    for _ in range(2):
+        assert captions(f"{tmp_path}/data/*.tar") == ["a", "b"]
+    assert (tmp_path / "data/.steer-index").read_text() == "mine"
+    assert Shards.open(f"{tmp_path}/data/*.tar").manifest.is_relative_to(tmp_path / "cache")
+
+
+def test_names_that_are_no_utf8_are_indexed(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / os.fsdecode(b"\xff")
+    data.mkdir()
+    pairs(data / os.fsdecode(b"\xfe.tar"), "ab")
+    (data / ".steer-index").write_text("in the way")
+    for _ in range(2):
+        assert captions(f"{data}/*.tar") == ["a", "b"]
 
 
 def test_all_faulty_shards_are_named_and_the_good_ones_remembered(tmp_path, monkeypatch):

@@ -48,12 +48,16 @@ def test_payloads_are_not_read_by_opening(tmp_path, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, place: read.append(size) or pread(file, size, place))
     Shards.open(path)
-    assert read == [512] * (1 + 2 * 20 + 1)  # the first header twice, then the end mark
+    headers = [512] * (1 + 2 * 20 + 1)  # the first one twice, then the end mark
+    assert read == [4096, *headers, 4096], "how it begins, when it is added and when it is compared"
     read.clear()
     shards = Shards.open(path)
-    assert read == [], "the second time nothing is read at all"
+    assert read == [4096], "the second time no headers are read"
+    read.clear()
     assert shards.caption(7) == "caption of 7" and shards.picture(7) == png() and shards.name(7).startswith("7 in ")
-    assert read == [2048], "a sample is read at once: two headers, two blocks"
+    assert read == [4096, 2048], "a sample is read at once: two headers, two blocks"
+    read.clear()
+    assert shards.picture(8) == png() and read == [2048], "how a shard begins is looked at once in a process"
 
 
 def test_members_that_could_run_code_do_not_exist(tmp_path):
@@ -151,6 +155,47 @@ def test_a_named_caption_field_that_is_missing_is_told(tmp_path):
         Shards.open(path, caption_field="title")
 
 
+def test_of_a_shard_that_is_replaced_before_it_is_first_read_nothing_is_remembered(tmp_path):
+    pairs(tmp_path / "0.tar", "ab")
+    kept = pairs(tmp_path / "1.tar", "ab").read_bytes()
+    (tmp_path / "sizes.json").write_text('{"0.tar": 2, "1.tar": 2}')
+    shards = Shards.open(f"{tmp_path}/*.tar")
+    write(tmp_path / "1.tar", [("x", {"png": png(), "txt": b"x", "cls": b"1"})])
+    with open(tmp_path / "1.tar", "ab") as file:
+        file.truncate(len(kept))
+    with pytest.raises(RunError, match=r"1.tar has changed since"):
+        shards.caption(2)
+    (tmp_path / "1.tar").write_bytes(kept)
+    assert Shards.open(f"{tmp_path}/*.tar").caption(3) == "caption of b"
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("first", ["png", "txt"])
+def test_a_shard_with_all_pictures_in_front_of_all_captions_is_refused(tmp_path, first, told):
+    kinds = ("png", "txt") if first == "png" else ("txt", "png")
+    members = [(f"{i}", {kind: png() if kind == "png" else b"a"}) for kind in kinds for i in range(25)]
+    write(tmp_path / "1.tar", members)
+    if told:
+        (tmp_path / "sizes.json").write_text('{"1.tar": 50}')
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"1.tar has no picture and caption in any of its first 20 .* one after"
+        ) as error:
+            Shards.open(tmp_path / "1.tar")
+        assert "\n" not in str(error.value)
+
+
+def test_every_shard_has_to_have_a_pair_among_its_first_samples(tmp_path):
+    few = [("x", {"png": png()}), ("y", {"txt": b"a"})]
+    write(tmp_path / "0.tar", [*few * 9, ("a", {"png": png(), "json": b'{"caption": "a"}'})])
+    pairs(tmp_path / "1.tar", "bc")
+    assert len(Shards.open(f"{tmp_path}/*.tar")) == 21
+    write(tmp_path / "2.tar", few)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2.tar has no picture and caption"):
+            Shards.open(f"{tmp_path}/*.tar")
+
+
 def test_a_shard_that_changes_under_a_run_ends_it_in_one_line(tmp_path):
     path = pairs(tmp_path / "0.tar", "ab")
     shards = Shards.open(path)
@@ -165,7 +210,9 @@ def test_a_shard_that_changes_under_a_run_ends_it_in_one_line(tmp_path):
         pickle.loads(pickle.dumps(shards)).caption(0)
 
 
-@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: pairs(path, "xyzuvw")])
+@pytest.mark.parametrize(
+    "change", [lambda path: path.unlink(), lambda path: pairs(path, "xyzuvw"), lambda path: pairs(path, "xy")]
+)
 def test_samples_of_a_shard_that_disappears_or_changes_are_unusable_where_that_is_allowed(tmp_path, change):
     for name in "01":
         pairs(tmp_path / f"{name}.tar", "ab")

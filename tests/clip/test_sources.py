@@ -68,6 +68,15 @@ def test_what_is_named_wrongly_is_refused_in_one_line(tmp_path):
         one_line(error)
 
 
+def test_a_link_beside_its_shard_is_the_same_shard(tmp_path):
+    touch(tmp_path / "0.tar")
+    (tmp_path / "1.tar").symlink_to(tmp_path / "0.tar")
+    with pytest.raises(UserError, match=r"0.tar is named 2 times \(as .*/0.tar and .*/1.tar\)") as error:
+        expand(f"{tmp_path}/*.tar")
+    one_line(error)
+    assert len(urls(tmp_path / "1.tar")) == 1
+
+
 def test_a_glob_that_is_matched_by_hand_finds_what_glob_finds(tmp_path):
     assert matches("/d/a/b/7.tar", "/d/**/*.tar") and matches("/d/7.tar", "/d/**/*.tar")
     assert matches("/d/7.tar", "/d/[0-9].tar") and not matches("/d/a/7.tar", "/d/*.tar")

@@ -80,6 +80,50 @@ def test_members_beyond_eight_gigabytes_are_found(tmp_path, form):
     assert shards.caption(0) == "hi"
 
 
+def with_size(field):
+    """The header of an empty member whose size is given by these 12 bytes, with the checksum right."""
+    header = bytearray(tarfile.TarInfo("b.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = field
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    return bytes(header)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "field", [b"-0000001000\0", b"-0000000512\0", b"0o000000000\0", b"0000_000000\0", b"\xff" * 12]
+)
+def test_a_size_that_is_no_octal_number_is_damage(tmp_path, field):
+    """A member of -512 bytes would be its own successor for ever."""
+    path = write_files(tmp_path / "0.tar", ["a.jpg", "a.txt"])
+    content = path.read_bytes()[:2048]
+    path.write_bytes(content + with_size(field) + bytes(1024))
+    with open(path, "rb") as file:
+        assert scan(file.fileno()).fault.startswith("is damaged: there is no tar header at byte 2,048")
+    path.write_bytes(content + with_size(b"00000000000 ") + bytes(1024))
+    with open(path, "rb") as file:
+        assert scan(file.fileno()).fault == ""
+
+
+def test_an_extended_header_with_endless_digits_is_ignored(tmp_path):
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.jpg", "a.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.pax_headers = {"size": "0" * 5000}
+            tar.addfile(entry)
+    with open(path, "rb") as file:
+        assert len(scan(file.fileno()).starts) == 1
+
+
+def test_a_name_that_occurs_twice_is_told_with_one_remedy(tmp_path):
+    path = write_files(tmp_path / "0.tar", ["a.jpg", "a.txt", "b.jpg", "b.jpg"])
+    with open(path, "rb") as file:
+        assert (
+            scan(file.fileno()).fault
+            == "holds b.jpg twice in a row after 1 whole samples: write it again with one of them"
+        )
+
+
 def test_what_is_no_sample_any_more_is_a_fault(tmp_path):
     path = write_files(tmp_path / "0.tar", ["a.jpg", "a.txt", "b.jpg"])
     with open(path, "rb") as file:
