@@ -33,8 +33,8 @@ from torch import nn
 from benchmarks.harness import Goal, Report
 from steering import Pairs
 from steering.clip import task as clip
-from steering.clip.images import Undecodable, decode
-from steering.clip.shards import Shards
+from steering.clip.data.images import Undecodable, decode
+from steering.clip.data.shards import Shards
 from steering.recipe import Arm, Metric, Recipe
 from steering.runs import config
 from steering.runs.processes import joined

@@ -18,7 +18,7 @@ import torch
 from benchmarks.harness import Goal, Report, median
 from steering.clip import task as clip
 from steering.clip.bundled import shards as bundled
-from steering.clip.shards import Shards
+from steering.clip.data.shards import Shards
 from steering.recipe import Arm, Recipe
 from steering.training.cached import ReferenceLosses
 from steering.training.loop import Training

@@ -22,7 +22,7 @@ def cache(
 
     Several processes, on one machine or many, may fill a cache at once; started again, a stopped one continues.
     """
-    from steering.clip.cache_command import run
+    from steering.clip.reference.command import run
 
     reading = {"caption_field": caption_field, "bad_shards": allow_bad_shards, "cache_gb": cache_gb}
     run(data, ref, out, batch=batch, workers=workers, device=device, check=check, **reading)
@@ -38,7 +38,7 @@ def index(
 
     Training does the same when it first sees shards. What changes or disappears later is noticed by both.
     """
-    from steering.clip.indexing import run
+    from steering.clip.data.command import run
 
     run(data, rebuild=rebuild, bad_shards=allow_bad_shards, cache_gb=cache_gb)
 
@@ -60,7 +60,7 @@ def eval_(
     Without --data and --zeroshot: on what the run was evaluated on, or on the bundled pairs. Under torchrun or srun
     all processes share the work.
     """
-    from steering.clip.eval_command import run
+    from steering.clip.evaluation.command import run
 
     reading = {"caption_field": caption_field, "bad_share": bad_share}
     run(

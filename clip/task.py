@@ -11,18 +11,19 @@ from typing import Self
 import torch
 from torch import nn
 
-from steering.clip import gallery, recipes
+from steering.clip import recipes
 from steering.clip.bundled import BUNDLE
 from steering.clip.bundled import shards as bundled_shard
-from steering.clip.cache import Cache, open_caches
-from steering.clip.dataset import PairData
-from steering.clip.embedding import Work
-from steering.clip.evaluation import EmojiSuite, PairSet, RetrievalSuite, Suite
-from steering.clip.online import Member, Reference, names, stored
-from steering.clip.shards import Shards
-from steering.clip.sources import split
+from steering.clip.data.dataset import PairData
+from steering.clip.data.shards import Shards
+from steering.clip.data.sources import split
+from steering.clip.evaluation import gallery
+from steering.clip.evaluation.embedding import Work
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
+from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.reference.cache import Cache, open_caches
+from steering.clip.reference.online import Member, Reference, names, stored
 from steering.clip.towers import EMOJI, Towers, build, export
-from steering.clip.zeroshot import ZeroShotSuite
 from steering.errors import UserError
 from steering.recipe import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses

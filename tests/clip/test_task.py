@@ -8,7 +8,7 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
-from steering.clip.online import Reference
+from steering.clip.reference.online import Reference
 from steering.clip.task import Clip
 from steering.clip.towers import Towers, build, export
 from steering.recipe import Recipe

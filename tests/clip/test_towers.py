@@ -14,7 +14,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 
 from steering.clip import towers as module
-from steering.clip.reference import read
+from steering.clip.reference.load import read
 from steering.clip.towers import CONFIG, EMOJI, WEIGHTS, architecture, build, export
 from steering.errors import RunError, UserError
 

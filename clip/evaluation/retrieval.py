@@ -1,0 +1,171 @@
+"""What features say: retrieval and zero-shot classification, in tiles, with exact ties and intervals."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.clip.evaluation.embedding import ALONE, Work
+
+BLOCK = 256  # queries compared at a time,
+TILE = 1 << 14  # with so many of the gallery;
+KEPT = 1 << 16  # of a gallery up to this size, the scores of a block are kept and not taken twice
+Z = 1.959963984540054  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of hits and its 95 % interval, 0 to 1.
+
+    Attributes:
+        value: hits / trials.
+        low, high: Wilson's interval, of the draw of the samples alone.
+        trials: independent samples that it is worth.
+    """
+
+    value: float
+    low: float
+    high: float
+    trials: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where each query's own entries are among all.
+
+    Attributes:
+        ahead: ``[n]`` how many others' entries score more than the best of its own.
+        tied: ``[n]`` how many score the same.
+    """
+
+    ahead: Tensor
+    tied: Tensor
+
+    def hits(self, k: int) -> Tensor:
+        """Whether the best of its own is among the k best, ``[n]`` 0 to 1.
+
+        Entries that tie are as if put in a random order: a model that scores all the same hits by chance.
+        """
+        return ((k - self.ahead) / (self.tied + 1)).clamp(0, 1)
+
+
+@torch.no_grad()
+def places(queries: Tensor, gallery: Tensor, owner: Tensor, own: Tensor | None = None, work: Work = ALONE) -> Place:
+    """Compares queries with a gallery, ``[n, d] x [m, d]``; a query's own entries are those of its owner.
+
+    Scores are taken in double precision and rounded to single: no block, device or number of ranks decides a tie, and
+    equal features tie. What is not a number counts as ahead.
+
+    Args:
+        queries, gallery: features.
+        owner: ``[m]`` whose entry of the gallery it is.
+        own: ``[n]`` which owner a query belongs to; its own place if not given.
+        work: how it is shared.
+    """
+    own = torch.arange(len(queries), device=queries.device) if own is None else own
+    ahead, tied = (torch.zeros(len(queries), dtype=torch.float64, device=queries.device) for _ in range(2))
+    for block in work.blocks(len(queries), BLOCK):
+        part = slice(block.start, block.stop)
+        left, mine = queries[part].double(), own[part, None]
+        best = torch.full((len(left), 1), -torch.inf, device=queries.device)
+        kept = list(_tiles(left, gallery, owner)) if len(gallery) <= KEPT else None
+        for scores, theirs in kept or _tiles(left, gallery, owner):
+            best = torch.maximum(best, scores.masked_fill(theirs != mine, -torch.inf).amax(1, keepdim=True))
+        for scores, theirs in kept or _tiles(left, gallery, owner):
+            others = theirs != mine
+            ahead[part] += (~(scores <= best) & others).sum(1)
+            tied[part] += ((scores == best) & others).sum(1)
+    return Place(work.together(ahead), work.together(tied))
+
+
+def _tiles(left: Tensor, gallery: Tensor, owner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores of some queries with a part of the gallery after the other, and the owners of the parts."""
+    for start in range(0, len(gallery), TILE):
+        yield (left @ gallery[start : start + TILE].double().T).float(), owner[None, start : start + TILE]
+
+
+def recall(queries: Tensor, gallery: Tensor, k: int, work: Work = ALONE) -> Share:
+    """Recall at k of queries that each have the entry at their own place, 0 to 1."""
+    return share(places(queries, gallery, torch.arange(len(gallery), device=gallery.device), work=work).hits(k))
+
+
+def both_ways(images: Tensor, texts: Tensor, owner: Tensor, ks: Sequence[int], work: Work = ALONE) -> dict[str, Share]:
+    """Recall of image to text (``i2t_r10``) and of text to image (``t2i_r10``) for every k.
+
+    A picture is a hit where any of its captions is among the k best; every caption is a query for its own picture.
+
+    Args:
+        images, texts: ``[n, d]`` and ``[m, d]`` features.
+        owner: ``[m]`` place of every text's image.
+        ks: numbers of answers looked at.
+        work: how it is shared.
+    """
+    to_text = places(images, texts, owner, work=work)
+    to_image = places(texts, images, torch.arange(len(images), device=images.device), own=owner, work=work)
+    found = {}
+    for k in ks:
+        found[f"i2t_r{k}"] = share(to_text.hits(k))
+        found[f"t2i_r{k}"] = share(to_image.hits(k), owner)
+    return found
+
+
+def zero_shot(images: Tensor, classes: Tensor, labels: Tensor, groups: Tensor | None = None) -> Share:
+    """Share of images whose best class is right.
+
+    Args:
+        images: ``[n, d]`` features.
+        classes: ``[c, d]`` features of the class prompts (averaged over templates by the caller).
+        labels: ``[n]`` right class, or right group if ``groups`` is given.
+        groups: ``[c]`` group of every class; the best class then stands for its group.
+    """
+    best = torch.cat([(block @ classes.T).argmax(1) for block in images.split(BLOCK)])
+    return share(((best if groups is None else groups[best]) == labels).double())
+
+
+def share(hits: Tensor, group: Tensor | None = None) -> Share:
+    """The mean of hits with its interval.
+
+    Args:
+        hits: ``[n]`` 0 to 1.
+        group: ``[n]`` hits of one group (the captions of one picture) are not independent: they are worth as many
+            trials as would have the variance that the groups' sums show.
+    """
+    value = float(hits.double().mean())
+    if group is None:
+        return wilson(value, len(hits))
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=hits.device)
+    sums = sums.index_add(0, group, hits.double() - value)
+    variance = float(sums.square().sum()) / len(hits) ** 2
+    return wilson(value, _worth(value, variance, len(hits)) if variance > 0 else len(group.unique()))
+
+
+def mean_of_classes(hits: Tensor, labels: Tensor) -> Share:
+    """The mean over classes of each one's share of hits; classes without images do not count.
+
+    Args:
+        hits: ``[n]`` 0 to 1.
+        labels: ``[n]`` class of each.
+    """
+    count = labels.bincount()
+    there = count > 0
+    sums = torch.zeros(len(count), dtype=torch.float64, device=hits.device).index_add(0, labels, hits.double())
+    recalls, count = sums[there] / count[there], count[there]
+    value = float(recalls.mean())
+    spread = recalls * (1 - recalls) / (count - 1).clamp(min=1)
+    spread[count == 1] = value * (1 - value)  # one image does not show its class's own
+    variance = float(spread.sum()) / len(count) ** 2
+    return wilson(value, _worth(value, variance, len(hits)))
+
+
+def wilson(value: float, trials: float) -> Share:
+    """A share with Wilson's interval, which stays within 0 and 1 and has a width even where all or none hit."""
+    centre = (value + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * math.sqrt(max(0.0, value * (1 - value) / trials) + (Z / (2 * trials)) ** 2)
+    return Share(value, min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)), trials)
+
+
+def _worth(value: float, variance: float, most: int) -> float:
+    """Independent trials whose share has that variance."""
+    return min(most, value * (1 - value) / variance) if variance > 0 else most

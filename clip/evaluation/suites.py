@@ -1,0 +1,199 @@
+"""What a target or a reference is evaluated on: pairs it never trained on, each model seeing them its own way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steering.clip.bundled import shards as bundled_shard
+from steering.clip.data.images import Skips, decode, flatten
+from steering.clip.data.shards import Shards
+from steering.clip.evaluation import retrieval
+from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_texts
+from steering.clip.evaluation.retrieval import Share
+from steering.clip.towers import Towers
+from steering.recipe import Metric
+
+TOP = 10  # the k of the headline's recall at k
+KS = (TOP, 5, 1)
+
+
+@dataclass(frozen=True)
+class PairPictures:
+    """The pictures of pairs, on white; without a caption a pair is of no use.
+
+    Args:
+        shards: where they are.
+        ids: which of them.
+    """
+
+    shards: Shards
+    ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, place: int) -> Image.Image:
+        picture = flatten(decode(self.shards.picture(self.ids[place])))
+        self.shards.caption(self.ids[place])
+        return picture
+
+    def name(self, place: int) -> str:
+        return self.shards.name(self.ids[place])
+
+
+class PairSet:
+    """Pairs to evaluate on: pictures with their captions; what cannot be read is left out and counted.
+
+    Args:
+        shards: where they are.
+        ids: which of them, all if not given.
+        skips: counts what cannot be read.
+        bad_share: largest share of them, see ``Skips.check``.
+        lines: every line of a text is a caption of its own.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        ids: Sequence[int] | None = None,
+        skips: Skips | None = None,
+        bad_share: float = 0.01,
+        *,
+        lines: bool = False,
+    ):
+        self.shards, self.lines = shards, lines
+        self.ids = range(len(shards)) if ids is None else ids
+        self.skips = Skips() if skips is None else skips
+        self.pictures = PictureSet(PairPictures(shards, self.ids), self.skips, bad_share)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def usable(self) -> list[int]:
+        """Ids of the pairs that can be read."""
+        return [self.ids[place] for place in self.pictures.usable]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The first caption of every usable pair."""
+        return [captions[0] for captions in self.all_captions]
+
+    @cached_property
+    def all_captions(self) -> list[list[str]]:
+        """All captions of every usable pair."""
+        found = (self.shards.captions(number) for number in self.usable)
+        return [_lines(captions) if self.lines else captions for captions in found]
+
+    def picture(self, place: int) -> Image.Image:
+        """The picture of the pair at a place of ``usable``, on white."""
+        return self.pictures.source.load(self.pictures.usable[place])
+
+    def info(self, name: str) -> list:
+        """One field of every pair's JSON member."""
+        return [self.shards.info(number).get(name) for number in self.usable]
+
+    def embed(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor]:
+        """Features of the pictures and of their first captions, ``[n, width]`` each."""
+        images = self.pictures.embed(towers, work)
+        return images, embed_texts(towers, self.captions, work)
+
+    def embed_all(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of n pictures and of their m captions, and the ``[m]`` place of every caption's picture."""
+        images = self.pictures.embed(towers, work)
+        texts = embed_texts(towers, [caption for captions in self.all_captions for caption in captions], work)
+        counts = torch.tensor([len(captions) for captions in self.all_captions], device=images.device)
+        return images, texts, torch.arange(len(images), device=images.device).repeat_interleave(counts)
+
+
+def _lines(captions: list[str]) -> list[str]:
+    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+
+
+class Suite(Protocol):
+    """Something to evaluate models on."""
+
+    skips: Skips
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """How to read what ``measure`` returns, in its order."""
+        ...
+
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
+        """Every metric of a model, with the interval that its samples leave."""
+        ...
+
+
+class EmojiSuite:
+    """Held-out names, and pictures of a vendor that was never trained on.
+
+    Recall at 10 of the right name for a picture: among 370 names that no caption of the training had, and among
+    the 1,500 (and 370) names for the other vendor's pictures. Zero-shot category: the best of 98 subcategory
+    prompts, counted right when its category is.
+    """
+
+    metrics: Mapping[str, Metric] = {
+        "held_out": Metric(label="held-out R@10", chance=TOP / 370, percent=True),
+        "other_vendor": Metric(label="other vendor R@10", chance=TOP / 1500, percent=True),
+        "other_held_out": Metric(label="other vendor held-out R@10", chance=TOP / 370, percent=True),
+        "category": Metric(label="category", chance=0.11, percent=True),
+    }
+
+    def __init__(self):
+        self.skips = Skips()
+        names = {"held_out": "held_out_google", "other_vendor": "seen_twitter", "other_held_out": "held_out_twitter"}
+        self.sets = {
+            metric: PairSet(Shards.open(bundled_shard(split)), skips=self.skips) for metric, split in names.items()
+        }
+        self.gallery = self.sets["held_out"]
+
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
+        found = {}
+        for metric, pairs in self.sets.items():
+            images, texts = pairs.embed(towers, work)
+            found[metric] = retrieval.recall(images, texts, TOP, work)
+            if metric == "held_out":
+                found["category"] = self._category(towers, images, work)
+        return {metric: found[metric] for metric in self.metrics}
+
+    def _category(self, towers: Towers, images: Tensor, work: Work) -> Share:
+        """Zero-shot category of the held-out pictures."""
+        subcategories, categories = self.gallery.info("subcategory"), self.gallery.info("category")
+        group_of = dict(zip(subcategories, categories, strict=True))
+        known, groups = sorted(group_of), sorted(set(categories))
+        prompts = [embed_texts(towers, [t.format(s) for s in known], work) for t in ("an emoji of {}", "{}:")]
+        of_class = torch.tensor([groups.index(group_of[s]) for s in known], device=images.device)
+        labels = torch.tensor([groups.index(c) for c in categories], device=images.device)
+        return retrieval.zero_shot(images, torch.stack(prompts).mean(0), labels, of_class)
+
+
+class RetrievalSuite:
+    """Retrieval in both directions on one set of pairs.
+
+    Args:
+        pairs: held out of the training.
+    """
+
+    def __init__(self, pairs: PairSet):
+        self.gallery, self.skips = pairs, pairs.skips
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        count = max(1, len(self.gallery))  # nothing is read for it: those that cannot be read are few
+        found = {}
+        for k in KS:
+            chance = min(1.0, k / count)
+            found[f"i2t_r{k}"] = Metric(
+                label=f"image to text R@{k}", chance=None if self.gallery.lines else chance, percent=True
+            )
+            found[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=chance, percent=True)
+        return found
+
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
+        return retrieval.both_ways(*self.gallery.embed_all(towers, work), KS, work)

@@ -1,0 +1,400 @@
+"""Features of a reference in files: one file a shard, one row a sample, read from any process.
+
+FOLDER/cache.json                  whose features these are
+FOLDER/shards/NAME.safetensors     features [count, 2, width] float16, picture and caption, and present [count] uint8
+FOLDER/claims/NAME.lock            held by the process that is at work on the shard
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from steering import files
+from steering.clip.data.tar import head
+from steering.clip.towers import Towers
+from steering.collect import rank
+from steering.errors import UserError
+
+FORMAT = 1
+MANIFEST = "cache.json"
+NOT_FINITE = "not finite"  # why a sample has no features although it was read
+MOST_OPEN = 8192  # files mapped at a time, of the 65,530 maps that Linux allows a process
+
+
+class Shard(Protocol):
+    """What a cache needs to know of a shard."""
+
+    @property
+    def name(self) -> str: ...  # stays when the folder moves
+    @property
+    def url(self) -> str: ...  # where it is now
+    @property
+    def size(self) -> int: ...  # bytes, 0 if not known
+    @property
+    def count(self) -> int: ...  # samples
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Whose features a cache holds.
+
+    Attributes:
+        ref: the name under which the reference was loaded.
+        model: architecture, weights, preprocessing and tokenizer, as ``Towers.describe`` but for the source.
+        width: of a feature.
+        scale: the reference's inverse temperature.
+        caption_field: JSON field the captions are from, None for the usual place.
+    """
+
+    ref: str
+    model: Mapping[str, Any]
+    width: int
+    scale: float
+    caption_field: str | None = None
+
+    @classmethod
+    def of(cls, towers: Towers, *, ref: str, caption_field: str | None = None) -> Self:
+        scale = float(towers.clip.logit_scale.detach().exp())
+        return cls(ref, _model(towers), int(towers.config["embed_dim"]), scale, caption_field)
+
+    def is_of(self, towers: Towers) -> bool:
+        """Whether these are features of that model, by whatever name it was loaded."""
+        return _hash(self.model) == _hash(_model(towers))
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all but ``ref``: equal means equal features of equal samples."""
+        return _hash({name: value for name, value in asdict(self).items() if name != "ref"})
+
+
+class Rows(NamedTuple):
+    """One shard's features: ``[count, 2, width]`` float16, mapped from the file, and ``[count]`` uint8 presence."""
+
+    features: Tensor
+    present: Tensor
+
+
+class Cache:
+    """The features of one reference in a folder, by shard and place in the shard.
+
+    Nothing is believed unseen: whoever opens a file first in a process compares its size, checksum, model and
+    shard with what they have to be. A file that fails, or that is not there, counts as not there.
+
+    Args:
+        folder: where the files are.
+        manifest: what has to be in them.
+
+    Attributes:
+        faults: files that could not be used, by reason.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = Path(folder), manifest
+        self.faults: Counter[str] = Counter()
+        self._rows: OrderedDict[str, Rows | None] = OrderedDict()
+        self._checked: dict[str, bool] = {}  # outlives the maps, so that a file is summed up once
+        self._heads: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, folder: Path, *, ref: str, caption_field: str | None = None) -> Self:
+        """A cache to look features up in, without loading the reference.
+
+        Raises:
+            UserError: there is no cache, it is damaged, or it is of another reference or other captions.
+        """
+        manifest = read_manifest(folder)
+        if manifest.ref != ref:
+            raise UserError(
+                f"{folder} holds features of --ref {manifest.ref!r}, this run has --ref {ref!r}: "
+                f"say the former, or fill a cache of the latter with steer cache"
+            )
+        if manifest.caption_field != caption_field:
+            raise UserError(
+                f"{folder} holds features of the captions in {manifest.caption_field or 'their usual place'}, this run "
+                f"takes them from {caption_field or 'there'}: fill another cache with steer cache --caption-field"
+            )
+        return cls(folder, manifest)
+
+    @classmethod
+    def make(cls, folder: Path, manifest: Manifest) -> Self:
+        """A cache to write into, new or continued.
+
+        Raises:
+            UserError: the folder holds other features.
+            RunError: the folder cannot be written.
+        """
+        path = folder / MANIFEST
+        if not path.exists():  # several processes may write it at once, all of them the same
+            content = {"format": FORMAT, "key": manifest.key, **asdict(manifest)}
+            files.write_json(path, content)
+        found = read_manifest(folder)
+        if found.key != manifest.key or found.ref != manifest.ref:
+            raise UserError(
+                f"{folder} holds features of --ref {found.ref!r} ({found.key}), these would be of {manifest.ref!r} "
+                f"({manifest.key}): choose another folder with --out"
+            )
+        return cls(folder, manifest)
+
+    def path(self, shard: Shard) -> Path:
+        """Where a shard's features are: its name, made fit for a file, and a hash that keeps it apart."""
+        readable = re.sub(r"[^\w.-]+", "_", shard.name, flags=re.ASCII)[-80:].removesuffix(".tar").lstrip(".")
+        return self.folder / "shards" / f"{readable}-{_hash(shard.name)[:8]}.safetensors"
+
+    def claim(self, shard: Shard) -> Path:
+        return self.folder / "claims" / f"{self.path(shard).stem}.lock"
+
+    def lacking(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Shards without a file; what is in the files is not looked at."""
+        place = self.folder / "shards"
+        there = {path.name for path in place.iterdir()} if place.is_dir() else set()
+        return [shard for shard in shards if self.path(shard).name not in there]
+
+    def write(self, shard: Shard, features: Tensor, present: Tensor, reasons: Mapping[str, int]) -> None:
+        """Writes a shard's file, whole or not at all.
+
+        Args:
+            shard: whose features.
+            features: ``[count, 2, width]``, rows of length one, zeros where there are none; samples of which one is
+                infinite or not a number count as not present.
+            present: ``[count]`` bool.
+            reasons: why samples are not present, counted.
+        """
+        features, present = features.to("cpu", torch.float16), present.to("cpu", torch.bool)
+        finite = features.isfinite().all(dim=(1, 2))
+        if lost := int((present & ~finite).sum()):
+            reasons = Counter(reasons) + Counter({NOT_FINITE: lost})
+        features = features.where(finite[:, None, None], 0)
+        tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
+        known = {"key": self.manifest.key, "shard": _plain(shard.name)}
+        known |= {"bytes": str(shard.size), "head": self._head(shard), "reasons": json.dumps(dict(reasons))}
+        files.write(self.path(shard), save(tensors, known | {"checksum": _checksum(tensors, known["reasons"])}))
+
+    def reasons(self, shard: Shard) -> Counter[str] | None:
+        """Why samples of a shard have no features, from the head of its file; None if it cannot be used."""
+        try:
+            with safe_open(self.path(shard), framework="pt") as file:
+                known = file.metadata() or {}
+            return _reasons(known) if self._differs(known, shard) is None else None
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None
+
+    def rows(self, shard: Shard) -> Rows | None:
+        """A shard's features, verified; None if they cannot be used."""
+        if shard.name in self._rows:
+            self._rows.move_to_end(shard.name)
+            return self._rows[shard.name]
+        rows, fault = self._try(shard) if self._checked.get(shard.name, True) else (None, None)
+        if fault:
+            self._tell(shard, fault)
+        self._checked[shard.name] = rows is not None
+        self._rows[shard.name] = rows
+        if len(self._rows) > MOST_OPEN:
+            self._rows.popitem(last=False)
+        return rows
+
+    def fault(self, shard: Shard) -> str | None:
+        """Why a file that is there cannot be used, read anew."""
+        return Cache(self.folder, self.manifest)._try(shard)[1]
+
+    def sweep(self, shard: Shard) -> None:
+        """Deletes what a killed process left half written of a shard; for who holds its claim."""
+        path = self.path(shard)
+        for partial in path.parent.glob(f".{path.name}.*"):
+            partial.unlink(missing_ok=True)
+
+    def present(self, places: Sequence[tuple[Shard, int]]) -> Tensor:
+        """Which samples, by shard and place in it, have features, ``[n]`` bool."""
+        found = torch.zeros(len(places), dtype=torch.bool)
+        for at, _, there in self._by_shard(places):
+            found[at] = there
+        return found
+
+    def look_up(self, places: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
+        """Features of n samples.
+
+        Returns:
+            ``[n, 2, width]`` float32, rows of length one, of pictures and captions, and ``[n]`` bool: False where
+            there are none, and zeros.
+        """
+        features = torch.zeros(len(places), 2, self.manifest.width)
+        present = torch.zeros(len(places), dtype=torch.bool)
+        for at, rows, there in self._by_shard(places):
+            features[at], present[at] = rows, there
+        return F.normalize(features, dim=-1), present
+
+    def _by_shard(self, places: Sequence[tuple[Shard, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For every shard with a file: places among those asked for, their features, and whether these are there."""
+        groups: dict[str, list[int]] = {}
+        for at, (shard, _) in enumerate(places):
+            groups.setdefault(shard.name, []).append(at)
+        for ats in groups.values():
+            rows = self.rows(places[ats[0]][0])
+            if rows is not None:
+                of = torch.tensor([places[at][1] for at in ats])
+                features = rows.features[of].float()
+                there = (rows.present[of] == 1) & features.isfinite().all(dim=(1, 2))
+                yield torch.tensor(ats), features.where(there[:, None, None], 0), there
+
+    def _differs(self, known: Mapping[str, str], shard: Shard) -> str | None:
+        """Why a file is not the one of this shard and this model, if so."""
+        if known["key"] != self.manifest.key:
+            return "of another model"
+        if known["shard"] != _plain(shard.name):
+            return "of another shard"
+        for told, now in ((known["bytes"], str(shard.size)), (known["head"], self._head(shard))):
+            if told != now and told not in ("", "0") and now not in ("", "0"):  # which stand for not known
+                return "made of a shard that was another one then"
+        return None
+
+    def _head(self, shard: Shard) -> str:
+        """Hash of how a shard begins, empty for one that is not on disk: its name is a URL, which says enough."""
+        if shard.name not in self._heads:
+            try:
+                with open(shard.url, "rb") as file:
+                    self._heads[shard.name] = head(file.fileno())
+            except OSError:
+                self._heads[shard.name] = ""
+        return self._heads[shard.name]
+
+    def _try(self, shard: Shard) -> tuple[Rows | None, str | None]:
+        """A shard's features, or why there are none; a file that is not there is no fault."""
+        try:
+            return self._read(shard), None
+        except FileNotFoundError:
+            return None, None
+        except _Fault as fault:
+            return None, str(fault)
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None, "damaged"
+
+    def _read(self, shard: Shard) -> Rows:
+        with safe_open(self.path(shard), framework="pt") as file:
+            known = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in ("features", "present")}
+        if reason := self._differs(known, shard):
+            raise _Fault(reason)
+        _reasons(known)
+        rows = Rows(**tensors)
+        shapes = rows.features.shape == (shard.count, 2, self.manifest.width) and rows.present.shape == (shard.count,)
+        kinds = (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
+        if not (shapes and kinds):
+            raise _Fault("damaged")
+        if shard.name not in self._checked and known.get("checksum") != _checksum(tensors, known["reasons"]):
+            raise _Fault("damaged")
+        return rows
+
+    def _tell(self, shard: Shard, reason: str) -> None:
+        """Says the first time that something is wrong; later times are counted."""
+        self.faults[reason] += 1
+        if self.faults[reason] == 1 and rank() == 0:
+            print(
+                f"{self.path(shard)} is {reason}: its features, and those of others like it, are computed anew in "
+                f"every run; steer cache --check makes the files again",
+                file=sys.stderr,
+            )
+
+
+def open_caches(
+    folders: Sequence[str], refs: Sequence[str], shards: Sequence[Shard], caption_field: str | None
+) -> list[Cache | None]:
+    """The caches of several references, and a line on each that lacks shards.
+
+    Raises:
+        UserError: as ``Cache.open``, or there are not as many as references.
+    """
+    if len(folders) != len(refs):
+        raise UserError(
+            f"{len(folders)} caches are given for {len(refs)} references: name one for each, X + Y, in the same order"
+        )
+    caches: list[Cache | None] = []
+    for folder, ref in zip(folders, refs, strict=True):
+        cache = Cache.open(Path(folder).expanduser(), ref=ref, caption_field=caption_field)
+        every = [shard for shard in shards if shard.count]
+        if (lacking := cache.lacking(every)) and rank() == 0:
+            print(
+                f"{folder} lacks {len(lacking):,} of {len(every):,} shards ({lacking[0].name} say): their features are "
+                f"computed in every run, until steer cache completes it",
+                file=sys.stderr,
+            )
+        caches.append(cache)
+    return caches
+
+
+class _Fault(ValueError):
+    """Why a file cannot be used."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What cache.json says, verified against its own hash.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{folder} is a cache of another version of this software: fill another with steer cache")
+        key, manifest = content.pop("key"), Manifest(**content)
+        if key != manifest.key:
+            raise ValueError("its hash is wrong")
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no cache of features ({path.name}: {error.strerror}): steer cache makes one"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: delete {folder} and fill it again with steer cache") from None
+    return manifest
+
+
+def _model(towers: Towers) -> dict[str, Any]:
+    """What decides a model's features."""
+    return {name: value for name, value in towers.describe().items() if name != "source"}
+
+
+def _hash(value: Any) -> str:
+    """16 hexadecimal digits that depend on content alone; tuples and lists are alike."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(name: str) -> str:
+    """A shard's name in ASCII: one that is no UTF-8 could not be written."""
+    return name.encode("ascii", "backslashreplace").decode()
+
+
+def _reasons(known: Mapping[str, str]) -> Counter[str]:
+    """Why samples are absent, as the head of a file tells it.
+
+    Raises:
+        ValueError: these are no counts.
+    """
+    try:
+        told = json.loads(known["reasons"])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(told, dict) or not all(type(count) is int and count >= 0 for count in told.values()):
+        raise ValueError("no counts")
+    return Counter(told)
+
+
+def _checksum(tensors: Mapping[str, Tensor], reasons: str) -> str:
+    """Hash of what a file tells: the bytes of its tensors, and why samples are absent."""
+    digest = hashlib.blake2b(reasons.encode(), digest_size=16)
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,290 @@
+"""Filling a cache: every shard once, by any number of processes on any number of machines."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple, Self
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from steering import files
+from steering.clip.data.images import UNREADABLE, Undecodable, decode
+from steering.clip.data.index import Shard
+from steering.clip.data.shards import Shards
+from steering.clip.data.views import plain_views
+from steering.clip.reference.cache import Cache
+from steering.clip.reference.online import encode
+from steering.clip.towers import Towers
+from steering.errors import RunError, UserError
+
+WAIT = 1.0  # seconds between looks at shards that other processes are at work on,
+PATIENCE = 900.0  # and how long one waits with no new file anywhere before it does their work as well
+
+
+@dataclass
+class Filled:
+    """What this process did.
+
+    Attributes:
+        shards, pairs: made; pairs without features count too.
+        seconds: spent.
+        unread: shards that could not be read to their end, and were left without a file.
+    """
+
+    shards: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    unread: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Content:
+    """What a cache has of given shards.
+
+    Attributes:
+        shards: that have a file.
+        pairs: in these shards.
+        missing: pairs without features among them, by reason.
+        size: of the files, in bytes.
+    """
+
+    shards: int = 0
+    pairs: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+    size: int = 0
+
+
+def nonempty(shards: Shards) -> list[Shard]:
+    """Shards with samples: of a faulty one there may be none."""
+    return [shard for shard in shards.index if shard.count]
+
+
+def content(cache: Cache, shards: Shards) -> Content:
+    """Looks at the head of every file."""
+    found = Content()
+    for shard in nonempty(shards):
+        reasons = cache.reasons(shard)
+        if reasons is not None:
+            found.shards += 1
+            found.pairs += shard.count
+            found.missing += reasons
+            found.size += cache.path(shard).stat().st_size
+    return found
+
+
+def drop_faulty(cache: Cache, shards: Shards) -> Counter[str]:
+    """Reads every file whole and deletes those that cannot be used; returns why, counted."""
+    faults: Counter[str] = Counter()
+    for shard in tqdm(nonempty(shards), unit="file", desc="checking", disable=None):
+        if fault := cache.fault(shard):
+            faults[fault] += 1
+            cache.path(shard).unlink(missing_ok=True)
+    return faults
+
+
+def fill(
+    cache: Cache,
+    towers: Towers,
+    shards: Shards,
+    *,
+    batch: int = 256,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    done: Filled | None = None,
+) -> Filled:
+    """Computes the features of all shards that have no file yet.
+
+    Returns when every shard has one, whoever made it: a shard that another process is at work on is waited for, and
+    taken over when that process dies.
+
+    Args:
+        cache: to write into.
+        towers: the reference, on its device.
+        shards: the data.
+        batch: samples encoded at a time.
+        workers: processes that read and decode ahead.
+        share: this process's place, from 0, among how many; each begins elsewhere.
+        done: kept up to date, for who wants to know after an interruption.
+
+    Raises:
+        RunError: a shard cannot be read, or the disk is full; finished shards are kept.
+    """
+    done = done or Filled()
+    began, every = time.perf_counter(), nonempty(shards)
+    start = share[0] * len(every) // share[1]
+    left = [shard for shard in [*every[start:], *every[:start]] if cache.reasons(shard) is None]
+    total, changed = sum(shard.count for shard in every), time.monotonic()
+    with _Claims(cache) as claims, tqdm(total=total, unit="pair", unit_scale=True, disable=share[0] > 0 or None) as bar:
+        while left:
+            bar.n = total - sum(shard.count for shard in left)
+            bar.refresh()
+            for shard, rows in _encode(towers, shards, claims.taken(left), batch, workers, bar):
+                if UNREADABLE in rows.reasons:  # for now, perhaps: its samples are not written off
+                    done.unread.add(shard.name)
+                else:
+                    cache.write(shard, rows.features, rows.present, rows.reasons)
+                    done.shards, done.pairs = done.shards + 1, done.pairs + shard.count
+                claims.release(shard)
+                done.seconds = time.perf_counter() - began
+            before = len(left)
+            left = [shard for shard in left if shard.name not in done.unread and cache.reasons(shard) is None]
+            changed = changed if len(left) == before else time.monotonic()
+            claims.respected = time.monotonic() - changed < PATIENCE
+            if left and len(left) == before:
+                time.sleep(WAIT)
+    return done
+
+
+def _encode(
+    towers: Towers, shards: Shards, wanted: Iterable[Shard], batch: int, workers: int, bar: tqdm
+) -> Iterator[tuple[Shard, "_Rows"]]:
+    """Features of shards, one after the other; each is given out when it is complete."""
+    wanted = iter(wanted)
+    if (one := next(wanted, None)) is None:  # no workers are started to wait for other processes
+        return
+    wanted = chain([one], wanted)
+    by_first = {shard.first: shard for shard in nonempty(shards)}
+    spans = (_Span(each.first, i, min(i + batch, each.count)) for each in wanted for i in range(0, each.count, batch))
+    samples = _Samples(shards, towers)
+    options = {"num_workers": workers, "collate_fn": _unchanged, "worker_init_fn": _calm}
+    loader = DataLoader(samples, batch_size=None, sampler=spans, **options)  # type: ignore[arg-type]
+    rows: _Rows | None = None
+    for span, block in _unwrapped(loader):
+        shard = by_first[span.first]
+        rows = rows or _Rows(shard.count, int(towers.config["embed_dim"]))
+        rows.add(block, towers)
+        bar.update(span.stop - span.start)
+        if span.stop == shard.count:
+            yield shard, rows
+            rows = None
+
+
+class _Span(NamedTuple):
+    """Samples ``start`` to ``stop - 1`` of the shard whose first one has the number ``first``."""
+
+    first: int
+    start: int
+    stop: int
+
+
+class _Block(NamedTuple):
+    """The usable samples of a span: places in the shard, pictures, tokens; and why others are not."""
+
+    places: Tensor
+    images: Tensor
+    tokens: Tensor
+    reasons: Counter[str]
+
+
+class _Rows:
+    """What is gathered of one shard."""
+
+    def __init__(self, count: int, width: int):
+        self.features = torch.zeros(count, 2, width, dtype=torch.float16)
+        self.present = torch.zeros(count, dtype=torch.bool)
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, block: _Block, towers: Towers) -> None:
+        self.reasons += block.reasons
+        if len(block.places):
+            self.features[block.places] = encode(towers, block.images, block.tokens).to("cpu", torch.float16)
+            self.present[block.places] = True
+
+
+class _Samples(Dataset):
+    """What a DataLoader's workers read, decode and tokenise, a span at a time."""
+
+    def __init__(self, shards: Shards, towers: Towers):
+        self.shards = shards
+        self.transform, self.tokenizer = towers.val_transform(), towers.tokenizer
+
+    def __getitem__(self, span: _Span) -> tuple[_Span, _Block]:
+        places, images, captions, reasons = [], [], [], Counter()
+        for place in range(span.start, span.stop):
+            number = span.first + place
+            try:
+                image, caption = decode(self.shards.picture(number)), self.shards.caption(number)
+            except Undecodable as error:
+                reasons[str(error)] += 1
+            else:
+                places.append(place)
+                images.append(image)
+                captions.append(caption)
+        if not places:
+            return span, _Block(torch.empty(0, dtype=torch.long), torch.empty(0), torch.empty(0), reasons)
+        views, tokens = plain_views(images, self.transform), self.tokenizer(captions)
+        return span, _Block(torch.tensor(places), views, tokens, reasons)
+
+
+def _unchanged(block):
+    """For DataLoader, whose own way with a Counter is to count everything twice."""
+    return block
+
+
+def _calm(_: int) -> None:
+    """A worker says nothing of a connection that breaks because its reader was interrupted."""
+    sys.excepthook = lambda kind, *rest: (
+        None if issubclass(kind, ConnectionError | KeyboardInterrupt) else sys.__excepthook__(kind, *rest)
+    )
+
+
+def _unwrapped(loader: DataLoader) -> Iterator[tuple[_Span, _Block]]:
+    """What a loader gives; a worker's error comes wrapped in its traceback and is freed of it."""
+    try:
+        yield from loader
+    except (UserError, RunError) as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
+
+
+class _Claims:
+    """Shards that this process is at work on; the system frees them when it dies.
+
+    They only save work: where a file system has no locks, or a claim outlives its process, a shard is made twice, and
+    either file is as good.
+    """
+
+    def __init__(self, cache: Cache):
+        self.cache, self.respected = cache, True
+        self._held: dict[str, FileLock] = {}
+
+    def __enter__(self) -> Self:
+        files.make_folder(self.cache.folder / "claims")
+        return self
+
+    def __exit__(self, *_) -> None:
+        for lock in self._held.values():
+            lock.release()
+
+    def taken(self, shards: Sequence[Shard]) -> Iterator[Shard]:
+        """Those without a file that nobody else is at work on, each claimed just before it is given out."""
+        for shard in shards:
+            if not self._take(shard):
+                continue
+            if self.cache.reasons(shard) is None:
+                yield shard
+            else:
+                self.release(shard)
+
+    def release(self, shard: Shard) -> None:
+        if lock := self._held.pop(shard.name, None):
+            lock.release()
+
+    def _take(self, shard: Shard) -> bool:
+        lock = FileLock(self.cache.claim(shard), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return not self.respected
+        except (OSError, NotImplementedError):  # no locks on this file system
+            return True
+        self._held[shard.name] = lock
+        self.cache.sweep(shard)
+        return True

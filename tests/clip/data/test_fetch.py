@@ -1,0 +1,202 @@
+"""Remote shards: fetched once, kept within a bound, and unusable rather than fatal when they do not come."""
+
+import functools
+import io
+import json
+import os
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+from webdataset.writer import TarWriter
+
+from steering.clip.data import fetch
+from steering.clip.data.fetch import Fetched, Files
+from steering.clip.data.images import Undecodable
+from steering.clip.data.shards import Shards
+from steering.errors import UserError
+
+
+def pairs(path, keys):
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(stream, "PNG")
+    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for key in keys:
+            tar.write({"__key__": key, "png": stream.getvalue(), "txt": f"caption of {key}".encode()})
+    return path
+
+
+def captions(shards):
+    return [shards.caption(i).removeprefix("caption of ") for i in range(len(shards))]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "WAIT", 0.0)
+    return tmp_path / "cache"
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Files of a folder, and a list of what was asked for."""
+
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    Server.asked.clear()
+    (tmp_path / "there").mkdir()
+    handler = functools.partial(Server, directory=str(tmp_path / "there"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_shard_behind_a_pipe_is_read_like_a_local_one_and_fetched_once(tmp_path):
+    pairs(tmp_path / "0.tar", "abc")
+    pairs(tmp_path / "1.tar", "d")
+    pattern = f"pipe:echo x >> {tmp_path}/log; cat {tmp_path}/{{0..1}}.tar"
+    for _ in range(2):
+        shards = Shards.open(pattern)
+        assert captions(shards) == ["a", "b", "c", "d"] and shards.remote
+        assert [shard.size for shard in shards.index] == [os.path.getsize(tmp_path / f"{i}.tar") for i in (0, 1)]
+    assert (tmp_path / "log").read_text() == "x\nx\n"
+
+
+def test_shards_of_a_web_server_are_counted_by_its_side_files_and_fetched_when_read(tmp_path, server):
+    for name in range(4):
+        pairs(tmp_path / f"there/{name}.tar", [f"{name}{k}" for k in range(5)])
+    (tmp_path / "there/sizes.json").write_text(json.dumps({f"{name}.tar": 5 for name in range(4)}))
+    shards = Shards.open(f"{server}/{{0..3}}.tar")
+    assert len(shards) == 20 and shards.caption(12) == "caption of 22" and shards.caption(13) == "caption of 23"
+    assert [path for path in Server.asked if path.endswith(".tar")] == ["/0.tar", "/2.tar"]
+    assert captions(Shards.open(f"{server}/{{0..3}}.tar")) == [f"{name}{k}" for name in range(4) for k in range(5)]
+    assert sorted(path for path in Server.asked if path.endswith(".tar")) == [f"/{name}.tar" for name in range(4)]
+
+
+def test_a_remote_shard_that_does_not_come_is_refused_before_a_run_and_unusable_in_it(tmp_path, server):
+    for name in "01":
+        pairs(tmp_path / f"there/{name}.tar", "ab")
+    with pytest.raises(UserError, match=r"/2.tar cannot be read: could not be fetched in 3 tries: exit code 22"):
+        Shards.open(f"{server}/{{0..2}}.tar")
+    assert Server.asked.count("/2.tar") == 3
+    assert len(Server.asked) == 2 + 3 + 2, "side files are not asked for again for every shard"
+    (tmp_path / "there/sizes.json").write_text(json.dumps({"0.tar": 2, "1.tar": 2, "2.tar": 2}))
+    shards = Shards.open(f"{server}/{{0..2}}.tar")
+    for number in (4, 5):
+        with pytest.raises(Undecodable, match="shard unreadable"):
+            shards.picture(number)
+    assert Server.asked.count("/2.tar") == 6, "it is not asked for again for every sample"
+    assert shards.caption(3) == "caption of b"
+
+
+@pytest.mark.parametrize(("program", "scheme"), [("aws", "s3"), ("gsutil", "gs")])
+def test_buckets_are_asked_through_the_program_of_their_owner(tmp_path, monkeypatch, program, scheme):
+    """The program is one of ours that tells what it was asked for and gives a file, if it has it."""
+    pairs(tmp_path / "0.tar", "abc")
+    (tmp_path / program).write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ncase "$*" in *0.tar*) cat {tmp_path}/0.tar;; *) exit 1; esac\n'
+    )
+    (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert captions(Shards.open(f"{scheme}://bucket/my data/0.tar")) == ["a", "b", "c"]
+    wanted = "s3 cp s3://bucket/my data/0.tar -" if scheme == "s3" else "cat gs://bucket/my data/0.tar"
+    assert (tmp_path / "log").read_text().splitlines().count(wanted) == 1
+
+
+def test_the_copies_stay_within_their_bound_and_the_longest_unused_goes(tmp_path, own_cache, monkeypatch):
+    for name in range(4):
+        pairs(tmp_path / f"{name}.tar", "ab")
+    size = os.path.getsize(tmp_path / "0.tar")
+    fetched = Fetched(3 * size)
+    urls = [f"pipe:echo {name} >> {tmp_path}/log; cat {tmp_path}/{name}.tar" for name in range(4)]
+
+    def use(which):
+        fetched._touched.clear()  # as if a minute had passed
+        time.sleep(0.01)
+        with fetched.open(urls[which]) as file:
+            assert os.fstat(file).st_size == size
+        assert sum(path.stat().st_size for path in (own_cache / "shards").glob("*.tar")) <= 3 * size
+
+    for which in (0, 1, 2, 0, 3, 0, 2, 1):
+        use(which)
+    assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "3", "1"]
+
+
+def test_what_came_only_in_part_is_not_kept(tmp_path, own_cache):
+    pairs(tmp_path / "0.tar", "ab")
+    files = Files()
+    for command in (f"head -c 1000 {tmp_path}/0.tar; exit 3", "true", "no-such-program-at-all 2> /dev/null"):
+        with pytest.raises(OSError, match=r"could not be fetched in 3 tries: (exit code|nothing came)"):
+            with files.open(f"pipe:{command}"):
+                pass
+    assert {path.suffix for path in (own_cache / "shards").iterdir()} == {".lock", ".failed"}
+    with pytest.raises(OSError, match="could not be fetched"), files.open("nonsense://x/0.tar"):
+        pass
+
+
+def test_who_waits_for_a_shard_that_does_not_come_does_not_try_again_but_the_next_one_does(tmp_path, own_cache):
+    fetched, url = Fetched(1e9), f"pipe:echo x >> {tmp_path}/log; exit 1"
+    faults = []
+
+    def want():
+        with pytest.raises(OSError, match="3 tries: exit code 1") as error, fetched.open(url):
+            pass
+        faults.append(error)
+
+    threads = [threading.Thread(target=want) for _ in range(3)]
+    (own_cache / "shards").mkdir(parents=True)
+    with FileLock(fetched._path(url).with_suffix(".lock")):
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert len(faults) == 3 and (tmp_path / "log").read_text() == "x\n" * 3
+    want()
+    assert (tmp_path / "log").read_text() == "x\n" * 6
+
+
+def test_a_remote_shard_that_changes_is_not_mistaken_for_the_old_one(tmp_path, own_cache):
+    pairs(tmp_path / "0.tar", "ab")
+    shards = Shards.open(f"pipe:cat {tmp_path}/0.tar")
+    for path in (own_cache / "shards").glob("*.tar"):
+        path.unlink()
+    pairs(tmp_path / "0.tar", [f"{i}" for i in range(30)])
+    with pytest.raises(Undecodable, match="shard unreadable"):
+        shards.caption(0)
+
+
+def _read(url, results):
+    results.put(captions(Shards.open(url)))
+
+
+@pytest.mark.slow
+def test_processes_that_want_the_same_shard_fetch_it_once(tmp_path):
+    pairs(tmp_path / "0.tar", "abc")
+    (tmp_path / "sizes.json").write_text("{}")
+    context = get_context("fork")
+    results = context.Queue()
+    url = f"pipe:echo x >> {tmp_path}/log; sleep 0.3; cat {tmp_path}/0.tar"
+    processes = [context.Process(target=_read, args=(url, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [["a", "b", "c"]] * 4
+    for process in processes:
+        process.join()
+    assert (tmp_path / "log").read_text() == "x\n"

@@ -1,0 +1,121 @@
+"""The manifest on disk: what others wrote there is checked before a byte is read or written for it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steering.clip.data.manifest import Manifest
+from steering.clip.data.shards import Shards
+from steering.errors import RunError, UserError
+
+
+@pytest.fixture
+def pattern(tars):
+    """Of two shards of 20 pairs that are indexed."""
+    pattern = tars()
+    Shards.open(pattern)
+    return pattern
+
+
+def folder(pattern) -> Path:
+    return Path(pattern).parent / ".steer-index"
+
+
+def rewrite(pattern, change) -> None:
+    path = folder(pattern) / "index.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def assert_damaged(pattern) -> None:
+    with pytest.raises(UserError, match=r"index.json is damaged or of another version: steer index --rebuild") as error:
+        Shards.open(pattern)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["{}/mine.bin", "../../mine.bin", "mine.bin", "offsets-0123456789.bin", 7, None])
+def test_a_manifest_that_names_another_file_is_refused_and_the_file_left_alone(tars, tmp_path, name):
+    pattern, mine = tars(), tmp_path / "mine.bin"
+    mine.write_bytes(b"my own" * 1000)
+    folder(pattern).mkdir()
+    told = name.format(tmp_path) if isinstance(name, str) else name
+    (folder(pattern) / "index.json").write_text(json.dumps({"version": 1, "offsets": told, "shards": []}))
+    assert_damaged(pattern)
+    assert mine.read_bytes() == b"my own" * 1000
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+def test_a_link_in_place_of_the_offsets_is_not_followed(pattern, tmp_path, shards):
+    mine = tmp_path / "mine.bin"
+    mine.write_bytes(b"my own" * 1000)
+    place = next(folder(pattern).glob("offsets-*"))
+    place.unlink()
+    place.symlink_to(mine)
+    rewrite(pattern, lambda told: told.update(shards=told["shards"][:shards]))
+    with pytest.raises((UserError, RunError)) as error:
+        Shards.open(pattern)
+    assert "\n" not in str(error.value) and mine.read_bytes() == b"my own" * 1000
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tars, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
+    pattern, mine = tars(), tmp_path / "mine.bin"
+    mine.write_bytes(b"my own")
+    folder(pattern).mkdir()
+    (folder(pattern) / "lock").symlink_to(mine)
+    assert Shards.open(pattern).manifest.is_relative_to(tmp_path / "cache") and mine.read_bytes() == b"my own"
+
+
+@pytest.mark.parametrize("key", ["count", "size", "slot", "first"])
+@pytest.mark.parametrize("value", [-5, 1.0, True, "1", None])
+def test_numbers_that_cannot_be_are_refused(pattern, key, value):
+    rewrite(pattern, lambda told: told["shards"][1].update({key: value}))
+    assert_damaged(pattern)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"fault": None},
+        {"kinds": ["jpg"]},
+        {"head": 1},
+        {"paired": "yes"},
+        {"name": "000.tar"},
+        {"count": 0, "slot": 0},
+        {"count": 10**6},
+    ],
+)
+def test_other_rows_that_cannot_be_are_refused(pattern, change):
+    rewrite(pattern, lambda told: told["shards"][1].update(change))
+    assert_damaged(pattern)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 8 * 43)])
+def test_offsets_that_lack_are_noticed_when_the_data_are_opened(pattern, harm):
+    harm(next(folder(pattern).glob("offsets-*")))
+    assert_damaged(pattern)
+
+
+@pytest.mark.parametrize("change", [(3, -1), (3, 1 << 40), (0, -512), (20, 0)])
+def test_offsets_that_leave_the_shard_or_go_back_are_told_when_they_are_first_used(pattern, change):
+    place, value = change
+    rows = np.memmap(next(folder(pattern).glob("offsets-*")), dtype="<i8", mode="r+")
+    rows[place] = value
+    rows.flush()
+    shards = Shards.open(pattern)
+    assert shards.picture(25), "of the other shard"
+    with pytest.raises(RunError, match=r"offsets-.*.bin is damaged: steer index --rebuild") as error:
+        shards.picture(7)
+    assert "\n" not in str(error.value)
+
+
+def test_a_manifest_is_read_as_it_was_written(pattern):
+    first, second = Manifest.read(folder(pattern)).shards.values()
+    assert (first.name, first.count, first.first, first.slot) == ("000.tar", 20, 0, 0)
+    assert (second.name, second.count, second.first, second.slot) == ("001.tar", 20, 20, 22)
+    assert first.head and first.head != second.head and first.paired and first.kinds == ("jpg", "txt")

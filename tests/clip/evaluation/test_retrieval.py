@@ -1,0 +1,141 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from steering.clip.evaluation import retrieval
+from steering.clip.evaluation.gallery import draw, pick
+from steering.clip.evaluation.retrieval import (
+    BLOCK,
+    both_ways,
+    mean_of_classes,
+    places,
+    recall,
+    share,
+    wilson,
+    zero_shot,
+)
+
+
+def everyone(count: int) -> torch.Tensor:
+    return torch.arange(count)
+
+
+def test_a_model_that_knows_every_match_recalls_all_at_one():
+    features = torch.eye(30)
+    assert recall(features, features, 1).value == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_a_model_that_says_the_same_of_everything_hits_by_chance(k):
+    """All 40 scores tie: as many orders put one's own among the first k as by chance."""
+    same = torch.ones(40, 8)
+    assert recall(same, same, k).value == pytest.approx(k / 40, abs=1e-12)
+
+
+def test_features_that_are_no_numbers_never_hit():
+    broken = torch.full((20, 4), torch.nan)
+    assert recall(broken, broken, 10).value == 0.0
+
+
+def test_places_by_hand():
+    """Query 0 scores (.1, .9, .5) and wants the last: one beats it. Query 1 scores (.2, .3, .4) and wants the first."""
+    queries = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.4]])
+    found = places(queries, torch.eye(3), everyone(3), own=torch.tensor([2, 0]))
+    assert found.ahead.tolist() == [1.0, 2.0]
+    assert found.tied.tolist() == [0.0, 0.0]
+
+
+def test_a_picture_is_a_hit_where_any_of_its_captions_is_found():
+    """Picture 0 has captions 0 and 1, the second of which it finds; picture 1 has caption 2 and finds it last."""
+    images = torch.tensor([[0.2, 0.9, 0.5], [0.3, 0.4, 0.1]])
+    found = both_ways(images, torch.eye(3), torch.tensor([0, 0, 1]), (1, 2))
+    assert found["i2t_r1"].value == 0.5
+    assert found["i2t_r2"].value == 0.5
+    # Captions score the pictures (.2, .3), (.9, .4), (.5, .1): only the second finds its own first.
+    assert found["t2i_r1"].value == pytest.approx(1 / 3)
+    assert found["t2i_r2"].value == 1.0
+
+
+def test_ones_own_captions_are_no_rivals_of_each_other():
+    """Both captions of picture 0 beat all others, equally: still a sure hit at one."""
+    images, texts = torch.eye(2), torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]])
+    assert both_ways(images, texts, torch.tensor([0, 0, 1]), (1,))["i2t_r1"].value == 1.0
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 16])
+@pytest.mark.parametrize("tile", [3, 1 << 14])
+@pytest.mark.parametrize("block", [5, 1 << 14])
+def test_blocks_and_tiles_change_nothing(monkeypatch, block, tile, kept):
+    queries, gallery = torch.randn(50, 8), torch.randn(50, 8)
+    gallery[40:] = gallery[:10]  # ten ties
+    scores = (queries.double() @ gallery.double().T).float()
+    monkeypatch.setattr(retrieval, "BLOCK", block)
+    monkeypatch.setattr(retrieval, "TILE", tile)
+    monkeypatch.setattr(retrieval, "KEPT", kept)
+    found = places(queries, gallery, everyone(50))
+    assert torch.equal(found.ahead, (scores > scores.diagonal()[:, None]).sum(1).double())
+    assert found.tied.tolist() == [1.0] * 10 + [0.0] * 30 + [1.0] * 10
+
+
+def test_more_queries_than_a_block_are_all_placed():
+    features = torch.nn.functional.normalize(torch.randn(BLOCK + 7, 8), dim=-1)
+    assert recall(features, features, 1).value == 1.0
+
+
+def test_zero_shot_counts_a_right_group_as_right():
+    images, classes = torch.eye(3), torch.eye(3)
+    groups = torch.tensor([0, 0, 1])
+    assert zero_shot(images, classes, torch.tensor([0, 1, 1])).value == pytest.approx(2 / 3)
+    assert zero_shot(images, classes, torch.tensor([0, 0, 1]), groups).value == 1.0
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 7), (3, 10), (50, 60), (12, 12)])
+def test_the_interval_of_a_share_is_wilsons(hits, trials):
+    known = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
+    found = wilson(hits / trials, trials)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-9)
+
+
+def test_captions_that_hit_or_miss_together_are_worth_one_trial_a_picture():
+    hits = torch.tensor([1.0, 0, 1, 1]).repeat_interleave(5)
+    assert share(hits, torch.arange(4).repeat_interleave(5)).trials == pytest.approx(4)
+    assert share(hits, everyone(20)).trials == pytest.approx(20)
+    assert share(torch.ones(20), torch.arange(4).repeat_interleave(5)).trials == 4
+
+
+def test_the_mean_over_classes_weighs_them_alike_and_leaves_out_those_without_pictures():
+    labels = torch.tensor([0, 0, 0, 0, 3, 3])  # classes 1, 2 have none
+    found = mean_of_classes(torch.tensor([1.0, 1, 1, 0, 0, 0]), labels)
+    assert found.value == pytest.approx(0.375)
+    assert 0 < found.low < found.value < found.high < 1
+
+
+def test_the_interval_of_a_mean_over_classes_covers_as_often_as_it_says():
+    """400 samples of three classes of unequal size; 95 % of 400 is 380, and 360 is four deviations less."""
+    chances, counts = torch.tensor([0.9, 0.5, 0.2]), torch.tensor([200, 40, 20])
+    labels = torch.arange(3).repeat_interleave(counts)
+    truth, covered = float(chances.double().mean()), 0
+    for _ in range(400):
+        found = mean_of_classes(torch.bernoulli(chances[labels]), labels)
+        covered += found.low <= truth <= found.high
+    assert 360 <= covered <= 395
+
+
+def test_one_picture_has_an_interval_too():
+    found = mean_of_classes(torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    assert found.value == found.high == 1 and math.isclose(found.low, wilson(1, 1).low)
+
+
+def test_the_gallery_takes_its_queries_without_looking_at_them():
+    assert pick(["a"] * 11, 3) == [0, 5, 10]
+    assert pick(["a"], 3) == [0]
+
+
+def test_a_gallery_is_a_picture():
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(8)]
+    png = draw(["one", "two & <b>"], [0, 3], pictures, {"reference": torch.rand(2, 8), "drrho": torch.rand(2, 8)})
+    assert png.startswith(b"\x89PNG")

@@ -1,0 +1,157 @@
+"""Zero-shot classification: where pictures, classes and words come from, and what is counted."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image, ImageStat
+from webdataset.writer import TarWriter
+
+from steering import UserError
+from steering.clip.data.shards import Shards
+from steering.clip.evaluation.classes import read_classes
+from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.towers import Towers
+
+
+class Told(Towers):
+    """Knows the class of a picture by its mean colour channel, and of a text by the colour it names."""
+
+    COLOURS = ("red", "green", "blue")
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.preprocessing: Any = "mean colour"
+
+    def val_transform(self):
+        return mean_colour
+
+    def encode_images(self, images):
+        return torch.nn.functional.one_hot(images.argmax(1), 3).float()
+
+    def tokenize(self, texts):
+        return torch.tensor([[colour in text for colour in self.COLOURS] for text in texts])
+
+    def encode_texts(self, tokens):
+        return torch.nn.functional.normalize(tokens.float() + 0.01, dim=-1)
+
+
+def mean_colour(image):
+    return torch.tensor(ImageStat.Stat(image).mean)
+
+
+@pytest.fixture
+def painted(tmp_path):
+    """Makes a folder of one-coloured pictures for every class."""
+
+    def make(root: str = "kinds", **kinds: list[str]) -> str:
+        for kind, colours in kinds.items():
+            (tmp_path / root / kind).mkdir(parents=True)
+            for number, colour in enumerate(colours):
+                paint = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}[colour]
+                Image.new("RGB", (4, 4), paint).save(tmp_path / root / kind / f"{number}.png")
+        return str(tmp_path / root)
+
+    return make
+
+
+def test_a_picture_belongs_to_the_class_whose_words_are_closest(painted):
+    source = painted(red=["red", "red", "blue"], green=["green"], blue=["blue", "red"])
+    found = ZeroShotSuite(source).measure(Told())
+    assert found["top1"].value == pytest.approx(4 / 6)
+    assert found["class_recall"].value == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert "top5" not in found  # of three classes
+
+
+def test_a_class_without_pictures_competes_but_does_not_count(painted):
+    suite = ZeroShotSuite(painted(red=["red", "blue"], green=["green"], blue=[]))
+    found = suite.measure(Told())
+    assert found["top1"].value == pytest.approx(2 / 3)
+    assert found["class_recall"].value == pytest.approx(3 / 4)
+    assert suite.metrics["top1"].chance == pytest.approx(1 / 3)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_counted(painted, tmp_path):
+    source = painted(red=["red"], green=["green"])
+    (tmp_path / "kinds" / "red" / "broken.jpg").write_bytes(b"no picture")
+    suite = ZeroShotSuite(source)
+    assert suite.measure(Told())["top1"].value == 1.0
+    assert dict(suite.skips.reasons) == {"not a picture": 1}
+
+
+def test_names_and_sentences_can_be_given(painted, tmp_path):
+    source = painted(a=["red"], b=["blue"])
+    assert read_classes(source).prompts == [["a photo of a a."], ["a photo of a b."]]
+    (tmp_path / "kinds" / "classnames.txt").write_text("red {c} one\nblue\n")
+    (tmp_path / "kinds" / "templates.txt").write_text("see {}\n{c}!\n")
+    classes = read_classes(source)
+    assert classes.prompts == [["see red {c} one", "red {c} one!"], ["see blue", "blue!"]]
+    assert classes.labels == [0, 1]
+    assert ZeroShotSuite(source).measure(Told())["top1"].value == 1.0
+
+
+@pytest.fixture
+def benchmark(tars, tmp_path):
+    """Makes a folder as benchmarks lay it out, with these ``.cls`` members."""
+
+    def make(*labels: str) -> str:
+        picture = Shards.open(tars(1)).picture(0)
+        (tmp_path / "set" / "test").mkdir(parents=True)
+        with TarWriter(str(tmp_path / "set" / "test" / "0.tar")) as tar:
+            for number, label in enumerate(labels):
+                tar.write({"__key__": f"{number}", "jpg": picture} | ({"cls": label.encode()} if label else {}))
+        (tmp_path / "set" / "classnames.txt").write_text("red\ngreen\n")
+        (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("a {c}.\n")
+        return str(tmp_path / "set")
+
+    return make
+
+
+def test_shards_say_the_class_of_each_picture(benchmark):
+    source = benchmark("1", "0\n", "1")
+    classes = read_classes(source)
+    assert classes.labels == [1, 0, 1]
+    assert classes.prompts == [["a red."], ["a green."]]
+    assert ZeroShotSuite(source).measure(Told())["top1"].value == pytest.approx(1 / 3)  # all are red
+
+
+@pytest.mark.parametrize(("label", "told"), [("2", "'2'"), ("", "none"), ("-1", "'-1'"), ("cat", "'cat'")])
+def test_a_class_that_there_is_not_is_refused(benchmark, label, told):
+    with pytest.raises(UserError, match=rf"1 in .*0.tar has no usable .cls member, got {told}: .* 2 classes, 0 to 1"):
+        read_classes(benchmark("0", label))
+
+
+def test_imagenet_has_its_own_names_and_sentences(painted):
+    source = painted(n01443537=["red"], n02123394=["green", "blue"])
+    classes = read_classes(f"imagenet:{source}")
+    assert [classes.names[label] for label in classes.labels] == ["goldfish", "Persian cat", "Persian cat"]
+    assert classes.names == list(open_clip.IMAGENET_CLASSNAMES)
+    wanted = [make("goldfish") for make in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert classes.prompts[1] == wanted and len(wanted) == 80
+
+
+def test_imagenet_folders_may_have_numbers_for_names(painted):
+    source = painted(**{"1": ["red"], "283": ["green"]})
+    assert read_classes(f"imagenet:{source}").labels == [1, 283]
+
+
+def refused(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_classes(source)
+
+
+def test_what_is_no_set_of_classes_is_refused_in_one_line(painted, tmp_path, benchmark):
+    refused("nowhere", "zeroshot takes a folder, or imagenet:FOLDER, and 'nowhere' is none")
+    source = painted(red=["red"], green=["green"])
+    refused(f"imagenet:{source}", "green is no class of ImageNet's: name folders by WordNet id")
+    (tmp_path / "kinds" / "templates.txt").write_text("a photo\n")
+    refused(source, r"templates.txt has a line without \{\}, where the name goes: 'a photo'")
+    (tmp_path / "kinds" / "classnames.txt").write_text("red\n")
+    refused(source, "has 2 folders of pictures, but classnames.txt has 1 lines")
+    (tmp_path / "empty" / "red").mkdir(parents=True)
+    refused(str(tmp_path / "empty"), "empty has no pictures: put them in a folder for every class")
+    source = benchmark("0")
+    (tmp_path / "set" / "classnames.txt").unlink()
+    refused(source, "set has shards but no classnames.txt")
