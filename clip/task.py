@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.presets import PRESETS
 from steering.clip.reference.cache import Cache, open_caches
 from steering.clip.reference.online import Member, Reference, names, stored
 from steering.clip.towers import EMOJI, Towers, build, export
@@ -71,6 +72,8 @@ class Clip:
         window: samples that are shuffled together where data are too many, or too far away, to be permuted whole.
         workers: processes that load ahead.
     """
+
+    presets: ClassVar[Mapping[str, Any]] = PRESETS
 
     data: str = field(default=EMOJI_DATA, metadata=ELASTIC)
     val: str | None = None

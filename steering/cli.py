@@ -50,7 +50,8 @@ def run(
     data: Annotated[
         str | None, typer.Option(help="Your shards, 'shards/{000..099}.tar'.", rich_help_panel=FILES)
     ] = None,
-    arms: Annotated[str | None, typer.Option(help="Only these arms, a,b,c.", rich_help_panel=METHOD)] = None,
+    arms: Annotated[str | None, typer.Option(help="These arms, a,b,c or all.", rich_help_panel=METHOD)] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a known training.", rich_help_panel=METHOD)] = None,
     rule: Annotated[
         str | None, typer.Option(help="Rule of an arm of your own: kl(rho=80).", rich_help_panel=METHOD)
     ] = None,
@@ -79,7 +80,7 @@ def run(
     options = {"ref": ref, "model": model, "data": data}
     given: dict[str, Any] = {"device": device, "threads": threads, "recipe": _known(recipe), "options": _known(options)}
     method = {"rule": rule, "selector": selector, "reference_scale": reference_scale}
-    _run(task, _known(given), _known(method), arms, config, sets or [], out, resume)
+    _run(task, _known(given), _known(method), arms, config, sets or [], out, resume, preset)
 
 
 @app.command("list")
@@ -94,14 +95,14 @@ def _add_plugins() -> None:
         app.command(entry.name)(entry.load())
 
 
-def _run(task, given, method, arms, config, sets, out, resume) -> None:
+def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
     from rich.console import Console
 
     from steering.runs import config as configs
     from steering.runs.arms import choose
 
     if resume is not None:
-        if task or config or out or method or arms or given["recipe"] or given["options"]:
+        if task or config or out or method or arms or preset or given["recipe"] or given["options"]:
             raise UserError(
                 "--resume takes its settings from the run folder: give it alone, or with what only says where and how "
                 "to go on (--device, --threads, --set options.workers=8)"
@@ -109,7 +110,7 @@ def _run(task, given, method, arms, config, sets, out, resume) -> None:
         if not (resume / "config.yaml").exists():
             raise UserError(f"{resume} is no run folder: it has no config.yaml")
         config, out = resume / "config.yaml", resume
-    settled, problem = configs.resolve(task, file=config, sets=sets, given=given)
+    settled, problem = configs.resolve(task, file=config, sets=sets, given=given, preset=preset)
     settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
 
     from steering.runs import run as runs  # slow to import: mistakes are told before

@@ -53,6 +53,7 @@ class Recipe(Strict):
         compile: whether torch.compile compiles the target.
         optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9).
         learning_rate: at its peak, after the warm-up.
+        betas, adam_epsilon: of adamw and adam.
         weight_decay: decoupled for adamw, added to the gradient for adam and sgd; biases, norms and scalars are spared.
         schedule: ``cosine`` to zero, or ``constant``.
         warmup: steps over which the learning rate rises linearly.
@@ -77,6 +78,8 @@ class Recipe(Strict):
     compile: bool = False
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    adam_epsilon: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0

@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of training samples; ids run from 0 to size - 1."""
+        """Number of training samples, or a bound on it; ids run from 0 to size - 1."""
         ...
 
     @property

@@ -37,7 +37,12 @@ class RunConfig(Strict):
 
 
 def resolve(
-    task: str | None, *, file: Path | None = None, sets: Sequence[str] = (), given: Mapping[str, Any] | None = None
+    task: str | None,
+    *,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+    preset: str | None = None,
 ) -> "tuple[RunConfig, Task]":
     """Merges the task's recipe with a file, with options and with ``a.b=c`` settings, later ones winning.
 
@@ -46,6 +51,7 @@ def resolve(
         file: a YAML file like the config.yaml of a run folder. The arms it names, if any, are all there are.
         sets: settings by dotted path, ``recipe.steps=100``.
         given: nested settings from options.
+        preset: settings by a name that the task's attribute ``presets`` knows; everything else wins over them.
 
     Returns:
         The configuration, complete, and the task it names.
@@ -58,15 +64,26 @@ def resolve(
     merged: dict[str, Any] = {}
     for layer in (written, typed, given or {}, _dotted(sets)):
         merged = _merge(merged, _expanded(layer))
+    if preset is not None and "task" in merged:
+        written = _preset(merged["task"], preset)
+        merged = _merge(written, merged)
     if "task" not in merged:
         raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.known('tasks'))}")
     problem: Task = registry.build("tasks", merged["task"], merged.get("options"))
     if is_dataclass(problem):  # every option, so that the file says what was run whatever the defaults become
         merged["options"] = {field.name: getattr(problem, field.name) for field in fields(problem) if field.init}
     recipe = problem.recipe.model_dump()
-    if "arms" in (written.get("recipe") or {}):
-        del recipe["arms"]
+    if "arms" in (written.get("recipe") or {}):  # these are all there are
+        del recipe["arms"], recipe["more"]
     return validate(merged | {"recipe": _merge(recipe, merged.get("recipe", {}))}), problem
+
+
+def _preset(task: str, name: str) -> dict[str, Any]:
+    presets: Mapping[str, Any] = getattr(registry.load("tasks", task), "presets", {})
+    if name not in presets:
+        known = ", ".join(presets) or "none"
+        raise UserError(f"{task} has no preset {name!r}{did_you_mean(name, presets) or '.'} Known: {known}")
+    return dict(presets[name])
 
 
 def validate(settings: Mapping[str, Any]) -> RunConfig:

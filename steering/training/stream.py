@@ -52,6 +52,8 @@ class Shuffled:
             if size is None:
                 raise UserError("Shuffled needs the number of samples (size) or an order")
             order = Whole(size, seed=seed)
+        if not order.length(0):
+            raise UserError("an epoch has no samples: all are held out, or the source that weighs most is empty")
         if not 0 < batch <= order.length(0):
             raise UserError(
                 f"a batch of {batch} does not fit a training set of {order.size} samples: use 1 to {order.length(0)}"
