@@ -41,7 +41,7 @@ def test_two_processes_train_like_one_and_write_one_run(tmp_path):
     said = finish(start(tmp_path, 2, *ARMS, "--out", "two"))
     finish(start(tmp_path, 1, *ARMS, "--out", "one"))
     assert said.count("report: ") == 1 and (tmp_path / "two" / "report.html").exists()
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4), "float32, losses around 1"
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
     assert checkpoint.load(path)["done"] > 10
     finish(start(tmp_path, 4, "--resume", "run"))
     finish(start(tmp_path, 1, *ARMS, *settings, "--out", "whole"))
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
     assert len(list(path.parent.glob("checkpoint*.pt"))) == 3
 
 
