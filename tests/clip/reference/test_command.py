@@ -18,9 +18,15 @@ from steering.errors import UserError
 BUNDLED = f"local-dir:{BUNDLE}"
 
 
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def steer(*words: str, folder: Path) -> subprocess.Popen:
+    """The command as a terminal starts it: whoever runs the tests may ignore Ctrl-C, and it would inherit that."""
     command = [sys.executable, "-m", "steering", "cache", *words]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, preexec_fn=_hear, **pipes)  # type: ignore[call-overload]
 
 
 def run(data, **options):
