@@ -24,6 +24,7 @@ from typing import BinaryIO
 from PIL import Image
 from webdataset.writer import TarWriter
 
+from steering.clip.data.fetch import cache_folder
 from steering.errors import RunError, UserError, did_you_mean
 
 SPLITS = ("train", "reference", "seen_google", "seen_twitter", "held_out_google", "held_out_twitter")
@@ -206,14 +207,7 @@ def _pictures(vendor: str) -> tuple[bytes, ...]:
 
 def _folder(cache: Path | None) -> Path:
     """Where this bundle's shards are kept; another bundle has another folder."""
-    folder = cache or os.environ.get("STEERING_CACHE")
-    if not folder:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(home, "model-steering")
-    folder = os.path.expanduser(folder)
-    if str(folder).startswith("~"):
-        raise RunError(f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead")
-    return Path(folder) / f"emoji-{_fingerprint()}"
+    return (cache or cache_folder()) / f"emoji-{_fingerprint()}"
 
 
 @once

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class Steerer:
         rule, temperature = self._settled(losses)
         with torch.no_grad():
             scale = self._scale(rows)
-            level = self._level(rows, rule, scale, ids)
+            level = self._level(rows, rule, scale, ids, unit=1 if temperature is None else temperature.detach())
         steered = rows.steer(rule, scale, level)
         if temperature is not None and isinstance(self.rule, Tempered):
             steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature))
@@ -126,15 +126,16 @@ class Steerer:
         negatives = max(1, len(losses.left) * world_size() - 1)
         return self.rule.at(temperature.detach(), negatives), temperature
 
-    def _level(self, rows: Rows, rule: Rule, scale: Tensor, ids: Tensor | None) -> Tensor:
-        """Fresh levels, blended with the remembered ones, ``[rows, width]``."""
+    def _level(self, rows: Rows, rule: Rule, scale: Tensor, ids: Tensor | None, unit: Tensor | int) -> Tensor:
+        """Fresh levels, blended with the remembered ones, ``[rows, width]``.
+
+        What is remembered is the level over ``unit``: at a temperature that changes log u lasts, and not t log u.
+        """
         level = rows.level(rule, scale, self.population)
         if self.memory.rate == 1 and not self.memory.keep:
             return level
         places = rows.places(self.memory, ids)
         old = self.memory.read(places)
-        # At a temperature that changes what lasts is the level in nats, log u.
-        unit: Any = getattr(rule, "exponent", 1) if isinstance(self.rule, Tempered) else 1
         old = torch.full_like(level, torch.nan) if old is None else old.to(level) * unit
         blended = rule.blend(old, level, self.memory.rate)
         level = torch.where(old.isnan() | blended.isnan(), level, blended)

@@ -92,7 +92,7 @@ class LossRows:
         self.shape, self.shared = losses.shape, losses.dim() == 1
         values = losses if losses.dtype == torch.float64 else losses.float()
         self.values = values[None] if self.shared else values
-        self.known = None if reference is None else self._like("target and reference losses", reference, values)
+        self.known = None if reference is None else self._like(reference, values)
         self.counted = None if mask is None else self._counted(mask)
 
     def _counted(self, mask: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class LossRows:
             raise UserError(f"the mask is shaped like the losses {list(self.shape)}, got {list(mask.shape)}")
         return mask.bool().reshape(self.values.shape)
 
-    def _like(self, what: str, reference: Tensor, values: Tensor) -> Tensor:
+    def _like(self, reference: Tensor, values: Tensor) -> Tensor:
         if reference.shape != values.shape:
             raise UserError(
-                f"{what} must be of the same samples, got {list(values.shape)} and {list(reference.shape)} "
-                f"(was reduction='none' forgotten?)"
+                f"target and reference losses must be of the same samples, got {list(values.shape)} and "
+                f"{list(reference.shape)} (was reduction='none' forgotten?)"
             )
         return reference.detach().to(values).reshape(self.values.shape)
 

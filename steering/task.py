@@ -163,3 +163,12 @@ class Skips(Protocol):
     def skipped(self) -> dict[str, int]:
         """How many samples were left out, by reason."""
         ...
+
+
+@runtime_checkable
+class Stores(Protocol):
+    """A task whose reference has its answers to some samples in files already."""
+
+    def stored(self, ids: Tensor) -> Tensor:
+        """To which of ``[n]`` samples, ``[n]`` bool."""
+        ...

@@ -1,7 +1,7 @@
 """Whether something drew from the global generators."""
 
-import pickle
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ import torch
 
 def states() -> dict[str, object]:
     """States of the global generators of torch, NumPy and Python, to be compared."""
-    numpy = pickle.dumps(np.random.get_state(legacy=True))
+    legacy: Any = np.random.get_state(legacy=True)
+    numpy = (legacy[0], legacy[1].tobytes(), *legacy[2:])
     return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy, "python": random.getstate()}
 
 

@@ -3,26 +3,16 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from steering import files
 from steering.pairs import Pairs
-from steering.task import Batch, Losses, Task
+from steering.task import Batch, Losses, Stores, Task
 from steering.training.seeds import untouched
 
 MOST_KEPT = 2 << 30  # bytes of the rows of all samples; where they are more, every batch is scored anew
-
-
-@runtime_checkable
-class Stores(Protocol):
-    """A task whose reference has its answers to some samples in files already."""
-
-    def stored(self, ids: Tensor) -> Tensor:
-        """To which of ``[n]`` samples, ``[n]`` bool."""
-        ...
 
 
 class ReferenceLosses:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steering import registry
 from steering.collect import rank, together, total, world_size
@@ -81,9 +81,7 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        candidates = together(lambda: next(self.stream).to(self.device))
-        batch = together(lambda: self._choose(candidates))
-        known = together(lambda: self.reference(batch)).values if self.arm.subtract else None
+        candidates, batch, known = together(self._read)  # the one part of a step that can fail on one rank alone
         self.model.train()
         losses, backward = self.forward(batch, self.done)
         self.steerer.memory.rate = self.rate(self.done)
@@ -94,10 +92,16 @@ class Training:
         backward(self.scaler.scale(steered.loss))
         pace = self._update()
         self.done += 1
-        self.tally.add(batch, steered.weights, len(candidates), world_size())
+        self.tally.add(batch, steered.weights, candidates, world_size())
         self.tally.effective += float(steered.effective.mean())
         self.tally.cpu_seconds += time.process_time() - began
         return self._record(loss, steered, pace)
+
+    def _read(self) -> tuple[int, Batch, Tensor | Pairs | None]:
+        """How many candidates were drawn, the samples chosen of them, and the reference's losses if they matter."""
+        candidates = next(self.stream).to(self.device)
+        batch = self._choose(candidates)
+        return len(candidates), batch, self.reference(batch).values if self.arm.subtract else None
 
     def _choose(self, candidates: Batch) -> Batch:
         """The samples worth a gradient step, scored without side effects."""
