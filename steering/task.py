@@ -51,13 +51,15 @@ class Losses(NamedTuple):
     Attributes:
         values: ``[n]`` per sample, ``[rows, columns]``, or Pairs for a contrastive loss.
         mask: False where there is no loss (padding), like ``values``.
+        outputs: ``[n, classes]`` scores whose softmax is the model's answer, for distillation; Pairs have their own.
     """
 
     values: Tensor | Pairs
     mask: Tensor | None = None
+    outputs: Tensor | None = None
 
     def detach(self) -> "Losses":
-        return Losses(self.values.detach(), self.mask)
+        return Losses(self.values.detach(), self.mask, None if self.outputs is None else self.outputs.detach())
 
 
 class Stream(Protocol):
@@ -121,6 +123,15 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics of a target or the reference on data that is never trained on."""
+        ...
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """A task with samples to check a theory on: as the training data are, noise included, but never trained on."""
+
+    def held_out(self, batch: int) -> Iterator[Batch]:
+        """All of them once, in batches of at most ``batch``; ids are places among them, from 0."""
         ...
 
 

@@ -21,11 +21,12 @@ from steering.clip.towers import CONFIG, Towers
 from steering.collect import rank, world_size
 from steering.errors import UserError, did_you_mean
 from steering.recipe import Metric
+from steering.reports.grid import MISSING, Cell, Column, Grid, to_rich
 from steering.runs import config as configs
 from steering.runs.processes import joined
 from steering.runs.run import device as find_device
 from steering.runs.statistics import interval
-from steering.runs.table import MISSING, Cell, Column, Format, Grid, to_rich
+from steering.runs.table import Format
 from steering.training.seeds import untouched
 
 

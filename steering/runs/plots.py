@@ -1,72 +1,28 @@
 """The figures of a run, as PNG bytes: only those for which the run has data."""
 
-import io
 import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from steering.reports.figures import BASE, GREY, INK, PALETTE, STYLE, Plot, figure, legend, png
 from steering.runs.statistics import interval
 from steering.runs.summary import Summary
 from steering.runs.table import is_share, metric_format, unit
 
-WIDTH = 7.0  # inches; at 200 dots an inch that is sharp at 700 px, where one point is 1.4 px
-DPI = 200
 BINS = 40  # points of a diagnostic curve, so that the noise of single batches does not hide it
-
-_GREY = "#777777"
-_INK = "#222222"
-_BASE = "#444444"
-_DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5))]
-_STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # a dollar sign in the name of an arm is no formula
-    "font.size": 11,
-    "axes.labelsize": 11,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "xtick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _GREY,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.9,
-    "lines.solid_capstyle": "round",
-}
+DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5))]
 
 # Arm -> seed -> place on the x axis -> value. A line that was written twice (a resumed run) counts once.
 Curves = dict[str, dict[int, dict[int, float]]]
 Marks = dict[str, dict[str, Any]]
-
-
-class Plot(NamedTuple):
-    """One figure.
-
-    Attributes:
-        name: file name without its ending.
-        title: a few words.
-        caption: what is drawn, for whoever cannot see it too.
-        png: the image.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
 
 
 def draw(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
@@ -93,8 +49,8 @@ def _final(summary: Summary) -> Plot | None:
     if not found:
         return None
     factor = metric_format(summary, name).factor
-    with mpl.rc_context(_STYLE):
-        figure, (axes,) = _figure(height=0.9 + 0.42 * len(found))
+    with mpl.rc_context(STYLE):
+        page, ((axes,),) = figure(height=0.9 + 0.42 * len(found))
         marks = _marks(summary)
         for row, (arm, values) in enumerate(found.items()):
             _dots(axes, row, [factor * value for value in values], marks[arm]["color"])
@@ -105,14 +61,14 @@ def _final(summary: Summary) -> Plot | None:
         axes.set_ylim(len(found) - 0.45, -0.55)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(_label(summary))
-        _legend(figure, handles)
-        png = _png(figure)
+        legend(page, handles)
+        image = png(page)
     caption = f"{_capital(metric.label)} at the end of training. "
     if summary.seeds > 1:
         caption += "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
     else:
         caption += "One seed, hence no interval."
-    return Plot("final", f"Final {metric.label}", caption, png)
+    return Plot("final", f"Final {metric.label}", caption, image)
 
 
 def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -124,20 +80,20 @@ def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | 
     curves = {arm: seeds for arm, seeds in curves.items() if arm in summary.arms}
     if max((len(curve) for seeds in curves.values() for curve in seeds.values()), default=0) < 2:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, (axes,) = _figure(height=3.9)
+    with mpl.rc_context(STYLE):
+        page, ((axes,),) = figure(height=3.9)
         handles = _lines(axes, summary, curves)
         handles += _levels(axes, summary, vertical=False)
         axes.set_ylabel(_label(summary))
         axes.set_xlabel("samples trained on")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        _legend(figure, handles)
-        png = _png(figure)
+        legend(page, handles)
+        image = png(page)
     caption = (
         f"{_capital(metric.label)} on held-out data while training.{_band(summary)} "
         "Samples that were scored but not chosen are not counted."
     )
-    return Plot("learning", "Learning curves", caption, png)
+    return Plot("learning", "Learning curves", caption, image)
 
 
 def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -152,22 +108,22 @@ def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Pl
     panels = [(label, curves, share) for label, curves, share in panels if curves]
     if not panels:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, all_axes = _figure(height=0.8 + 2.1 * len(panels), rows=len(panels))
+    with mpl.rc_context(STYLE):
+        page, all_axes = figure(height=0.8 + 2.1 * len(panels), rows=len(panels), sharex=True)
         handles: dict[str, Line2D] = {}
-        for axes, (label, curves, share) in zip(all_axes, panels, strict=True):
+        for (axes,), (label, curves, share) in zip(all_axes, panels, strict=True):
             handles |= {str(line.get_label()): line for line in _lines(axes, summary, _binned(curves))}
             axes.set_ylabel(label)
             axes.set_ylim(0, 1.04 if share else None)
             if share:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        all_axes[-1].set_xlabel("step")
-        _legend(figure, [handles[arm] for arm in summary.arms if arm in handles])
-        png = _png(figure)
+        all_axes[-1][0].set_xlabel("step")
+        legend(page, [handles[arm] for arm in summary.arms if arm in handles])
+        image = png(page)
     caption = "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted."
     caption += " Below, how much of the reference loss is subtracted." if scale else ""
     caption += _band(summary)
-    return Plot("concentration", "Concentration of the weights", caption, png)
+    return Plot("concentration", "Concentration of the weights", caption, image)
 
 
 def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> Plot | None:
@@ -176,20 +132,20 @@ def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> 
     if not curves:
         return None
     share = is_share(y for seeds in curves.values() for curve in seeds.values() for y in curve.values())
-    with mpl.rc_context(_STYLE):
-        figure, (axes,) = _figure(height=3.3)
+    with mpl.rc_context(STYLE):
+        page, ((axes,),) = figure(height=3.3)
         handles = _lines(axes, summary, curves)
         axes.set_ylabel(f"{fact} samples so far" if share else f"{fact} so far")
         axes.set_xlabel("step")
         if share:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _legend(figure, handles)
-        png = _png(figure)
+        legend(page, handles)
+        image = png(page)
     title = f"Share of {fact} samples" if share else f"Mean {fact}"
     among = "among" if share else "of"
     caption = f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
-    return Plot("fact-" + re.sub(r"\W+", "-", fact), title, caption, png)
+    return Plot("fact-" + re.sub(r"\W+", "-", fact), title, caption, image)
 
 
 # --------------------------------------------------------------------------------------------------- data
@@ -245,20 +201,12 @@ def _marks(summary: Summary) -> Marks:
 
     The baseline is dark grey, so that what is new stands out against what is known.
     """
-    palette = [sns.color_palette("colorblind")[place] for place in (0, 1, 2, 4, 9, 3, 5)]
     others = [arm for arm, s in summary.arms.items() if s.kind == "trained" and arm != summary.baseline]
-    marks: Marks = {summary.baseline: {"color": _BASE, "linestyle": "-"}}
+    marks: Marks = {summary.baseline: {"color": BASE, "linestyle": "-"}}
     for place, arm in enumerate(others):
-        dash = _DASHES[place % len(_DASHES)]  # four dashes, seven colours: 28 looks
-        marks[arm] = {"color": palette[place % len(palette)], "linestyle": dash}
+        dash = DASHES[place % len(DASHES)]  # four dashes, seven colours: 28 looks
+        marks[arm] = {"color": PALETTE[place % len(PALETTE)], "linestyle": dash}
     return marks
-
-
-def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure without pyplot: nothing global to close, and safe beside a user's own figures."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0])
 
 
 def _lines(axes: Axes, summary: Summary, curves: Curves) -> list[Line2D]:
@@ -294,7 +242,7 @@ def _dots(axes: Axes, row: int, values: list[float], color: Any) -> None:
 def _dot_handles(seeds: int) -> list[Line2D]:
     if seeds == 1:
         return []
-    style: dict[str, Any] = {"color": _GREY, "marker": "o", "markeredgewidth": 0}
+    style: dict[str, Any] = {"color": GREY, "marker": "o", "markeredgewidth": 0}
     return [
         Line2D([], [], linewidth=2.6, markersize=7, label="mean and 95 % interval", **style),
         Line2D([], [], linestyle="", markersize=4.5, alpha=0.5, label="seed", **style),
@@ -319,20 +267,12 @@ def _levels(axes: Axes, summary: Summary, *, vertical: bool) -> list[Line2D]:
         label = f"{words} {style.number(level)}"
         if low - 0.5 * (high - low) <= place <= high + 0.5 * (high - low):
             line = (axes.axvline if vertical else axes.axhline)(place, zorder=2.5)
-            line.set(color=_INK, linewidth=1.2, linestyle=dash, label=label)
+            line.set(color=INK, linewidth=1.2, linestyle=dash, label=label)
         else:
             marker = ("<" if vertical else "v") if place < low else (">" if vertical else "^")
-            line = Line2D([], [], color=_INK, linestyle="", marker=marker, label=f"{label} (off the axis)")
+            line = Line2D([], [], color=INK, linestyle="", marker=marker, label=f"{label} (off the axis)")
         handles.append(line)
     return handles
-
-
-def _legend(figure: Figure, handles: list[Line2D]) -> None:
-    """Above the axes, where it hides nothing."""
-    labels = [textwrap.shorten(str(handle.get_label()), 40, placeholder="...") for handle in handles]
-    if labels:
-        columns = max(1, min(len(labels), 82 // (max(map(len, labels)) + 6)))
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.6)
 
 
 def _label(summary: Summary) -> str:
@@ -347,9 +287,3 @@ def _capital(words: str) -> str:
 
 def _band(summary: Summary) -> str:
     return " Mean of the seeds; the band spans all of them." if summary.seeds > 1 else " One seed."
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()

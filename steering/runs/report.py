@@ -1,15 +1,13 @@
 """The report of a run: one HTML file that needs nothing else, neither network nor script."""
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
 from steering import files
+from steering.reports.page import facts, page
 from steering.runs.plots import draw
 from steering.runs.statistics import Interval
 from steering.runs.summary import Summary
@@ -43,11 +41,9 @@ def write_report(
     plots = draw(summary, records)
     for plot in plots:
         files.write(folder / "plots" / f"{plot.name}.png", plot.png)
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
-    environment.filters["image"] = _image
     lead, *more = sentences(summary)
-    page = environment.get_template("report.html").render(
+    content = page(
+        Path(__file__).parent / "report.html",
         summary=summary,
         started=summary.started[:16].replace("T", " "),
         duration=duration(summary.seconds),
@@ -59,9 +55,9 @@ def write_report(
         plots=plots,
         exhibits=list(exhibits),
         config=_read(folder / "config.yaml"),
-        machine=_facts(_read(folder / "environment.json")),
+        machine=facts(json.loads(_read(folder / "environment.json") or "{}")),
     )
-    return files.write(folder / "report.html", page)
+    return files.write(folder / "report.html", content)
 
 
 def duration(seconds: float) -> str:
@@ -173,21 +169,3 @@ def _finite(sign: int, found: Interval | None) -> float:
 
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-def _facts(text: str) -> list[tuple[str, str]]:
-    """environment.json as rows of a table; a group becomes one row."""
-    groups: Mapping[str, Any] = json.loads(text) if text else {}
-
-    def words(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{key} {item}" for key, item in value.items())
-        if isinstance(value, list):
-            return ", ".join(map(str, value)) or "none"
-        return "none" if value is None else str(value)
-
-    return [(key, words(value)) for key, value in groups.items()]
-
-
-def _image(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -18,9 +18,9 @@ from torch import nn
 from steering import files, registry
 from steering.collect import rank
 from steering.errors import Elsewhere, RunError, UserError
+from steering.reports.environment import environment
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
-from steering.runs.environment import environment
 from steering.runs.journal import Journal
 from steering.runs.processes import by_first
 from steering.runs.progress import Interrupted, Interrupts, Watch

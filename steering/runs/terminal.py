@@ -2,9 +2,10 @@
 
 from rich.console import Console
 
+from steering.reports.grid import to_rich
 from steering.runs.report import sentences
 from steering.runs.summary import Summary
-from steering.runs.table import tables, to_rich
+from steering.runs.table import tables
 
 
 def show(summary: Summary, console: Console) -> None:

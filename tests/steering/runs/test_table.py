@@ -7,16 +7,14 @@ import pytest
 from rich.console import Console
 
 from steering.recipe import Metric
+from steering.reports.grid import MISSING, to_markdown, to_rich
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.runs.table import (
-    MISSING,
     arms_table,
     differences_table,
     pairs,
     settings_table,
     tables,
-    to_markdown,
-    to_rich,
 )
 
 

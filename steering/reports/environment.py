@@ -1,4 +1,4 @@
-"""What a run ran on, for its records."""
+"""What something ran on, for its records."""
 
 import os
 import platform

@@ -1,0 +1,111 @@
+"""The report of a check: one answer, with the numbers, figures and methods behind it, in every usual form."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from steering import files
+from steering.reports.environment import environment
+from steering.reports.figures import Plot
+from steering.reports.grid import Grid, to_markdown, to_rich
+from steering.reports.page import facts, page
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found out. All texts are plain, without markup.
+
+    Attributes:
+        title: a few words.
+        question: what was asked, one or two sentences.
+        verdict: the answer in one sentence.
+        command: what makes this report again.
+        findings: further sentences, the most important first.
+        cautions: what to be careful about in these very numbers.
+        grids: tables.
+        plots: figures.
+        method: paragraphs on data, seeds, intervals and definitions, with their source.
+        limits: what a check of this kind cannot tell.
+        numbers: all that a program may want: dicts, lists, strings, numbers and None.
+    """
+
+    title: str
+    question: str
+    verdict: str
+    command: str
+    findings: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    method: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Writes ``report.html``, ``report.md``, ``report.json`` and ``plots/``; each is whole or as it was.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    machine = environment()
+    for plot in report.plots:
+        files.write(folder / "plots" / f"{plot.name}.png", plot.png)
+    files.write(folder / "report.md", markdown(report))
+    files.write(folder / "report.json", json.dumps(_plain(as_json(report) | {"environment": machine}), indent=1) + "\n")
+    template = Path(__file__).parent / "findings.html"
+    return files.write(folder / "report.html", page(template, report=report, machine=facts(machine)))
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the tables, then the answer and what to be careful about."""
+    console.print()
+    for grid in report.grids:
+        console.print(to_rich(grid))
+        console.print()
+    for sentence in (report.verdict, *report.findings):
+        console.print(sentence, markup=False, highlight=False)
+    for caution in report.cautions:
+        console.print(f"caution: {caution}", markup=False, highlight=False, style="yellow")
+
+
+def markdown(report: Report) -> str:
+    """The report for a README or a notebook; figures are linked from ``plots/``."""
+    blocks = [f"# {report.title}", report.question, f"**{report.verdict}**", *report.findings]
+    blocks += [_list("Read with care:", report.cautions)] if report.cautions else []
+    blocks += [to_markdown(grid).strip() for grid in report.grids]
+    blocks += [f"![{plot.title}](plots/{plot.name}.png)\n\n*{plot.caption}*" for plot in report.plots]
+    blocks += ["## How it was measured", *report.method] if report.method else []
+    blocks += ["## What this cannot tell", _list("", report.limits)] if report.limits else []
+    blocks += [f"    {report.command}"]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The words and numbers of a report, without its figures."""
+    names = ("title", "question", "verdict", "findings", "cautions", "command", "method", "limits", "numbers")
+    return {name: getattr(report, name) for name in names}
+
+
+def _list(head: str, lines: list[str]) -> str:
+    return "\n".join([head, *[""] * bool(head), *(f"- {line}" for line in lines)]).strip()
+
+
+def _plain(value: Any) -> Any:
+    """The same with words for numbers that JSON has none for."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "tolist"):  # of numpy or torch
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,73 @@
+"""A report says the same in every form, and needs nothing but itself."""
+
+import json
+import math
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from rich.console import Console
+
+from steering.reports.figures import STYLE, Plot, figure, legend, png
+from steering.reports.grid import Cell, Column, Grid
+from steering.reports.report import Report, write
+
+
+def drawn() -> bytes:
+    with mpl.rc_context(STYLE):
+        made, ((left, right),) = figure(2.0, columns=2)
+        lines = [axes.plot([0, 1], [0, 1], label=name)[0] for name, axes in (("a", left), ("b", right))]
+        legend(made, lines)
+        return png(made)
+
+
+@pytest.fixture
+def report() -> Report:
+    grid = Grid("Ratios", (Column("reference", number=False), Column("ratio")), ((Cell("a<b>"), Cell("0.5", "best")),))
+    return Report(
+        title="Variance of blobs",
+        question="Does the loss vary less?",
+        verdict="It varies less & more.",
+        findings=["First."],
+        cautions=["Few samples."],
+        grids=[grid],
+        plots=[Plot("ratio", "Ratios", "What is drawn.", drawn())],
+        method=["By measuring."],
+        limits=["The future."],
+        numbers={"ratio": np.float64(0.5), "all": np.arange(2), "nothing": None, "none": math.nan},
+        command="steer variance blobs",
+    )
+
+
+def test_every_part_is_in_every_form(report, tmp_path):
+    write(report, tmp_path)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for part in (report.title, report.question, "First.", "Few samples.", "By measuring.", "The future.", "0.5"):
+        assert part in page and part in text
+    assert "It varies less &amp; more." in page and "It varies less & more." in text
+    assert "a&lt;b&gt;" in page, "names are no markup"
+    assert "plots/ratio.png" in text and (tmp_path / "plots" / "ratio.png").read_bytes() == report.plots[0].png
+
+
+def test_the_page_fetches_nothing(report, tmp_path):
+    write(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"https?://|<script|<link", page)
+    assert page.count("data:image/png;base64,") == 1
+
+
+def test_numbers_are_plain_json(report, tmp_path):
+    write(report, tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert found["numbers"] == {"ratio": 0.5, "all": [0, 1], "nothing": None, "none": "nan"}
+    assert found["command"] == "steer variance blobs" and "torch" in found["environment"]["packages"]
+
+
+def test_the_terminal_shows_tables_answer_and_cautions(report):
+    from steering.reports.report import show
+
+    console = Console(record=True, width=100, quiet=False)
+    show(report, console)
+    said = console.export_text()
+    assert all(part in said for part in ("Ratios", "It varies less & more.", "First.", "caution: Few samples."))
