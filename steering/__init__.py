@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from steering.distillation import distil as distil
     from steering.engine import Steerer as Steerer
     from steering.errors import RunError as RunError
     from steering.errors import UserError as UserError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from steering.rules import ChiSquare as ChiSquare
     from steering.rules import CVaR as CVaR
     from steering.rules import GlobalContrastive as GlobalContrastive
+    from steering.rules import Individual as Individual
     from steering.rules import InfoNCE as InfoNCE
     from steering.rules import Rule as Rule
     from steering.rules import Uniform as Uniform
@@ -36,12 +38,14 @@ _HOME = {
     "ChiSquare": "rules",
     "CVaR": "rules",
     "GlobalContrastive": "rules",
+    "Individual": "rules",
     "InfoNCE": "rules",
     "Rule": "rules",
     "Uniform": "rules",
     "Selector": "selectors",
     "Batch": "task",
     "Losses": "task",
+    "distil": "distillation",
     "Task": "task",
 }
 __all__ = sorted(_HOME)

@@ -14,7 +14,7 @@ from steering.moments import Moments
 from steering.pair_rows import PairRows
 from steering.pairs import Pairs
 from steering.rows import LossRows, Rows, Steered
-from steering.rules.rule import Rule, Tempered
+from steering.rules.rule import Figures, Recalling, Rule, Tempered
 
 
 class Steerer:
@@ -93,8 +93,7 @@ class Steerer:
             scale = self._scale(rows)
             level = self._level(rows, rule, scale, ids, unit=1 if temperature is None else temperature.detach())
         steered = rows.steer(rule, scale, level)
-        if temperature is not None and isinstance(self.rule, Tempered):
-            steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature))
+        steered = self._told(steered, rule, level, temperature, _negatives(losses))
         self.scale, self._last = scale, replace(steered, loss=steered.loss.detach())  # not to hold the graph
         return steered
 
@@ -123,26 +122,38 @@ class Steerer:
                 f"{list(losses.shape)}: use kl(temperature=...) for these"
             )
         temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double()
-        negatives = max(1, len(losses.left) * world_size() - 1)
-        return self.rule.at(temperature.detach(), negatives), temperature
+        return self.rule.at(temperature.detach(), _negatives(losses)), temperature
 
     def _level(self, rows: Rows, rule: Rule, scale: Tensor, ids: Tensor | None, unit: Tensor | int) -> Tensor:
         """Fresh levels, blended with the remembered ones, ``[rows, width]``.
 
         What is remembered is the level over ``unit``: at a temperature that changes log u lasts, and not t log u.
         """
-        level = rows.level(rule, scale, self.population)
-        if self.memory.rate == 1 and not self.memory.keep:
-            return level
+        recalls = isinstance(rule, Recalling)
+        if self.memory.rate == 1 and not self.memory.keep and not recalls:
+            return rows.level(rule, scale, self.population, None)
         places = rows.places(self.memory, ids)
         old = self.memory.read(places)
-        old = torch.full_like(level, torch.nan) if old is None else old.to(level) * unit
+        if old is None:
+            old = torch.full((len(places), rule.width), torch.nan, dtype=torch.float64, device=places.device)
+        level = rows.level(rule, scale, self.population, old if recalls else None)
+        old = old.to(level) * unit
         blended = rule.blend(old, level, self.memory.rate)
         level = torch.where(old.isnan() | blended.isnan(), level, blended)
         level = torch.where(rows.filled(), level, old)  # an empty row has nothing new to tell
         kept = level / unit
         self.memory.write(*((places, kept) if rows.shared else (gather(places), gather(kept))))
         return level
+
+    def _told(self, steered: Steered, rule: Rule, level: Tensor, temperature: Tensor | None, negatives: int) -> Steered:
+        """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
+        found = rule.figures(level) if isinstance(rule, Figures) else {}
+        if temperature is not None and isinstance(self.rule, Tempered):
+            steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature, negatives))
+            found = {**found, "objective": steered.loss.detach()}
+        objective = found.get("objective", steered.loss.detach()).mean()
+        at = found.get("temperature")
+        return replace(steered, objective=objective, temperature=None if at is None else at.mean())
 
     def cautions(self) -> list[str]:
         """What the running figures warn of, one line each: a reference that adds noise, collapse."""
@@ -178,6 +189,11 @@ class Steerer:
         self.memory.load_state_dict(state["memory"])
         self.moments.load_state_dict(state["moments"])
         self.scale, self._last, self._alive = state["scale"], None, state["alive"]
+
+
+def _negatives(losses: Tensor | Pairs) -> int:
+    """Negatives of every anchor of Pairs, at least 1."""
+    return max(1, len(losses.left) * world_size() - 1) if isinstance(losses, Pairs) else 1
 
 
 def _arrange(losses, reference, mask: Tensor | None, budget: int | None) -> Rows:

@@ -73,7 +73,7 @@ class PairRows:
         ids = given(ids, len(self.target[0]))
         return torch.cat([2 * ids, 2 * ids + 1])
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
+    def level(self, rule: Rule, scale: Tensor, population: int | None, old: Tensor | None) -> Tensor:
         own = similarity(self.target)
         if self.known is not None:
             own = own - scale.double() * similarity(self.known)
@@ -82,7 +82,7 @@ class PairRows:
             self.passes: Pass = Exponentials(self.contrast, rule)
         else:
             self.passes = EachRow(self.contrast, rule)
-        return self.passes.level(population)
+        return self.passes.level(population, old)
 
     def filled(self) -> Tensor:
         own = self.contrast.own
@@ -90,14 +90,14 @@ class PairRows:
 
     def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
         sweep = _Sweep(self.contrast, self.passes, level)
-        loss: Any = _Linear.apply(self.pairs.left, self.pairs.right, sweep)
+        loss: Any = Linear.apply(self.pairs.left, self.pairs.right, sweep)
         n, exact, negatives = len(self.contrast.own), self.contrast.exact, self.contrast.negatives
         weights = (sweep.sums[0][:n] + sweep.sums[0][n:]) / (2 * max(1, negatives))
         entries, (first, second) = weights.new_full((2 * n,), negatives, dtype=exact), sweep.sums
         size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
-        return Steered(
-            loss, weights.to(exact), scale, entries, ((first / size).to(exact), (second / size**2).to(exact))
-        )
+        sums = (first / size).to(exact), (second / size**2).to(exact)
+        gated = (first < negatives / 2).to(exact).mean()
+        return Steered(loss, weights.to(exact), scale, entries, sums, gated)
 
 
 class _Sweep:
@@ -122,8 +122,8 @@ class _Sweep:
             value += torch.dot(weights.view(-1), tile.view(-1))
             if by_left is not None and by_right is not None:
                 weights = weights.to(left.dtype)
-                _add_product(by_left[place[0]], weights, right[place[1]])
-                _add_product(by_right[place[1]], weights.T, left[place[0]])
+                add_product(by_left[place[0]], weights, right[place[1]])
+                add_product(by_right[place[1]], weights.T, left[place[0]])
         self.sums = passes.sums()
         n = len(left)
         pull = self.sums[0][:n] + self.sums[0][n:]  # weight of every own pair's similarity, with a minus
@@ -138,7 +138,7 @@ class _Sweep:
         return loss.to(exact), (by_left, by_right)
 
 
-class _Linear(torch.autograd.Function):
+class Linear(torch.autograd.Function):
     """A loss whose gradient was found on the way."""
 
     @staticmethod
@@ -157,7 +157,7 @@ class _Linear(torch.autograd.Function):
         return by_left, by_right, None
 
 
-def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == target.dtype:
         target.addmm_(a, b)
     else:

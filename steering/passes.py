@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steering.collect import gather, largest, total, world_size
 from steering.contrast import Contrast
-from steering.rules.rule import Exponential, Rule
+from steering.rules.rule import Exponential, Rule, find_level
 from steering.tiles import NEVER, Tiles
 
 TILE = 512, 1024  # small enough for the caches of a core, large enough for its products
@@ -27,8 +27,8 @@ class Pass(Protocol):
 
     tiles: Tiles
 
-    def level(self, population: int | None) -> Tensor:
-        """Fresh levels of own lefts and own rights, ``[2 n, width]``."""
+    def level(self, population: int | None, old: Tensor | None = None) -> Tensor:
+        """Fresh levels of own lefts and own rights, ``[2 n, width]``; ``old`` are the remembered ones."""
         ...
 
     def prepare(self, level: Tensor) -> None:
@@ -57,7 +57,7 @@ class Exponentials:
         shape = TILE if contrast.own.device.type == "cpu" else GPU_TILE
         self.tiles = _tiles(contrast, self.unit, shape)
 
-    def level(self, population: int | None) -> Tensor:
+    def level(self, population: int | None, old: Tensor | None = None) -> Tensor:
         lefts = _Sums(len(self.tiles.left), self.contrast.own.device)
         rights = _Sums(len(self.tiles.right), self.contrast.own.device)
         for place in self.tiles:
@@ -131,10 +131,11 @@ class EachRow:
         self.shape = side, side
         self.tiles = _tiles(contrast, 1.0, self.shape)
 
-    def level(self, population: int | None) -> Tensor:
-        lefts = [self._solve(self._line(part), part, population) for part in self.tiles.rows]
-        turned = self._turned()
-        rights = [self._solve(_column(turned, part), part, population) for part in turned.columns]
+    def level(self, population: int | None, old: Tensor | None = None) -> Tensor:
+        n, turned = len(self.contrast.own), self._turned()
+        olds = (None, None) if old is None else (old[:n], old[n:])
+        lefts = [self._solve(self._line(part), part, population, olds[0]) for part in self.tiles.rows]
+        rights = [self._solve(_column(turned, part), part, population, olds[1]) for part in turned.columns]
         return torch.cat(lefts + rights)
 
     def _turned(self) -> Tiles:
@@ -150,9 +151,10 @@ class EachRow:
         """Whole rows, ``[part, m]``."""
         return torch.cat([self.tiles[part, columns].clone() for columns in self.tiles.columns], 1)
 
-    def _solve(self, lines: Tensor, part: slice, population: int | None) -> Tensor:
+    def _solve(self, lines: Tensor, part: slice, population: int | None, old: Tensor | None) -> Tensor:
         own = self.contrast.own[part, None].to(lines)
-        return self.rule.level(lines - own, lines > NEVER / 2, population)
+        old = None if old is None else old[part]
+        return find_level(self.rule, lines - own, lines > NEVER / 2, population, old)
 
     def prepare(self, level: Tensor) -> None:
         n, exact = len(self.contrast.own), self.tiles.exact

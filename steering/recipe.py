@@ -29,6 +29,9 @@ class Arm(Strict):
         rate_schedule: ``constant``, or a cosine from 1 down to the rate, in steps of an epoch (``cosine``, the first
             epoch is at 1) or of a batch (``cosine_per_step``).
         rate_decay: share of the run after which the cosine has come down: 1 for DRRho-CLIP, 0.5 for FastCLIP.
+        distill: weight of a second loss, the mean KL(teacher || target) of their answers; 0 for none. In the unit of
+            the steered loss: nats, or for Pairs whose rule has a temperature nats times that of the target. The
+            teacher is the reference, or what the task names.
     """
 
     rule: str = "uniform"
@@ -38,6 +41,7 @@ class Arm(Strict):
     rate: Share | Literal["auto"] = 1.0
     rate_schedule: Literal["constant", "cosine", "cosine_per_step"] = "constant"
     rate_decay: Share = 1.0
+    distill: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class Recipe(Strict):
@@ -51,6 +55,8 @@ class Recipe(Strict):
             are float32.
         ema: share of the past in a moving average of the weights, 0.999 say, which is then evaluated and exported.
         compile: whether torch.compile compiles the target.
+        grad_checkpointing: whether activations are computed again on the way back instead of kept.
+        parallel: how several processes share the target: each has all of it (``ddp``), or a part (``fsdp``).
         optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9).
         learning_rate: at its peak, after the warm-up.
         betas, adam_epsilon: of adamw and adam.
@@ -76,6 +82,8 @@ class Recipe(Strict):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False
+    grad_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

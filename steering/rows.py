@@ -9,7 +9,7 @@ from torch import Tensor
 from steering.collect import gather, total, world_size
 from steering.errors import UserError
 from steering.levels import Levels
-from steering.rules.rule import Rule
+from steering.rules.rule import Rule, find_level
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Steered:
         scale: factor of the reference loss that was used, a scalar.
         entries: how many entries of every row count, ``[rows]``.
         sums: of the weights of every row, and of their squares, ``[rows]`` each, in any unit of weight.
+        gated: share of the rows whose weights average less than a half, a scalar: anchors so far beyond the reference
+            that an epsilon, or a memory of worse days, quiets them.
+        objective: the risk that is minimised, a scalar; the loss may be a surrogate with the same gradient.
+        temperature: mean temperature of the rows, a scalar, where the rule has one.
     """
 
     loss: Tensor
@@ -31,6 +35,9 @@ class Steered:
     scale: Tensor
     entries: Tensor
     sums: tuple[Tensor, Tensor]
+    gated: Tensor
+    objective: Tensor | None = None
+    temperature: Tensor | None = None
 
     @property
     def effective(self) -> Tensor:
@@ -61,8 +68,8 @@ class Rows(Protocol):
         """Where in the memory the level of every row lives, ``[rows]``."""
         ...
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
-        """Fresh levels, ``[rows, width]``."""
+    def level(self, rule: Rule, scale: Tensor, population: int | None, old: Tensor | None) -> Tensor:
+        """Fresh levels, ``[rows, width]``; ``old`` are the remembered ones, NaN where there is none."""
         ...
 
     def filled(self) -> Tensor:
@@ -122,14 +129,14 @@ class LossRows:
             return torch.zeros(1, dtype=torch.long, device=self.values.device)
         return given(ids, len(self.values))
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None) -> Tensor:
+    def level(self, rule: Rule, scale: Tensor, population: int | None, old: Tensor | None) -> Tensor:
         excess, mask = self._excess(scale).detach(), self.counted
         if mask is None:
             mask = torch.ones_like(excess, dtype=torch.bool)
         if self.shared and world_size() > 1:
             excess, mask = gather(excess[0])[None], gather(mask[0])[None]
         self._mask = mask
-        return rule.level(excess, mask, population)
+        return find_level(rule, excess, mask, population, old)
 
     def filled(self) -> Tensor:
         return self._mask.any(-1, keepdim=True)
@@ -152,7 +159,8 @@ class LossRows:
             rows = 1 if self.shared else total((entries > 0).sum()).clamp(min=1)
             share = world_size() / (rows * entries.clamp(min=1))
         loss = (torch.linalg.vecdot(weights, excess) * share).sum()
-        return Steered(loss, weights.view(self.shape), scale, entries, (first, second))
+        gated = (first < entries / 2).to(first).mean()
+        return Steered(loss, weights.view(self.shape), scale, entries, (first, second), gated)
 
     def _excess(self, scale: Tensor) -> Tensor:
         return self.values if self.known is None else self.values - scale * self.known

@@ -127,6 +127,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Taught(Protocol):
+    """A task that may distil from another model than its reference."""
+
+    def taught(self) -> "Task":
+        """The same problem whose reference is the teacher; itself where that is the reference."""
+        ...
+
+
+@runtime_checkable
 class HeldOut(Protocol):
     """A task with samples to check a theory on: as the training data are, noise included, but never trained on."""
 

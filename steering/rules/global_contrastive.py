@@ -42,12 +42,16 @@ class GlobalContrastive:
                 f"{self.epsilon:g}"
             )
 
+    @property
+    def nats(self) -> bool:
+        return not self.scaled
+
     def at(self, temperature: Tensor, negatives: int) -> KL:
         return KL(temperature=cast(float, temperature), epsilon=self.epsilon)
 
-    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
-        t, value = temperature.detach(), linear.detach()
+    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor, negatives: int) -> Tensor:
+        t, value, risk = temperature.detach(), linear.detach(), level.mean().to(linear)
         if not self.scaled:
-            return linear / t - (temperature - t) * value / t.square()
-        slope = level.mean().to(value) / t + self.radius - value / t
-        return linear + (temperature - t) * slope
+            return risk / t + (linear - value) / t - (temperature - t) * value / t.square()
+        slope = (risk - value) / t + self.radius
+        return risk + self.radius * t + (linear - value) + (temperature - t) * slope

@@ -1,5 +1,6 @@
 """The contrastive loss of CLIP: the baseline that every open_clip training minimises."""
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,10 +23,12 @@ class InfoNCE:
     """
 
     width = 1
+    nats = True
     normalised = False
 
     def at(self, temperature: Tensor, negatives: int) -> KL:
         return KL(temperature=cast(float, temperature), epsilon=1 / negatives)
 
-    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
-        return GlobalContrastive(scaled=False).objective(linear, level, temperature)
+    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor, negatives: int) -> Tensor:
+        loss = GlobalContrastive(scaled=False).objective(linear, level, temperature, negatives)
+        return loss + math.log(negatives)

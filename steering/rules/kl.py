@@ -81,6 +81,11 @@ class KL:
         temperature = level[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature
         return (minus(excess, level[:, :1]) / temperature).exp()
 
+    def figures(self, level: Tensor) -> dict[str, Tensor]:
+        if self.temperature is None:
+            return {"temperature": level[:, 1]}
+        return {"objective": level[:, 0], "temperature": torch.as_tensor(self.temperature)}
+
     def _add(self, a: Tensor, b: Tensor) -> Tensor:
         """Adds two levels in the unit of exp(level / temperature)."""
         assert self.temperature is not None

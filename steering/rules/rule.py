@@ -1,5 +1,6 @@
 """What a weighting rule is."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -73,8 +74,48 @@ class Exponential(Rule, Protocol):
 
 
 @runtime_checkable
+class Recalling(Rule, Protocol):
+    """A rule whose fresh level depends on the one that was remembered, a temperature of each row's own say.
+
+    The engine gives it a memory whatever the rate.
+    """
+
+    def recall(self, excess: Tensor, mask: Tensor, old: Tensor) -> Tensor:
+        """Finds the level of every row.
+
+        Args:
+            excess, mask: as of ``level``.
+            old: remembered levels, ``[rows, width]``, NaN for rows that come for the first time.
+        """
+        ...
+
+
+def find_level(rule: Rule, excess: Tensor, mask: Tensor, population: int | None, old: Tensor | None) -> Tensor:
+    """The level of every row, ``[rows, width]``, for any kind of rule; ``old`` is what was remembered."""
+    if isinstance(rule, Recalling) and old is not None:
+        return rule.recall(excess, mask, old)
+    return rule.level(excess, mask, population)
+
+
+@runtime_checkable
+class Figures(Protocol):
+    """A rule that can tell what its levels mean, for the records of a run."""
+
+    def figures(self, level: Tensor) -> Mapping[str, Tensor]:
+        """Figures by name, each ``[rows]`` or a scalar: ``objective``, the risk of the rows; ``temperature``."""
+        ...
+
+
+@runtime_checkable
 class Tempered(Protocol):
-    """A rule for Pairs that takes its temperature from the model and says how the loss depends on it."""
+    """A rule for Pairs that takes its temperature from the model and says how the loss depends on it.
+
+    Attributes:
+        nats: whether its loss is in nats, or in units of the similarity.
+    """
+
+    @property
+    def nats(self) -> bool: ...
 
     def at(self, temperature: Tensor, negatives: int) -> Exponential:
         """The rule at a temperature.
@@ -85,12 +126,13 @@ class Tempered(Protocol):
         """
         ...
 
-    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor) -> Tensor:
-        """The loss whose gradient is right in features and temperature.
+    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor, negatives: int) -> Tensor:
+        """The risk of a batch: its value, and its gradient in features and temperature.
 
         Args:
             linear: weighted mean of the excess, with the gradient of the features, a scalar.
             level: of this rank's anchors, ``[rows, 1]``.
             temperature: a scalar, with its gradient.
+            negatives: of every anchor.
         """
         ...

@@ -81,7 +81,10 @@ class Run:
         torch.set_num_threads(self.config.threads)
         if not by_first(self.folder.exists):
             _ = self.task.metrics
-            _ = self._drawn(0)[1].model  # what cannot be loaded or trained leaves no folder behind
+            reference = self._drawn(0)[1]
+            _ = reference.model  # what cannot be loaded or trained leaves no folder behind
+            if any(arm.distill for arm in self.recipe.arms.values()):
+                _ = reference.teacher.model
             for arm in self.recipe.arms.values():
                 loop.candidates_needed(arm, self.recipe, self.task.size)
         self._lock: FileLock | None = None
@@ -215,8 +218,9 @@ class Run:
     def _finished(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""
         seed, steerer, tally = training.seed, training.steerer, training.tally
+        model = training.result
         if isinstance(training.task, Exports) and rank() == 0:
-            training.task.export(training.result, self._place(name, seed) / "export")
+            training.task.export(model, self._place(name, seed) / "export")
         steered = training.arm.subtract
         return Result(
             seed=seed,
@@ -266,6 +270,7 @@ class Run:
                 rule=arm.rule,
                 selector=arm.selector,
                 subtract=arm.subtract,
+                distill=arm.distill,
                 selector_uses_reference=looks,
                 results=results[name],
             )
@@ -291,9 +296,7 @@ class Run:
             return []
         models: dict[str, nn.Module] = {REFERENCE: reference.model}
         for name in self.recipe.arms:
-            training = self._training(name, 0, task, reference)
-            training.load_state_dict(loop.checkpoint.load(self._place(name, 0) / "checkpoint.pt"))
-            models[name] = training.result.eval()
+            models[name] = loop.trained(task, self._place(name, 0) / "checkpoint.pt", self.device)
         with torch.no_grad():
             return task.exhibits(models)
 

@@ -30,10 +30,6 @@ class Result(_Record):
         cautions: what the engine warns of, for this arm and seed.
         seconds: wall-clock time since the arm was begun or, after an interruption, taken up again.
         skipped: how often a sample could not be used, by reason, in the whole run up to here.
-        seconds: wall-clock time since the arm was begun or, after an interruption, taken up again.
-        skipped: how often a sample could not be used, by reason, in the whole run up to here.
-    seconds: float = 0.0
-    skipped: dict[str, int] = {}
     """
 
     seed: int
@@ -58,6 +54,7 @@ class ArmSummary(_Record):
         rule: weights of the losses, as a constructor call.
         selector: choice of samples, as a constructor call; None takes all.
         subtract: whether the rule saw the loss minus the reference's.
+        distill: weight of the distillation from the reference, or from a teacher.
         selector_uses_reference: False for a selector that looks at the target's loss alone.
         results: one for every finished seed.
     """
@@ -66,6 +63,7 @@ class ArmSummary(_Record):
     rule: str | None = None
     selector: str | None = None
     subtract: bool = False
+    distill: float = 0.0
     selector_uses_reference: bool = True
     results: list[Result]
 
@@ -78,7 +76,7 @@ class ArmSummary(_Record):
     def steered(self) -> bool:
         """Whether the reference had any say in training, by the weights or by the choice of samples."""
         selects = self.selector is not None and self.selector_uses_reference
-        return self.kind == "trained" and (self.subtracts or selects)
+        return self.kind == "trained" and (self.subtracts or selects or self.distill > 0)
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Values of one metric, by seed, in the order of the seeds."""

@@ -205,6 +205,9 @@ def settings_table(summary: Summary) -> Grid:
         ("variance ratio", lambda r: r.variance_ratio, Format(1.0, 2)),
     ]
     columns.append((Column("reference scale"), [_scale(arm) for arm in arms]))
+    if any(arm.distill for arm in arms):
+        weights = [f"{arm.distill:g}" if arm.distill else None for arm in arms]
+        columns.append((Column("distillation"), [_word(weight) for weight in weights]))
     for heading, read, style in numbers:
         column, cells = _plain_column(summary, heading, read, style)
         if any(cell.text not in ("", MISSING) for cell in cells):

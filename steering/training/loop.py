@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from steering import registry
 from steering.collect import rank, together, total, world_size
+from steering.distillation import distil
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
 from steering.levels import Levels
 from steering.pairs import Pairs
 from steering.recipe import Arm, Recipe
+from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
 from steering.task import Batch, Losses, Task
-from steering.training import checkpoint, seeds
+from steering.training import checkpoint, parallel, seeds
 from steering.training.cached import ReferenceLosses
 from steering.training.forward import Forward, autocast
 from steering.training.optimise import average_of, learning_rate, make_optimizer
@@ -57,10 +59,14 @@ class Training:
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         seeds.seed_everything(seeds.derive(seed, "model"))
         self.model: nn.Module = task.target().to(device)
+        if recipe.ema is not None and recipe.parallel == "fsdp" and world_size() > 1:
+            raise UserError("a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp")
+        if recipe.grad_checkpointing:
+            _checkpoint_activations(self.model)
         self.average = average_of(self.model, recipe)
         if recipe.compile:
             self.model.compile()
-        self.forward = Forward(task, self.model, recipe, seed)
+        self.forward = Forward(task, parallel.spread(self.model, recipe.parallel, device), recipe, seed)
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
         self.rate = Rate(arm, recipe, task.size)
@@ -81,27 +87,53 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        candidates, batch, known = together(self._read)  # the one part of a step that can fail on one rank alone
+        candidates, batch, known, taught = together(self._read)  # the one part that can fail on one rank alone
         self.model.train()
         losses, backward = self.forward(batch, self.done)
         self.steerer.memory.rate = self.rate(self.done)
         steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
-        loss = float(total(steered.loss.detach()) / world_size())
+        lesson = None if taught is None else self._distil(losses, taught, steered)
+        whole = steered.loss if lesson is None else steered.loss + self.arm.distill * lesson
+        loss = float(total(whole.detach()) / world_size())
         if not math.isfinite(loss):
             raise RunError(_not_finite(loss, self.done, losses, batch))
-        backward(self.scaler.scale(steered.loss))
+        backward(self.scaler.scale(whole))
         pace = self._update()
         self.done += 1
         self.tally.add(batch, steered.weights, candidates, world_size())
-        self.tally.effective += float(steered.effective.mean())
+        figures = _means(
+            effective=steered.effective.mean(),
+            gated=steered.gated,
+            objective=steered.objective,
+            temperature=steered.temperature,
+            distillation=lesson,
+        )
+        self.tally.effective += figures["effective"] or 0.0
         self.tally.cpu_seconds += time.process_time() - began
-        return self._record(loss, steered, pace)
+        return self._record(loss, steered, pace) | figures | {"facts": self.tally.means()}
 
-    def _read(self) -> tuple[int, Batch, Tensor | Pairs | None]:
-        """How many candidates were drawn, the samples chosen of them, and the reference's losses if they matter."""
+    def _read(self) -> tuple[int, Batch, Tensor | Pairs | None, Losses | None]:
+        """How many candidates were drawn, the samples chosen, and what reference and teacher say if it matters."""
         candidates = next(self.stream).to(self.device)
         batch = self._choose(candidates)
-        return len(candidates), batch, self.reference(batch).values if self.arm.subtract else None
+        known = self.reference(batch) if self.arm.subtract else None
+        teacher = self.reference.teacher if self.arm.distill else None
+        taught = known if teacher is self.reference and known is not None else teacher and teacher(batch)
+        return len(candidates), batch, None if known is None else known.values, taught
+
+    def _distil(self, losses: Losses, taught: Losses, steered: Steered) -> Tensor:
+        """How far the target's answers are from the teacher's, in the unit of the steered loss."""
+        values, rule = losses.values, self.steerer.rule
+        if not isinstance(values, Pairs):
+            if losses.outputs is None or taught.outputs is None:
+                raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
+            return distil(losses.outputs, taught.outputs)
+        assert isinstance(taught.values, Pairs)
+        if not isinstance(rule, Tempered):  # whose temperature is not the model's to learn
+            values = Pairs(values.left, values.right, values.detach().scale)
+        apart = distil(values, taught.values)
+        in_nats = rule.nats if isinstance(rule, Tempered) else steered.temperature is None
+        return apart if in_nats else apart / values.scale
 
     def _choose(self, candidates: Batch) -> Batch:
         """The samples worth a gradient step, scored without side effects."""
@@ -120,7 +152,7 @@ class Training:
         rate = learning_rate(self.recipe, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        _average([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        parallel.finish(self.model)
         self.scaler.unscale_(self.optimizer)  # after averaging: what overflowed on one rank is skipped by all
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -133,8 +165,15 @@ class Training:
 
     @property
     def result(self) -> nn.Module:
-        """What is evaluated and exported: the model, or the moving average of its weights."""
-        return self.model if self.average is None else self.average.module
+        """What is evaluated and exported: the model, or the moving average of its weights; whole, on every rank."""
+        if self.average is not None:
+            return self.average.module
+        if not parallel.is_sharded(self.model):
+            return self.model
+        with seeds.untouched():
+            model = self.task.target().to(self.device)
+        model.load_state_dict(parallel.whole(self.model.state_dict()))
+        return model
 
     def _record(self, loss: float, steered: Steered, pace: float) -> Record:
         moments = self.steerer.moments
@@ -142,13 +181,11 @@ class Training:
             "step": self.done,
             "samples": self.tally.samples,
             "loss": loss,
-            "effective": float(steered.effective.mean()),
             "scale": float(steered.scale) if self.arm.subtract else None,
             "variance_ratio": None if moments.values is None else float(moments.ratio(steered.scale.double())),
             "rate": self.steerer.memory.rate,
             "learning_rate": pace,
             "cpu_seconds": round(self.tally.cpu_seconds, 3),
-            "facts": self.tally.means(),
         }
 
     @torch.no_grad()
@@ -157,10 +194,11 @@ class Training:
         return evaluate(self.task, self.result)
 
     def state_dict(self) -> dict[str, Any]:
+        """All of it, whole, whatever the number of ranks; every rank has to ask for it."""
         return {
             "done": self.done,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": parallel.whole(self.model.state_dict()),
+            "optimizer": parallel.whole(self.optimizer.state_dict()),
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
             "tally": self.tally.state_dict(),
@@ -170,8 +208,8 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_model(self.model, state["model"])
+        parallel.load_optimizer(self.optimizer, state["optimizer"])
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
         self.tally = Tally(**state["tally"])
@@ -194,6 +232,19 @@ def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
             f"{size} training samples: use a smaller batch or keep a larger share"
         )
     return wanted
+
+
+def trained(task: Task, path: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of a checkpoint as it was evaluated: the moving average of its weights where there is one."""
+    state = checkpoint.load(path)
+    weights = state["model"]
+    if state["average"] is not None:
+        inner = "module."
+        weights = {n.removeprefix(inner): value for n, value in state["average"].items() if n.startswith(inner)}
+    with seeds.untouched():
+        model = task.target()
+    model.load_state_dict(weights)
+    return model.to(device).eval()
 
 
 @torch.no_grad()
@@ -236,7 +287,7 @@ def run(
         if _anyone(path.exists(), training.device):
             _restore(training, path)
         else:
-            together(lambda: saver.save(training.state_dict()) if rank() == 0 else None)
+            _save(saver, training)
         while training.done < recipe.steps:
             record(training.step())
             last = training.done == recipe.steps
@@ -246,10 +297,16 @@ def run(
             late = recipe.checkpoint_minutes and saver.age() > 60 * recipe.checkpoint_minutes
             if last or halt or training.done % recipe.checkpoint_every == 0 or late:
                 _check_weights(training)
-                together(lambda: saver.save(training.state_dict()) if rank() == 0 else None)
+                _save(saver, training)
             if halt:
                 return False
     return True
+
+
+def _save(saver: checkpoint.Saver, training: Training) -> None:
+    """Begins to write a checkpoint, on the first rank."""
+    state = training.state_dict() if rank() == 0 or parallel.is_sharded(training.model) else {}
+    together(lambda: saver.save(state) if rank() == 0 else None)
 
 
 def _restore(training: Training, path: Path) -> None:
@@ -271,13 +328,22 @@ def _anyone(says_so: bool, device: torch.device | str) -> bool:
     return bool(total(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
 
 
-def _average(gradients: list[torch.Tensor]) -> None:
-    """Puts the mean over ranks in place of every gradient."""
-    if world_size() == 1 or not gradients:
-        return
-    flat = total(torch.cat([gradient.reshape(-1) for gradient in gradients])) / world_size()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+def _means(**figures: Tensor | None) -> dict[str, float | None]:
+    """Means over ranks of scalars, in one exchange."""
+    known = {name: value.detach().double() for name, value in figures.items() if value is not None}
+    device = next(iter(known.values())).device
+    means = total(torch.stack([value.to(device) for value in known.values()])) / world_size()
+    return dict.fromkeys(figures) | dict(zip(known, means.tolist(), strict=True))
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    switch = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise UserError(
+            "this task's target cannot compute activations again (it has no set_grad_checkpointing): use "
+            "recipe.grad_checkpointing=false, or a smaller recipe.micro_batch"
+        )
+    switch(True)
 
 
 def _check_weights(training: Training) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from steering import KL, ChiSquare, CVaR, Rule, Uniform
+from steering import KL, ChiSquare, CVaR, Individual, Rule, Uniform
 from steering.testing import check_rule
 
 RULES = [
@@ -25,6 +25,8 @@ RULES = [
     ChiSquare(rho=0.01),
     ChiSquare(rho=5),
     ChiSquare(rho=1000),
+    Individual(),
+    Individual(start=0.5, radius=1.0),
 ]
 
 
@@ -36,7 +38,7 @@ def test_every_rule_keeps_the_contract(rule):
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_every_rule_is_a_value(rule):
     """Equal to, and written as, its own constructor call."""
-    names = {"KL": KL, "CVaR": CVaR, "ChiSquare": ChiSquare, "Uniform": Uniform}
+    names = {kind.__name__: kind for kind in (KL, CVaR, ChiSquare, Individual, Uniform)}
     assert eval(repr(rule), names) == rule
     assert isinstance(rule, Rule)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, levels
 from steering.collect import rank, total, world_size
-from steering.rules import GlobalContrastive, InfoNCE
+from steering.rules import GlobalContrastive, Individual, InfoNCE
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,7 @@ RULES = [
     CVaR(alpha=0.3),
     ChiSquare(temperature=0.5),
     ChiSquare(rho=20),
+    Individual(start=0.5, radius=1.0),
 ]
 
 
@@ -134,7 +135,8 @@ def test_several_ranks_steer_as_one(alone, together, name):
 
 def test_the_scenarios_use_their_memory_and_their_masks(alone):
     for name, scenario in scenarios().items():
-        assert (len(alone[name]["table"]) > 0) == (scenario[2] < 1), name
+        remembers = scenario[2] < 1 or isinstance(scenario[1], Individual)
+        assert (len(alone[name]["table"]) > 0) == remembers, name
     for kind in ("samples", "rows", "pairs"):
         fresh, remembered = (alone[f"{kind}-{KL(temperature=0.5)!r}{end}"] for end in ("", "-remembered"))
         assert not torch.allclose(fresh["gradients"][1:], remembered["gradients"][1:])

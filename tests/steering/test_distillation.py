@@ -1,0 +1,77 @@
+"""A distilled loss is the divergence of the teacher's answers from the student's, with its exact gradient."""
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax, normalize
+
+from steering import Pairs, UserError
+from steering.distillation import distil
+
+
+def features(n: int, width: int, seed: int = 0, *, gradient: bool = True):
+    chance = torch.Generator().manual_seed(seed)
+    sides = (normalize(torch.randn(n, width, generator=chance, dtype=torch.float64), dim=-1) for _ in range(2))
+    return tuple(side.requires_grad_(gradient) for side in sides)
+
+
+def dense(left, right, scale, teacher: Pairs):
+    """The same with all similarities at once."""
+    mine, theirs = left @ right.T * scale, teacher.left @ teacher.right.T * teacher.scale
+    both = ((mine, theirs), (mine.T, theirs.T))
+    found = [kl_div(log_softmax(a, -1), log_softmax(b, -1), reduction="batchmean", log_target=True) for a, b in both]
+    return sum(found) / 2
+
+
+@pytest.mark.parametrize("budget", [0, None], ids=["no budget", "kept"])
+@pytest.mark.parametrize(("n", "scale"), [(7, 14.0), (40, 100.0), (600, 3.0)])
+def test_pairs_in_tiles_are_the_whole_matrix(n, scale, budget):
+    left, right = features(n, 5)
+    teacher = Pairs(*features(n, 9, 1, gradient=False), 20.0)
+    learned = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    found = distil(Pairs(left, right, learned), teacher, budget=budget)
+    wanted = dense(left, right, learned, teacher)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    pairs = zip(*(torch.autograd.grad(loss, (left, right, learned)) for loss in (found, wanted)), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_a_scale_that_is_a_number_has_no_gradient_but_the_same_value():
+    left, right = features(6, 4)
+    teacher = Pairs(*features(6, 4, 1, gradient=False), 10.0)
+    found = distil(Pairs(left, right, 5.0), teacher)
+    torch.testing.assert_close(found, dense(left, right, 5.0, teacher))
+    mine = torch.autograd.grad(found, left)[0]
+    torch.testing.assert_close(mine, torch.autograd.grad(dense(left, right, 5.0, teacher), left)[0])
+
+
+def test_a_student_who_answers_as_the_teacher_has_nothing_to_learn():
+    left, right = features(9, 4)
+    loss = distil(Pairs(left, right, 8.0), Pairs(left.detach(), right.detach(), 8.0))
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(loss, left)[0].abs().max() < 1e-12
+
+
+def test_a_single_pair_has_one_answer_only():
+    loss = distil(Pairs(*features(1, 4), 8.0), Pairs(*features(1, 4, 1, gradient=False), 8.0))
+    assert float(loss.detach()) == 0
+
+
+def test_scores_are_compared_by_their_softmax():
+    student = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 0.0, 5.0], [1.0, 2.0, 3.0]])
+    loss = distil(student, teacher)
+    by_hand = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(loss, by_hand)
+    gradient = (student.softmax(-1) - teacher.softmax(-1)) / 2
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], gradient.detach())
+
+
+def test_answers_of_other_samples_are_refused():
+    pairs = Pairs(*features(6, 4), 1.0)
+    with pytest.raises(UserError, match="a teacher's answers are like the student's, got 5 pairs for 6 pairs"):
+        distil(pairs, Pairs(*features(5, 4), 1.0))
+    with pytest.raises(UserError, match=r"got scores \[6, 3\] for 6 pairs"):
+        distil(pairs, torch.zeros(6, 3))
+    with pytest.raises(UserError, match=r"got scores \[6, 3\] for scores \[6, 4\]"):
+        distil(torch.zeros(6, 4), torch.zeros(6, 3))

@@ -1,0 +1,199 @@
+"""Two and four processes train as one, whole copies or parts of the target, for every loss; in double precision.
+
+The task's target is made of blocks, as transformers are, with a temperature that is learned, and gives Pairs; every
+method of the paper's main table is an arm, most of them with and without distillation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.functional import normalize
+
+from steering import Pairs, UserError
+from steering.collect import rank, world_size
+from steering.recipe import Arm, Metric, Recipe
+from steering.task import Batch, Losses
+from steering.training import checkpoint, parallel
+from steering.training.cached import ReferenceLosses
+from steering.training.loop import Training, run
+from steering.training.stream import Shuffled
+
+pytestmark = pytest.mark.slow
+
+SAMPLES, WIDTH, STEPS = 64, 6, 3
+ARMS = {
+    "openclip": {"rule": "info_nce()", "subtract": False},
+    "fastclip_v0": {"rule": "global_contrastive(scaled=False)", "subtract": False, "rate": 0.6},
+    "fastclip_v1": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "subtract": False, "rate": 0.6},
+    "fastclip_v2": {"rule": "individual(start=0.2, radius=1)", "subtract": False, "rate": 0.6},
+    "fastclip_v3": {"rule": "global_contrastive(radius=2)", "subtract": False, "rate": 0.6},
+    "drrho_clip": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "rate": 0.6},
+    "drrho_learned": {"rule": "global_contrastive(radius=2)", "rate": 0.6, "reference_scale": "auto"},
+    "drrho_individual": {"rule": "individual(start=0.2, radius=1)", "rate": 0.6},
+    "kl_rho": {"rule": "kl(rho=20)"},
+    "cvar": {"rule": "cvar(alpha=0.3)"},
+    "chi_square": {"rule": "chi_square(rho=20)"},
+}
+TAUGHT = {f"{name}_taught": {**arm, "distill": 0.7} for name, arm in ARMS.items()}
+
+
+class Blocks(nn.Module):
+    """Two encoders of a few residual blocks each, in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.sides = nn.ModuleList(nn.ModuleList(self._block() for _ in range(2)) for _ in range(2))
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.idle = nn.Linear(2, 2)  # no part of any loss
+        self.double()
+
+    @staticmethod
+    def _block() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12), nn.GELU(), nn.Linear(12, WIDTH))
+
+    def forward(self, *inputs: torch.Tensor) -> Pairs:
+        features = []
+        for x, blocks in zip(inputs, self.sides, strict=True):
+            for block in blocks:  # type: ignore[union-attr]
+                x = x + block(x)
+            features.append(normalize(x, dim=-1))
+        return Pairs(features[0], features[1], self.scale.exp())
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Noisy copies of random vectors; ``other`` is another reference."""
+
+    other: bool = False
+
+    size: ClassVar[int] = SAMPLES
+    rows: ClassVar[int] = 2 * SAMPLES
+    metrics: ClassVar[Mapping[str, Metric]] = {"scale": Metric(label="scale")}
+    recipe: ClassVar[Recipe] = Recipe(
+        steps=STEPS,
+        batch=16,
+        optimizer="sgd",
+        learning_rate=0.1,
+        clip_norm=1.0,
+        weight_decay=0.01,
+        arms={},
+        baseline="",
+    )
+
+    def seeded(self, seed: int) -> "Contrast":
+        return self
+
+    def taught(self) -> "Contrast":
+        return replace(self, other=True)
+
+    def target(self) -> Blocks:
+        return Blocks()
+
+    def reference(self) -> Blocks:
+        with torch.random.fork_rng():
+            torch.manual_seed(5 + self.other)
+            return Blocks()
+
+    def stream(self, batch: int, *, seed: int) -> Shuffled:
+        return Shuffled(self._load, size=SAMPLES, batch=batch, seed=seed)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        return Losses(model(batch["x"], batch["y"]))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"scale": float(sum(p.sum() for p in model.parameters()))}
+
+    def _load(self, ids: torch.Tensor, chance: torch.Generator) -> Batch:
+        data = torch.Generator().manual_seed(1)
+        x, noise = (torch.randn(SAMPLES, WIDTH, generator=data, dtype=torch.float64) for _ in range(2))
+        return Batch(ids, {"x": x[ids], "y": (x + 0.5 * noise)[ids]})
+
+
+def trained(arm: Mapping, path: Path | None = None, **recipe) -> dict:
+    """What one arm comes to, step by step, and its checkpoint's contents."""
+    task = Contrast()
+    settings = task.recipe.model_copy(update=recipe)
+    mine = Training(task, Arm(**arm), settings, reference=ReferenceLosses(task), seed=0)
+    if path is not None:
+        run(mine, path, record=lambda _: None)
+        return {"evaluation": mine.evaluate(), "model": parallel.whole(mine.model.state_dict())}
+    records = [mine.step() for _ in range(STEPS)]
+    for record in records:
+        del record["cpu_seconds"]
+    return {"records": records, "model": parallel.whole(mine.model.state_dict()), "evaluation": mine.evaluate()}
+
+
+def cases() -> dict[str, dict]:
+    """Arms and recipes that are tried."""
+    found = {name: {"arm": arm} for name, arm in {**ARMS, **TAUGHT}.items()}
+    for name in ("fastclip_v3_taught", "drrho_clip", "fastclip_v2"):
+        found[f"{name} in parts"] = {"arm": {**ARMS, **TAUGHT}[name], "micro_batch": 2}
+    for name in ("openclip", "drrho_learned_taught", "cvar"):
+        found[f"{name} sharded"] = {"arm": {**ARMS, **TAUGHT}[name], "parallel": "fsdp"}
+    found["drrho_clip sharded in parts"] = {"arm": ARMS["drrho_clip"], "parallel": "fsdp", "micro_batch": 2}
+    return found
+
+
+def one_rank(place: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet{ranks}", rank=place, world_size=ranks)
+    found = {name: trained(**case) for name, case in cases().items()}
+    if ranks == 2:
+        adam = {"optimizer": "adamw", "parallel": "fsdp", "checkpoint_every": 2}
+        found["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", steps=4, **adam)
+        try:
+            trained(ARMS["openclip"], parallel="fsdp", ema=0.9)
+        except UserError as error:
+            found["refused"] = str(error)
+    if rank() == world_size() - 1:
+        torch.save(found, Path(folder) / f"{ranks}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two and four ranks come to, by their number, and where their files are."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[__name__.count(".")])  # so that the ranks find this module
+        for ranks in (2, 4):
+            spawn(one_rank, (ranks, str(folder)), nprocs=ranks)
+    return {ranks: torch.load(folder / f"{ranks}.pt", weights_only=False) for ranks in (2, 4)}, folder
+
+
+@pytest.mark.parametrize("name", cases())
+def test_several_ranks_train_as_one_step_by_step(name, found):
+    alone = trained(cases()[name]["arm"])  # with the whole batch at once
+    assert alone["records"][0]["loss"] != alone["records"][-1]["loss"], "nothing was learnt"
+    for ranks, results in found[0].items():
+        mine = results[name]
+        for step, (record, wanted) in enumerate(zip(mine["records"], alone["records"], strict=True)):
+            for key, value in wanted.items():
+                if value is None or isinstance(value, dict):
+                    assert record[key] == value
+                    continue
+                assert record[key] == pytest.approx(value, rel=1e-9, abs=1e-10), f"{ranks} ranks, step {step}: {key}"
+        torch.testing.assert_close(mine["model"], alone["model"], rtol=1e-10, atol=1e-10)
+        assert mine["evaluation"] == pytest.approx(alone["evaluation"])
+
+
+def test_what_a_sharded_run_saved_goes_on_in_one_process(found, tmp_path):
+    results, folder = found
+    state = checkpoint.load(folder / "sharded.pt")
+    assert state["done"] == 4
+    torch.testing.assert_close(state["model"], results[2]["sharded"]["model"], rtol=1e-12, atol=1e-12)
+    task = Contrast()
+    settings = task.recipe.model_copy(update={"optimizer": "adamw", "steps": 5})
+    mine = Training(task, Arm(**ARMS["openclip"]), settings, reference=ReferenceLosses(task), seed=0)
+    mine.load_state_dict(state)
+    assert mine.step()["step"] == 5
+
+
+def test_a_moving_average_of_a_sharded_target_is_refused(found):
+    assert found[0][2]["refused"] == "a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp"
