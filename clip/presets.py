@@ -32,7 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options": {"model": "ViT-B-16", "ref": "openai/ViT-B-32", "temperature": 0.01},
         "recipe": recipe(
             {"drrho_clip": DRRHO},
-            {"fastclip": fastclip(11.0), "openclip": OPENCLIP, "jest": JEST},
+            {
+                "fastclip": fastclip(11.0),
+                "openclip": OPENCLIP,
+                "jest": JEST,
+                "jest_top_k": {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2, draw=False)"},
+                "drrho_clip_distill": {**DRRHO, "distill": 1.0},  # the paper's weight is not published
+                "fastclip_distill": {**fastclip(11.0), "distill": 1.0},
+            },
             steps=262_752,
             batch=5120,
             learning_rate=3.125e-4,
@@ -98,6 +105,21 @@ PRESETS: dict[str, dict[str, Any]] = {
             warmup=1000,
             precision="bf16",
             checkpoint_every=1000,
+        ),
+    },
+    # steer run clip --preset fine-tune --data 'mine/{000..009}.tar' --set options.zeroshot=imagenet:FOLDER
+    # A trained model goes on with pairs of yours, and shall not lose what it knew: it is its own reference (and
+    # teacher). The first arm shows what is lost without. Ours, not published. Not run here at this size.
+    "fine-tune": {
+        "options": {"init": "openai/ViT-B-32", "temperature": 0.01},
+        "recipe": recipe(
+            {"openclip": OPENCLIP, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
+            {"openclip_distill": {**OPENCLIP, "distill": 1.0}},
+            learning_rate=1e-5,
+            scale_rate=0.25,
+            weight_decay=0.1,
+            warmup=100,
+            clip_norm=1.0,
         ),
     },
 }

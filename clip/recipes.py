@@ -5,15 +5,27 @@ import math
 from steering.recipe import Arm, Recipe
 
 # Methods of the paper's main table and others, for the asking (--arms all). The losses of open_clip and FastCLIP learn
-# their temperature; the settings of FastCLIP v3 are those of its authors for CC3M.
+# their temperature; the settings of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same.
 OTHERS = {
     "openclip": Arm(rule="info_nce()", subtract=False),
     "fastclip": Arm(
         rule="global_contrastive(radius=6.5)", subtract=False, rate=0.2, rate_schedule="cosine", rate_decay=0.5
     ),
+    "fastclip_v2": Arm(
+        rule="individual(radius=6.5)", subtract=False, rate=0.2, rate_schedule="cosine", rate_decay=0.5
+    ),
     "jest_top_k": Arm(rule="info_nce()", subtract=False, selector="jest(keep=0.5, chunks=4, draw=False)"),
     "top_k": Arm(rule="info_nce()", subtract=False, selector="top_k(keep=0.5)"),
 }
+
+
+TAUGHT = ("openclip", "fastclip", "drrho_clip", "jest", "jest_top_k")  # get a twin with distillation
+
+
+def with_twins(arms: dict[str, Arm], more: dict[str, Arm]) -> dict[str, Arm]:
+    """The further arms, and twins of both kinds that learn from the reference's answers as well, with weight 1."""
+    every = arms | more
+    return more | {f"{name}_distill": every[name].model_copy(update={"distill": 1.0}) for name in TAUGHT}
 
 
 def emoji(temperature: float) -> Recipe:
@@ -23,6 +35,11 @@ def emoji(temperature: float) -> Recipe:
     from in "The scale of the reference". Levels are those of the batch (rate 1), as in the paper's main result.
     """
     rule = f"kl(temperature={temperature:g})"
+    arms = {
+        "unsteered": Arm(rule=rule, subtract=False),
+        "drrho_clip": Arm(rule=rule, reference_scale=0.3),
+        "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
+    }
     return Recipe(
         steps=470,
         batch=64,
@@ -32,12 +49,8 @@ def emoji(temperature: float) -> Recipe:
         clip_norm=1.0,
         evaluate_every=94,
         checkpoint_every=94,
-        arms={
-            "unsteered": Arm(rule=rule, subtract=False),
-            "drrho_clip": Arm(rule=rule, reference_scale=0.3),
-            "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
-        },
-        more=OTHERS | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)},
+        arms=arms,
+        more=with_twins(arms, OTHERS | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)}),
         baseline="unsteered",
     )
 
@@ -63,6 +76,11 @@ def shards(temperature: float, pairs: int) -> Recipe:
     batch = max(1, min(256, pairs // 4))
     steps = max(1, 5 * pairs // batch)
     rule = f"kl(temperature={temperature:g}, epsilon=1e-4)"
+    arms = {
+        "unsteered": Arm(rule=rule, subtract=False),
+        "drrho_clip": Arm(rule=rule, reference_scale=1.0),
+        "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
+    }
     return Recipe(
         steps=steps,
         batch=batch,
@@ -71,11 +89,7 @@ def shards(temperature: float, pairs: int) -> Recipe:
         warmup=min(500, math.ceil(steps / 10)),
         evaluate_every=max(1, steps // 5),
         checkpoint_every=max(1, min(500, steps // 5)),
-        arms={
-            "unsteered": Arm(rule=rule, subtract=False),
-            "drrho_clip": Arm(rule=rule, reference_scale=1.0),
-            "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
-        },
-        more=OTHERS,
+        arms=arms,
+        more=with_twins(arms, OTHERS),
         baseline="unsteered",
     )

@@ -120,6 +120,10 @@ def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
     with joined(runs.device(settled.device)) as device:
         folder = Path(by_first(lambda: str(out or runs.new_folder(settled.task))))
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
+        if preset is not None:
+            console.print(
+                f"preset {preset}, with what was typed:\n\n{configs.text(settled)}", highlight=False, markup=False
+            )
         whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]], device)
         show(whole.execute(), console)
         console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)

@@ -104,9 +104,14 @@ def validate(settings: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def text(config: RunConfig) -> str:
+    """The configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
 def save(config: RunConfig, path: Path) -> None:
     """Writes config.yaml; ``steer run --config`` runs it again."""
-    files.write(path, OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+    files.write(path, text(config))
 
 
 def load(path: Path) -> RunConfig:

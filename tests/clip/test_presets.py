@@ -11,10 +11,13 @@ def resolved(name: str, **given):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_whole_configuration(name):
-    found = resolved(name)
-    assert found.recipe.steps == PRESETS[name]["recipe"]["steps"] and found.recipe.betas == (0.9, 0.98)
-    assert list(found.recipe.arms) == list(PRESETS[name]["recipe"]["arms"]) and found.recipe.more
-    assert found.options["model"] == PRESETS[name]["options"]["model"]
+    found, settings = resolved(name), PRESETS[name]
+    for field, value in settings["recipe"].items():
+        if field not in ("arms", "more", "betas"):
+            assert getattr(found.recipe, field) == value
+    assert list(found.recipe.arms) == list(settings["recipe"]["arms"]) and found.recipe.more
+    assert found.recipe.betas == (0.9, 0.98)
+    assert all(found.options[option] == value for option, value in settings["options"].items() if option != "ref")
 
 
 def test_what_is_typed_wins_over_a_preset():
