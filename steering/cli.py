@@ -1,6 +1,7 @@
 """The command line: ``steer run``, ``steer list``, and what plugins add. Heavy imports wait until they are needed."""
 
 import os
+import shlex
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -89,6 +90,20 @@ def list_() -> None:
     _list()
 
 
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs and of reports.")],
+    out: Annotated[Path, typer.Option(help="Folder of the joined report.")] = Path("runs/report"),
+    title: Annotated[str, typer.Option(help="Its title.")] = "Report",
+) -> None:
+    """Join the reports of runs and checks into one."""
+    from steering.reports.report import join, read
+    from steering.runs.report import as_report
+
+    found = [read(folder) if (folder / "report.json").exists() else as_report(folder) for folder in folders]
+    typer.echo(f"report: {join(found, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
+
+
 def _add_plugins() -> None:
     """Commands of plugins: entry points ``steering.commands``, functions as typer takes them, cheap to import."""
     for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
@@ -153,6 +168,7 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for whoever writes training loops
     _add_plugins()
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:

@@ -21,7 +21,7 @@ ORDER = [
     ["steering.rows", "steering.tiles", "steering.contrast"],
     ["steering.passes"],
     ["steering.pair_rows"],
-    ["steering.engine"],
+    ["steering.engine", "steering.distillation"],
     ["steering.task", "steering.selectors", "steering.registry"],
     ["steering.training"],
     ["steering.reports"],

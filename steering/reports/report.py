@@ -2,16 +2,17 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from steering import files
+from steering.errors import UserError
 from steering.reports.environment import environment
 from steering.reports.figures import Plot
-from steering.reports.grid import Grid, to_markdown, to_rich
+from steering.reports.grid import Cell, Column, Grid, to_markdown, to_rich
 from steering.reports.page import facts, page
 
 
@@ -91,7 +92,54 @@ def markdown(report: Report) -> str:
 def as_json(report: Report) -> dict[str, Any]:
     """The words and numbers of a report, without its figures."""
     names = ("title", "question", "verdict", "findings", "cautions", "command", "method", "limits", "numbers")
-    return {name: getattr(report, name) for name in names}
+    plots = [{"name": plot.name, "title": plot.title, "caption": plot.caption} for plot in report.plots]
+    return {name: getattr(report, name) for name in names} | {"grids": list(map(asdict, report.grids)), "plots": plots}
+
+
+def read(folder: Path) -> Report:
+    """The report that ``write`` put into a folder.
+
+    Raises:
+        UserError: there is none, or its files do not belong together.
+    """
+    try:
+        found = json.loads((folder / "report.json").read_text())
+        grids = [
+            Grid(
+                grid["title"],
+                tuple(Column(**column) for column in grid["columns"]),
+                tuple(tuple(Cell(**cell) for cell in row) for row in grid["rows"]),
+                grid["note"],
+            )
+            for grid in found.pop("grids")
+        ]
+        plots = [
+            Plot(**plot, png=(folder / "plots" / f"{plot['name']}.png").read_bytes()) for plot in found.pop("plots")
+        ]
+        del found["environment"]
+        return Report(**found, grids=grids, plots=plots)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no whole report (report.json and plots): {error}") from None
+
+
+def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
+    """Writes several reports as one: ``report.html``, ``report.md``, ``report.json`` and ``plots/``.
+
+    Returns:
+        The path of the page.
+    """
+    for place, report in enumerate(reports, start=1):
+        for plot in report.plots:
+            files.write(folder / "plots" / f"{place}-{plot.name}.png", plot.png)
+    renamed = [
+        replace(report, plots=[plot._replace(name=f"{place}-{plot.name}") for plot in report.plots])
+        for place, report in enumerate(reports, start=1)
+    ]
+    files.write(folder / "report.md", "\n".join([f"# {title}\n", *(f"#{markdown(report)}" for report in renamed)]))
+    content = {"title": title, "command": command, "reports": [as_json(report) for report in renamed]}
+    files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
+    template = Path(__file__).parent / "joined.html"
+    return files.write(folder / "report.html", page(template, reports=reports, title=title, command=command))
 
 
 def _list(head: str, lines: list[str]) -> str:

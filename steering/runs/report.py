@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from steering import files
+from steering.errors import UserError
 from steering.reports.page import facts, page
+from steering.reports.report import Report
+from steering.runs.journal import Journal
 from steering.runs.plots import draw
 from steering.runs.statistics import Interval
 from steering.runs.summary import Summary
-from steering.runs.table import arms_table, differences_table, metric_format, settings_table, span
+from steering.runs.table import arms_table, differences_table, metric_format, settings_table, span, tables
 from steering.task import Exhibit
 
 
@@ -58,6 +61,31 @@ def write_report(
         machine=facts(json.loads(_read(folder / "environment.json") or "{}")),
     )
     return files.write(folder / "report.html", content)
+
+
+def as_report(folder: Path) -> Report:
+    """What a finished run says, in the form of a check.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    try:
+        summary = Summary.model_validate_json((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds neither a report nor a finished run (report.json or summary.json)") from None
+    records = Journal(folder / "metrics.jsonl").records()
+    verdict, *findings = sentences(summary)
+    return Report(
+        title=summary.task,
+        question=f"Which of {len(summary.arms)} arms is best, over {summary.seeds} seeds?",
+        verdict=verdict,
+        findings=findings,
+        cautions=list(summary.cautions),
+        grids=[*tables(summary), settings_table(summary)],
+        plots=draw(summary, records),
+        numbers=summary.model_dump(),
+        command=summary.command,
+    )
 
 
 def duration(seconds: float) -> str:

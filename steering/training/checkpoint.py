@@ -38,6 +38,7 @@ class Saver:
 
     def __init__(self, path: Path, *, keep: int = 1):
         self.path, self.keep = path, keep
+        self._newest: int | None = None  # step of the one at ``path``, once this process has written it
         self._began = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
@@ -73,13 +74,21 @@ class Saver:
         older = self._older()
         for step in [step for step in older if step >= state["done"]]:  # of a training that was begun anew
             older.pop(step).unlink(missing_ok=True)
-        if self.keep > 1 and self.path.exists() and (before := _step(self.path)) < state["done"]:
+        before = self._before()
+        if before is not None and before < state["done"]:
             aside = self.path.with_name(f"{self.path.stem}-{before:08d}{self.path.suffix}")
             _duplicate(self.path, aside)
             older[before] = aside
         save(self.path, state)
+        self._newest = state["done"]
         for step in sorted(older)[: max(0, len(older) - self.keep + 1)]:
             older[step].unlink(missing_ok=True)
+
+    def _before(self) -> int | None:
+        """Step of the checkpoint that is about to be replaced, None where it need not be kept."""
+        if self.keep == 1 or not self.path.exists():
+            return None
+        return _step(self.path) if self._newest is None else self._newest
 
     def _older(self) -> dict[int, Path]:
         """Checkpoints beside the newest, by step."""

@@ -299,6 +299,7 @@ def run(
                 _check_weights(training)
                 _save(saver, training)
             if halt:
+                together(saver.wait)  # a launcher ends all processes when the first of them has gone
                 return False
     return True
 

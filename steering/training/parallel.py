@@ -1,6 +1,5 @@
 """A target on several processes: whole on each of them (DDP), or each a part of it (FSDP2)."""
 
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -40,7 +39,6 @@ def spread(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module
         return model
     if kind == "fsdp":
         return _shard(model, torch.device(device).type)
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # it cannot be known before
     return Replicated(model, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 

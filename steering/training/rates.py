@@ -13,10 +13,13 @@ class Rate:
     like a cosine. How far depends on how often a sample comes back: after many epochs its level may be averaged over
     many visits (the rule ``auto``, from the code of DRRho-CLIP).
 
+    An epoch is here as many steps as visit every level once on average. A level is visited when its sample is in a
+    gradient step, so a selector makes epochs of the data shorter, but not these.
+
     Args:
         arm: whose ``rate``, ``rate_schedule`` and ``rate_decay`` these are.
         recipe: its steps and batch.
-        size: number of training samples.
+        size: number of training samples, or a bound on it; samples held out make the epochs by as much too long.
     """
 
     def __init__(self, arm: Arm, recipe: Recipe, size: int):

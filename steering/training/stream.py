@@ -1,7 +1,7 @@
 """The order of the data: exact epochs that depend on the seed alone and can be resumed anywhere."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ from steering.training.order import Order, Whole
 from steering.training.seeds import generator
 
 Load = Callable[..., Batch]
+
+
+class Share(NamedTuple):
+    """What a load may know of the batch that its ids are a part of.
+
+    Attributes:
+        first: place of its first id in the whole batch.
+        whole: samples in the whole batch.
+        stand_ins: ``[k]`` ids that may replace unusable samples: what this epoch leaves out, each in the hands of one
+            rank, and for every batch in another order, so that batches share none of them while no batch needs more
+            than an equal share.
+    """
+
+    first: int
+    whole: int
+    stand_ins: Tensor
 
 
 class Shuffled:
@@ -32,9 +48,8 @@ class Shuffled:
         seed: of the order and the views.
         workers: processes that load ahead; 0 loads in this one.
         order: which ids an epoch shows and when; a permutation of the whole size if not given.
-        stand_ins: ``load`` takes ``[k]`` ids as a third argument: samples that may replace unusable ones. They are
-            what this epoch leaves out, each in the hands of one rank, and for every batch in another order, so that
-            batches share none of them while no batch needs more than an equal share.
+        details: ``load`` takes a Share as a third argument, and the generator is the same on every rank: so views can
+            be what they would be in one process that loads the whole batch.
     """
 
     def __init__(
@@ -46,7 +61,7 @@ class Shuffled:
         seed: int,
         workers: int = 0,
         order: Order | None = None,
-        stand_ins: bool = False,
+        details: bool = False,
     ):
         if order is None:
             if size is None:
@@ -60,7 +75,7 @@ class Shuffled:
             )
         if batch % world_size():
             raise UserError(f"a batch of {batch} cannot be shared evenly by {world_size()} processes")
-        self.plan = _Plan(order, batch=batch, seed=seed, rank=rank(), world=world_size(), stand_ins=stand_ins)
+        self.plan = _Plan(order, batch=batch, seed=seed, rank=rank(), world=world_size(), details=details)
         self.load = load
         self.workers = workers
         self.position = 0  # batches handed out so far
@@ -108,19 +123,20 @@ class Shuffled:
 class _Plan:
     """Which ids belong to which batch."""
 
-    def __init__(self, order: Order, *, batch: int, seed: int, rank: int, world: int, stand_ins: bool = False):
+    def __init__(self, order: Order, *, batch: int, seed: int, rank: int, world: int, details: bool = False):
         self.order, self.batch, self.seed = order, batch, seed
-        self.rank, self.world, self.stand_ins = rank, world, stand_ins
+        self.rank, self.world, self.details = rank, world, details
         self._epoch, self._began = 0, 0  # the last epoch that was asked for and its first batch
 
     def turn(self, number: int) -> tuple:
-        """This rank's ids of batch ``number``, the generator of their views, and stand-ins if they are wanted."""
+        """This rank's ids of batch ``number``, the generator of their views, and a Share if it is wanted."""
         epoch, place = self._find(number)
         each = self.batch // self.world
-        start = place * self.batch + self.rank * each
-        ids = self.order.ids(epoch, start, start + each)
-        turn = ids, generator(self.seed, "view", number, self.rank)
-        return (*turn, self._left(epoch, place)) if self.stand_ins else turn
+        first = self.rank * each
+        ids = self.order.ids(epoch, place * self.batch + first, place * self.batch + first + each)
+        if not self.details:
+            return ids, generator(self.seed, "view", number, self.rank)
+        return ids, generator(self.seed, "view", number, 0), Share(first, self.batch, self._left(epoch, place))
 
     def _find(self, number: int) -> tuple[int, int]:
         """Epoch of a batch, and its place in there."""

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from steering import UserError
 from steering.reports.figures import STYLE, Plot, figure, legend, png
 from steering.reports.grid import Cell, Column, Grid
-from steering.reports.report import Report, write
+from steering.reports.report import Report, join, read, show, write
 
 
 def drawn() -> bytes:
@@ -65,9 +66,28 @@ def test_numbers_are_plain_json(report, tmp_path):
 
 
 def test_the_terminal_shows_tables_answer_and_cautions(report):
-    from steering.reports.report import show
-
     console = Console(record=True, width=100, quiet=False)
     show(report, console)
     said = console.export_text()
     assert all(part in said for part in ("Ratios", "It varies less & more.", "First.", "caution: Few samples."))
+
+
+def test_what_was_written_reads_back(report, tmp_path):
+    write(report, tmp_path)
+    again = read(tmp_path)
+    assert (again.grids, again.plots, again.verdict) == (report.grids, report.plots, report.verdict)
+
+
+def test_a_folder_without_a_report_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no whole report"):
+        read(tmp_path)
+
+
+def test_several_reports_become_one(report, tmp_path):
+    join([report, report], "Both", "steer report a b", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("It varies less &amp; more.") == 2 + 2 and page.count("data:image/png;base64,") == 2
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"1-ratio.png", "2-ratio.png"}
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Both") and "plots/2-ratio.png" in text and text.count("## Variance of blobs") == 2
+    assert len(json.loads((tmp_path / "report.json").read_text())["reports"]) == 2

@@ -117,11 +117,11 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
             monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
             offered.append([])
             stream = Shuffled(
-                lambda ids, _, others, rank=rank: offered[rank].append(others.tolist()) or Batch(ids, {}),  # noqa: B023
+                lambda ids, _, share, rank=rank: offered[rank].append(share.stand_ins.tolist()) or Batch(ids, {}),  # noqa: B023
                 order=order,
                 batch=16,
                 seed=0,
-                stand_ins=True,
+                details=True,
             )
             ids_of(stream, 7)
         for number in range(7):
@@ -132,7 +132,7 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
 
 def test_an_order_that_leaves_nothing_out_offers_none():
     stream = Shuffled(
-        lambda ids, _, others: Batch(ids, {"n": others.sum() + ids}), size=16, batch=8, seed=0, stand_ins=True
+        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, details=True
     )
     assert torch.equal(next(stream)["n"], Whole(16, seed=0).ids(0, 0, 8))
 
