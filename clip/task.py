@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,15 +21,17 @@ from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.export import export
 from steering.clip.presets import PRESETS
 from steering.clip.reference.cache import Cache, open_caches
+from steering.clip.reference.load import load
 from steering.clip.reference.online import Member, Reference, names, stored
-from steering.clip.towers import EMOJI, Towers, build, export
+from steering.clip.towers import EMOJI, Towers, build
 from steering.errors import UserError
 from steering.recipe import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
 from steering.training.order import WINDOW, Order, Whole, Windows
-from steering.training.seeds import derive, untouched
+from steering.training.seeds import derive, generator, untouched
 from steering.training.stream import Shuffled
 
 __all__ = ["Clip"]
@@ -57,11 +59,15 @@ class Clip:
         val: shards to evaluate on; without them one pair in 20, at most 1,000, is held out of the data.
         zeroshot: pictures with a class each, to be classified by name as well: ``FOLDER``, or ``imagenet:FOLDER``.
         model: target, any open_clip architecture; for the bundled pairs a small one made for them, else ViT-B-32.
+        init: a trained model to go on from, named like a reference, in place of ``model`` and random weights. Its own
+            starting point is then the reference, unless another is given: what it knew is what it shall not lose.
         ref: ``openai/ViT-B-32``, ``hf-hub:...``, ``local-dir:...``, ``ARCH=checkpoint``, or a run folder of ours. If
             not given: the bundled one for the bundled pairs, ``openai/ViT-B-32`` for your shards. ``A + B``
             averages the similarities of several.
         cache: folder of the reference's features, filled by ``steer cache``; ``X + Y`` for several references. What
             is missing in it is computed online, and where nothing is, no weights are loaded for training.
+        teacher: model that arms with ``distill`` learn from, named like a reference; the reference if not given.
+        teacher_cache: folder of its features, as ``cache``.
         noise: share of the bundled training captions that are wrong, 0 to 1.
         temperature: of the target; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards. Arms with a rule at
             the model's temperature begin there and learn it, the others keep it.
@@ -90,6 +96,9 @@ class Clip:
     cache_gb: float = field(default=50, metadata=ELASTIC)
     window: int = WINDOW
     zeroshot: str | None = None
+    init: str | None = None
+    teacher: str | None = None
+    teacher_cache: str | None = field(default=None, metadata=ELASTIC)
 
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
@@ -105,6 +114,10 @@ class Clip:
             raise UserError(
                 f"cache_gb and window are numbers above 0, got cache_gb={self.cache_gb:g} and window={self.window}"
             )
+        if self.init is not None and self.model is not None:
+            raise UserError(f"init and model both name the target, got {self.init} and {self.model}: give one of them")
+        if self.teacher is None and self.teacher_cache is not None:
+            raise UserError("teacher_cache holds features of a teacher, but none is named: give teacher as well")
         _ = self._weights
 
     @property
@@ -158,16 +171,24 @@ class Clip:
         return self  # pairs and noise are fixed; order, views and initial weights are not
 
     def target(self) -> Towers:
-        return build(self._architecture).set_temperature(self._temperature, learn=True)
+        return self._fresh().set_temperature(self._temperature, learn=True)
+
+    def _fresh(self) -> Towers:
+        return build(self._architecture) if self.init is None else load(self.init)
 
     @property
     def refs(self) -> list[str]:
         """Names of the references whose similarities are averaged, one as a rule."""
-        return names(self.ref or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32"))
+        return names(self.ref or self.init or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32"))
 
     def reference(self) -> Reference:
         pairs = self._pairs  # first: what is wrong with the data is told before anything is downloaded
         return Reference([Member(ref, cache) for ref, cache in zip(self.refs, self._caches, strict=True)], pairs).eval()
+
+    def taught(self) -> "Clip":
+        if self.teacher is None:
+            return self
+        return replace(self, ref=self.teacher, cache=self.teacher_cache, teacher=None, teacher_cache=None)
 
     def stored(self, ids: torch.Tensor) -> torch.Tensor:
         """Which samples' reference features come from files, ``[n]`` bool."""
@@ -176,7 +197,7 @@ class Clip:
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         order = self._order(batch, seed)
         load = self._pairs.load
-        return Shuffled(load, order=order, batch=batch, seed=seed, workers=self.workers, stand_ins=True)
+        return Shuffled(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
 
     def _order(self, batch: int, seed: int) -> Order:
         shards, name = self._shards, self._shards.fingerprint
@@ -221,6 +242,16 @@ class Clip:
             f"the text. Models are of repetition 0."
         )
         return [Exhibit("Text-to-image retrieval on held-out pairs", text, png)]
+
+    def held_out_pairs(self) -> PairSet:
+        """Pairs that are never trained on, with right captions if they are the bundled ones."""
+        return self._suite.gallery
+
+    def training_pairs(self, number: int) -> PairSet:
+        """So many of the training pairs, chosen at random but always the same."""
+        order = torch.randperm(self.size, generator=generator(0, "training pairs")).tolist()
+        left_out = set(self._held_out)
+        return PairSet(self._shards, sorted(i for i in order[: number + len(left_out)] if i not in left_out)[:number])
 
     @property
     def _architecture(self) -> str:
@@ -276,7 +307,7 @@ class Clip:
     @cached_property
     def _pairs(self) -> PairData:
         with untouched():
-            looks = build(self._architecture)  # for its preprocessing and tokenizer; the weights are thrown away
+            looks = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
         return PairData(
             self._shards,
             left_out=self._held_out,

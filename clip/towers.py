@@ -2,11 +2,8 @@
 
 import hashlib
 import io
-import json
 import logging
 import math
-import pickle
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +11,18 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steering.clip.bundled import TOKENIZER
-from steering.errors import RunError, UserError, did_you_mean
+from steering.errors import UserError, did_you_mean
 from steering.pairs import Pairs
 
 EMOJI = "emoji-rn32"  # 1.3 M parameters for 32-pixel pictures, small enough to be trained on one core
@@ -37,9 +33,6 @@ EMOJI_CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 4610, "width": 96, "heads": 4, "layers": 1},
 }
 
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
-MERGES = "merges.txt.gz"
 LARGEST_SCALE = math.log(100)  # of a learned temperature, as in open_clip
 PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
 
@@ -135,6 +128,16 @@ class Towers(nn.Module):
             self.clip.logit_scale.fill_(self.asked)
         self.clip.logit_scale.requires_grad_(learn)
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether activations of the towers' blocks are computed again on the way back."""
+        try:
+            self.clip.set_grad_checkpointing(enable)
+        except (AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f"{self.arch} cannot compute activations again ({one_line(error)}): use "
+                f"recipe.grad_checkpointing=false, or a smaller recipe.micro_batch"
+            ) from None
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its models; equal in all but ``source`` means equal features."""
@@ -254,40 +257,6 @@ def assemble(
     return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
 
 
-def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
-    """Writes towers in open_clip's local-dir form, the only one that keeps QuickGELU and preprocessing.
-
-    ``open_clip.create_model(model_name=f"local-dir:{folder}")`` reads it; what is ours is under ``steer``,
-    where open_clip does not look. The folder is either whole or as it was before.
-
-    Args:
-        towers: the model.
-        folder: is replaced if it exists.
-        half: stores matrices as float16, in half the space; features then differ by about 0.001.
-
-    Raises:
-        RunError: the disk is full or read-only.
-    """
-    folder = Path(folder)
-    new, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    try:
-        shutil.rmtree(new, ignore_errors=True)  # of an export that was killed
-        new.mkdir(parents=True)
-        _write(towers, new, half)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise RunError(f"cannot write {folder}: {reason}. Free some space or choose another folder") from None
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences open_clip and the hub, which log a lot while they load; what matters is checked or raised."""
@@ -314,7 +283,7 @@ def _loading(source: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UserError(
             f"{source} is damaged or holds Python objects besides tensors, which could run code on being "
             f"read: save the model's state_dict alone, or as .safetensors"
@@ -360,32 +329,6 @@ def _preprocessing(clip: nn.Module) -> PreprocessCfg:
 def _unit(features: Tensor) -> Tensor:
     """Rows of length one; in half precision they would be off by up to 0.4 %."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-
-
-def _write(towers: Towers, folder: Path, half: bool) -> None:
-    """The files of an export."""
-    ours = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
-    content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": ours}
-    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-    save_file(_stored(towers.clip.state_dict(), half), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)
-    save_tokenizer = getattr(towers.tokenizer, "save_pretrained", None)
-    if towers.merges:
-        (folder / MERGES).write_bytes(towers.merges)
-    elif save_tokenizer:
-        save_tokenizer(str(folder))
-
-
-def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
-    """Weights as a file holds them: on the CPU, each with memory of its own, as safetensors wants them."""
-    largest = torch.finfo(torch.float16).max
-    held = {}
-    for name, value in state.items():
-        held[name] = value.detach().to("cpu", copy=True).contiguous()
-        # Vectors and scalars stay exact: they are few, and a running variance may be large.
-        if half and value.is_floating_point() and value.ndim > 1 and value.abs().max() < largest:
-            held[name] = held[name].half()
-    return held
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

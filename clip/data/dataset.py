@@ -15,6 +15,8 @@ from steering.clip.data.tallies import Counts
 from steering.clip.data.views import Transform, canvas, picture_transform, picture_views, plain_views, small_views
 from steering.errors import RunError, UserError
 from steering.task import Batch
+from steering.training import seeds
+from steering.training.stream import Share
 
 SMALL = 64  # pixels: pictures whose sides are at most this stay in memory,
 MOST_KEPT = 256 << 20  # up to so many bytes in every process that loads; what comes later is decoded each time
@@ -74,13 +76,14 @@ class PairData:
     def __len__(self) -> int:
         return len(self.shards) - len(self.left_out)
 
-    def load(self, ids: Tensor, generator: torch.Generator, stand_ins: Tensor | None = None) -> Batch:
+    def load(self, ids: Tensor, generator: torch.Generator, share: Share | None = None) -> Batch:
         """Random views of the samples, and one caption of each, drawn where it has several.
 
         Args:
             ids: ``[n]`` int64; of equal ones all but the first are replaced.
             generator: decides the views, the captions, and the substitutes where there have to be any.
-            stand_ins: ``[k]`` int64, tried in this order before any other.
+            share: of the whole batch; with the same generator for all shares, views and captions are those of one load
+                of the whole. Its stand-ins are tried in their order before any other sample.
 
         Returns:
             ``image`` ``[n, 3, size, size]`` float32, ``text`` ``[n, context]`` int64, and the facts.
@@ -88,13 +91,15 @@ class PairData:
         Raises:
             RunError: too many samples cannot be used, or a shard can no longer be read.
         """
-        samples = self._usable(ids.tolist(), generator, [] if stand_ins is None else stand_ins.tolist())
+        if share is None:
+            share = Share(0, len(ids), ids[:0])
+        samples = self._usable(ids.tolist(), generator.initial_seed(), share)
         chosen = [sample.id for sample in samples]
         captions = [sample.caption for sample in samples]
         text = self._tokens.look_up(chosen, captions, {sample.id for sample in samples if sample.alone})
         told = torch.tensor([sample.facts for sample in samples]).T
         facts = dict(zip(self.facts, told, strict=True))
-        return Batch(torch.tensor(chosen), {"image": self._views(samples, generator), "text": text}, facts)
+        return Batch(torch.tensor(chosen), {"image": self._views(samples, generator, share), "text": text}, facts)
 
     def plain(self, ids: Tensor, preprocess: Transform, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
         """The samples without augmentation and with their first caption, as another model sees them in evaluation.
@@ -133,23 +138,22 @@ class PairData:
     def _examples(self) -> list[str]:
         return [self.shards.name(number) for number in self._counts.totals()[2]]
 
-    def _usable(self, ids: list[int], generator: torch.Generator, stand_ins: list[int]) -> list["_Sample"]:
+    def _usable(self, ids: list[int], seed: int, share: Share) -> list["_Sample"]:
         """The samples of a batch, bad ones replaced."""
         self._counts.saw(len(ids))
         found: list[_Sample | None] = []
         taken: set[int] = set()
         for number in ids:
-            found.append(None if number in taken else self._try(number, generator))
+            found.append(None if number in taken else self._try(number, seed))
             taken.add(number)
-        others = _Others(self, ids, taken, generator, stand_ins)
-        return [
-            sample or self._substitute(number, others, generator) for number, sample in zip(ids, found, strict=True)
-        ]
+        chance = seeds.generator(seed, "substitutes", share.first)
+        others = _Others(self, ids, taken, chance, share.stand_ins.tolist())
+        return [sample or self._substitute(number, others, seed) for number, sample in zip(ids, found, strict=True)]
 
-    def _substitute(self, bad: int, others: "_Others", generator: torch.Generator) -> "_Sample":
+    def _substitute(self, bad: int, others: "_Others", seed: int) -> "_Sample":
         for number in others:
             self._counts.saw(1)
-            if sample := self._try(number, generator):
+            if sample := self._try(number, seed):
                 self._counts.replaced()
                 return sample
         raise RunError(
@@ -157,11 +161,11 @@ class PairData:
             "in: leave it out, or use a smaller batch"
         )
 
-    def _try(self, number: int, generator: torch.Generator) -> "_Sample | None":
+    def _try(self, number: int, seed: int) -> "_Sample | None":
         try:
             # Captions that are known as tokens are not read again.
             captions = None if self._tokens.known(number) else self.shards.captions(number)
-            caption = captions[_draw(len(captions), generator)] if captions else None
+            caption = captions[_draw(len(captions), seeds.generator(seed, "caption", number))] if captions else None
             alone = captions is not None and len(captions) == 1
             return _Sample(number, self._picture(number), caption, alone, self._told(number))
         except Undecodable as error:
@@ -196,12 +200,13 @@ class PairData:
             )
         return [float(value) for value in values if value is not None]
 
-    def _views(self, samples: Sequence["_Sample"], generator: torch.Generator) -> Tensor:
+    def _views(self, samples: Sequence["_Sample"], generator: torch.Generator, share: Share) -> Tensor:
+        among = share.first, share.whole
         if self._transform is not None:
-            return picture_views([sample.picture.image for sample in samples], self._transform, generator)
+            return picture_views([sample.picture.image for sample in samples], self._transform, generator, among)
         canvases = [sample.picture.canvas for sample in samples if sample.picture.canvas is not None]
         size, mean, std = self.preprocessing.input_size[1], self.preprocessing.mean, self.preprocessing.std
-        return small_views(torch.stack(canvases), generator, size, mean, std)
+        return small_views(torch.stack(canvases), generator, size, mean, std, among)
 
 
 def _first_info(shards: Shards, left_out: Collection[int]) -> dict:

@@ -27,7 +27,12 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def small_views(
-    images: Tensor, generator: torch.Generator, size: int, mean: Sequence[float], std: Sequence[float]
+    images: Tensor,
+    generator: torch.Generator,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    among: tuple[int, int] | None = None,
 ) -> Tensor:
     """Random views of small pictures, all at once: zoom, shift, turn, paper, contrast, brightness, colours.
 
@@ -39,14 +44,16 @@ def small_views(
         generator: all randomness comes from it.
         size: side of the views, in pixels.
         mean, std: of the three channels, 0 to 1.
+        among: place of the first picture in a larger batch and the size of that, whose views these are a part of.
 
     Returns:
         ``[n, 3, size, size]`` float32, normalised. Transparent parts and what lies outside of a picture show
         the paper: white or one random colour a view.
     """
     n = len(images)
-    draw = torch.rand(n, 10, generator=generator) * 2 - 1  # within -1 and 1
-    mix = torch.randn(n, 3, 3, generator=generator) * MIX
+    first, whole = among or (0, n)
+    draw = torch.rand(whole, 10, generator=generator)[first : first + n] * 2 - 1  # within -1 and 1
+    mix = torch.randn(whole, 3, 3, generator=generator)[first : first + n] * MIX
 
     pixels = images.float() / 255
     alpha = pixels[:, 3:] if images.shape[1] == 4 else torch.ones_like(pixels[:, :1])
@@ -85,7 +92,12 @@ def picture_transform(preprocessing: PreprocessCfg) -> Transform:
     return transform
 
 
-def picture_views(images: Sequence[Image.Image], transform: Transform, generator: torch.Generator) -> Tensor:
+def picture_views(
+    images: Sequence[Image.Image],
+    transform: Transform,
+    generator: torch.Generator,
+    among: tuple[int, int] | None = None,
+) -> Tensor:
     """Random views of ordinary pictures, one at a time.
 
     Args:
@@ -93,14 +105,19 @@ def picture_views(images: Sequence[Image.Image], transform: Transform, generator
         transform: ``picture_transform`` of a model's preprocessing. It draws from the global generators, so
             these are seeded from ``generator`` and left as they were.
         generator: decides the views.
+        among: place of the first picture in a larger batch and the size of that, whose views these are a part of.
 
     Returns:
         ``[n, 3, size, size]`` float32, normalised; transparent parts are white.
     """
-    seed = int(torch.randint(2**62, (), generator=generator))
+    first, whole = among or (0, len(images))
+    chances = torch.randint(2**62, (whole,), generator=generator)[first : first + len(images)].tolist()
+    views = []
     with untouched():
-        seed_everything(seed)
-        return torch.stack([transform(flatten(image)) for image in images])
+        for image, chance in zip(images, chances, strict=True):
+            seed_everything(chance)
+            views.append(transform(flatten(image)))
+    return torch.stack(views)
 
 
 def plain_views(images: Sequence[Image.Image], preprocess: Transform) -> Tensor:

@@ -15,9 +15,10 @@ from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.export import CONFIG
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
-from steering.clip.towers import CONFIG, Towers
+from steering.clip.towers import Towers
 from steering.collect import rank, world_size
 from steering.errors import UserError, did_you_mean
 from steering.recipe import Metric

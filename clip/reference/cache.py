@@ -11,10 +11,8 @@ import re
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,12 +22,10 @@ from torch.nn import functional as F
 
 from steering import files
 from steering.clip.data.tar import head
-from steering.clip.towers import Towers
+from steering.clip.reference.manifest import Manifest, read_manifest, short_hash, write_manifest
 from steering.collect import rank
 from steering.errors import UserError
 
-FORMAT = 1
-MANIFEST = "cache.json"
 NOT_FINITE = "not finite"  # why a sample has no features although it was read
 MOST_OPEN = 8192  # files mapped at a time, of the 65,530 maps that Linux allows a process
 
@@ -45,39 +41,6 @@ class Shard(Protocol):
     def size(self) -> int: ...  # bytes, 0 if not known
     @property
     def count(self) -> int: ...  # samples
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Whose features a cache holds.
-
-    Attributes:
-        ref: the name under which the reference was loaded.
-        model: architecture, weights, preprocessing and tokenizer, as ``Towers.describe`` but for the source.
-        width: of a feature.
-        scale: the reference's inverse temperature.
-        caption_field: JSON field the captions are from, None for the usual place.
-    """
-
-    ref: str
-    model: Mapping[str, Any]
-    width: int
-    scale: float
-    caption_field: str | None = None
-
-    @classmethod
-    def of(cls, towers: Towers, *, ref: str, caption_field: str | None = None) -> Self:
-        scale = float(towers.clip.logit_scale.detach().exp())
-        return cls(ref, _model(towers), int(towers.config["embed_dim"]), scale, caption_field)
-
-    def is_of(self, towers: Towers) -> bool:
-        """Whether these are features of that model, by whatever name it was loaded."""
-        return _hash(self.model) == _hash(_model(towers))
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of all but ``ref``: equal means equal features of equal samples."""
-        return _hash({name: value for name, value in asdict(self).items() if name != "ref"})
 
 
 class Rows(NamedTuple):
@@ -136,10 +99,7 @@ class Cache:
             UserError: the folder holds other features.
             RunError: the folder cannot be written.
         """
-        path = folder / MANIFEST
-        if not path.exists():  # several processes may write it at once, all of them the same
-            content = {"format": FORMAT, "key": manifest.key, **asdict(manifest)}
-            files.write_json(path, content)
+        write_manifest(folder, manifest)
         found = read_manifest(folder)
         if found.key != manifest.key or found.ref != manifest.ref:
             raise UserError(
@@ -151,7 +111,7 @@ class Cache:
     def path(self, shard: Shard) -> Path:
         """Where a shard's features are: its name, made fit for a file, and a hash that keeps it apart."""
         readable = re.sub(r"[^\w.-]+", "_", shard.name, flags=re.ASCII)[-80:].removesuffix(".tar").lstrip(".")
-        return self.folder / "shards" / f"{readable}-{_hash(shard.name)[:8]}.safetensors"
+        return self.folder / "shards" / f"{readable}-{short_hash(shard.name)[:8]}.safetensors"
 
     def claim(self, shard: Shard) -> Path:
         return self.folder / "claims" / f"{self.path(shard).stem}.lock"
@@ -335,41 +295,6 @@ def open_caches(
 
 class _Fault(ValueError):
     """Why a file cannot be used."""
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """What cache.json says, verified against its own hash.
-
-    Raises:
-        UserError: there is none, it is damaged, or of another version.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise UserError(f"{folder} is a cache of another version of this software: fill another with steer cache")
-        key, manifest = content.pop("key"), Manifest(**content)
-        if key != manifest.key:
-            raise ValueError("its hash is wrong")
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{folder} is no cache of features ({path.name}: {error.strerror}): steer cache makes one"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: delete {folder} and fill it again with steer cache") from None
-    return manifest
-
-
-def _model(towers: Towers) -> dict[str, Any]:
-    """What decides a model's features."""
-    return {name: value for name, value in towers.describe().items() if name != "source"}
-
-
-def _hash(value: Any) -> str:
-    """16 hexadecimal digits that depend on content alone; tuples and lists are alike."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(name: str) -> str:

@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.clip.data.shards import Shards
-from steering.clip.reference.cache import Cache, Manifest
+from steering.clip.reference.cache import Cache
 from steering.clip.reference.fill import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
+from steering.clip.reference.manifest import Manifest
 from steering.clip.task import Clip
 from steering.errors import RunError, UserError
+from steering.runs.processes import own, place
+from steering.runs.run import device as find_device
 
 MOST_WORKERS = 8  # without another word
 
@@ -35,7 +38,7 @@ def run(
     task = Clip(data=data, ref=ref, caption_field=caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
     if len(task.refs) > 1:
         raise UserError(f"a cache holds the features of one reference, got {ref!r}: fill one for each")
-    chosen, share = _device(device), place()
+    chosen, share = own(find_device(device)), place()
     shards = task._shards
     towers = load_reference(task.refs[0]).to(chosen)
     manifest = Manifest.of(towers, ref=task.refs[0], caption_field=caption_field)
@@ -54,36 +57,14 @@ def run(
         if share[0] == 0:
             console.print(_table(cache, shards, done, chosen))
     if done.unread:
-        raise RunError(
+        error = RunError(
             f"{len(done.unread):,} shards could not be read ({min(done.unread)} say): start this again later"
         )
+        error.local = True  # another process may have read its own
+        raise error
     if share[0] == 0:
         told = f"train with it: --data {data!r} --ref {task.refs[0]!r} --set options.cache={folder}"
         console.print(told, markup=False, highlight=False)
-
-
-def place() -> tuple[int, int]:
-    """This process's number, from 0, and how many there are, as torchrun or SLURM says."""
-    for number, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        found = [os.environ.get(name, "") for name in (number, count)]
-        if all(word.isdecimal() for word in found) and int(found[0]) < int(found[1]):
-            return int(found[0]), int(found[1])
-    return 0, 1
-
-
-def _device(name: str) -> torch.device:
-    """The device of a name; with torchrun or SLURM every process of a machine takes another GPU."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise UserError(f"no device is named {name!r}: use auto, cpu, cuda or cuda:0")
-    if kind == "cpu":
-        return torch.device("cpu")
-    seen, local = torch.cuda.device_count(), os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    wanted = int(number) if number else int(local) % max(1, seen)
-    if wanted >= seen:
-        raise UserError(f"device {name!r} was asked for, but torch sees {seen or 'no'} CUDA devices: use --device cpu")
-    return torch.device("cuda", wanted)
 
 
 def _workers(given: int | None) -> int:

@@ -20,7 +20,8 @@ import huggingface_hub
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
-from steering.clip.towers import CONFIG, EMOJI, WEIGHTS, Towers, architecture, assemble, make, one_line, quiet
+from steering.clip.export import CONFIG, WEIGHTS
+from steering.clip.towers import EMOJI, Towers, architecture, assemble, make, one_line, quiet
 from steering.collect import rank
 from steering.errors import UserError, did_you_mean
 

@@ -16,10 +16,28 @@ from steering.errors import RunError, UserError
 PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a while
 
 
+def place() -> tuple[int, int]:
+    """This process's number, from 0, and how many there are, as torchrun or srun says; they need not have met."""
+    said = os.environ | _from_slurm()
+    number, count = said.get("RANK", ""), said.get("WORLD_SIZE", "")
+    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    return 0, 1
+
+
+def own(device: torch.device) -> torch.device:
+    """The device of this process: of ``cuda`` without a number, another GPU for each process of a machine."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    local = (os.environ | _from_slurm()).get("LOCAL_RANK", "")
+    seen = max(1, torch.cuda.device_count())  # one alone where srun gives each task its own
+    return torch.device("cuda", int(local or 0) % seen)
+
+
 def started_with_others() -> bool:
-    """Whether torchrun, or Slurm's srun, started this process as one of several."""
-    _from_slurm()
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun, or Slurm's srun, started this process as one of several; tells torch if it was srun."""
+    os.environ |= _from_slurm()
+    return os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
 
 
 @contextmanager
@@ -29,7 +47,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = own(torch.device("cuda"))
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
@@ -79,12 +97,12 @@ def _broadcast(words: bytes) -> bytes:
     return bytes(content.cpu().tolist())
 
 
-def _from_slurm() -> None:
-    """Tells torch what srun says of this process."""
+def _from_slurm() -> dict[str, str]:
+    """What srun says of this process in torch's words; nothing without srun, or where torchrun speaks."""
     if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
-        return
+        return {}
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-    os.environ |= {ours: os.environ[theirs] for ours, theirs in names.items()}
-    address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_ADDR", address)
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    said = {ours: os.environ[theirs] for ours, theirs in names.items() if theirs in os.environ}
+    port = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    meeting = {"MASTER_ADDR": os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"), "MASTER_PORT": port}
+    return said | {name: value for name, value in meeting.items() if name not in os.environ}

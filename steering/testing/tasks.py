@@ -2,8 +2,8 @@
 
 import io
 import math
-import pickle
 from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ def _check_resuming(case: _Case) -> None:
     file.seek(0)
     try:
         state = torch.load(file, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise AssertionError(f"{case.task!r}: a stream's state is of plain types, got: {error}") from error
     wanted = case.take(stream)
     resumed = case.task.stream(case.batch, seed=0)

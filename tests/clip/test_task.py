@@ -8,9 +8,10 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
+from steering.clip.export import export
 from steering.clip.reference.online import Reference
 from steering.clip.task import Clip
-from steering.clip.towers import Towers, build, export
+from steering.clip.towers import Towers, build
 from steering.recipe import Recipe
 from steering.runs import config as configs
 from steering.training import loop
@@ -217,3 +218,30 @@ def test_a_run_leaves_a_gallery_and_exports(shards, tmp_path, monkeypatch):
     assert "Text-to-image retrieval" in report and report.count("data:image/png;base64,") >= 2
     assert (tmp_path / "run/arms/jest/seed0/export/open_clip_config.json").exists()
     assert json.loads((tmp_path / "run/summary.json").read_text())["arms"]["jest"]["results"][0]["samples"] == 48
+
+
+def test_a_target_that_goes_on_from_a_checkpoint_is_its_own_reference_by_default(tmp_path):
+    torch.manual_seed(2)
+    start = f"local-dir:{export(build('emoji-rn32', temperature=0.05), tmp_path / 'start')}"
+    task = Clip(init=start)
+    target, known = task.target(), task.reference().towers
+    assert task.refs == [start] and all(p.requires_grad for p in target.parameters())
+    for name, value in known.state_dict().items():
+        if "logit_scale" not in name:
+            assert torch.equal(target.state_dict()[name], value)
+    assert target.temperature == pytest.approx(0.07), "the temperature is the task's, whatever the weights say"
+    assert Clip(init=start, ref="local-dir:other").refs == ["local-dir:other"]
+    with pytest.raises(UserError, match="init and model both name the target"):
+        Clip(init=start, model="ViT-B-16")
+
+
+def test_a_teacher_may_be_another_model_than_the_reference(tmp_path):
+    teacher = f"local-dir:{export(build('emoji-rn32', temperature=0.05), tmp_path / 'teacher')}"
+    task = Clip(teacher=teacher)
+    assert task.taught().refs == [teacher] and task.refs != [teacher] and Clip().taught() == Clip()
+    arm = task.recipe.more["openclip_distill"]
+    mine = loop.Training(task, arm, task.recipe, reference=ReferenceLosses(task), seed=0)
+    assert mine.step()["distillation"] > 0 and mine.reference.teacher is not mine.reference
+    assert mine.reference._model is None, "the reference was loaded for nothing"
+    with pytest.raises(UserError, match="teacher_cache holds features of a teacher, but none is named"):
+        Clip(teacher_cache="features")

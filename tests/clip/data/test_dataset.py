@@ -1,8 +1,7 @@
 """Training batches by id: the same wherever they are loaded, truthful about bad samples, quick for small data."""
 
-import io
+import copy
 import json
-import pickle
 import random
 import shutil
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
-from webdataset.writer import TarWriter
+from shard_files import png, write
 
 from steering.clip.data import dataset
 from steering.clip.data.dataset import PairData
@@ -20,7 +18,7 @@ from steering.clip.data.images import decode
 from steering.clip.data.shards import Shards
 from steering.errors import RunError, UserError
 from steering.training.order import Whole
-from steering.training.stream import Shuffled
+from steering.training.stream import Share, Shuffled
 
 CFG = PreprocessCfg(size=16)
 PREPROCESS: Any = image_transform_v2(CFG, is_train=False)
@@ -31,22 +29,21 @@ def tokenizer(texts):
     return torch.tensor([[ord(letter) for letter in text.ljust(8)[:8]] for text in texts])
 
 
-def png(number, side=16):
+def numbered(number, side=16):
     """A picture whose colour tells its number."""
-    stream = io.BytesIO()
-    Image.new("RGB", (side, side), (number, 255 - number, 100)).save(stream, "PNG")
-    return stream.getvalue()
+    return png((number, 255 - number, 100), side)
 
 
 def make(folder, count=40, bad=(), side=16, facts=None, name="0.tar", **options: Any):
     """Pairs of ``count`` numbered pictures, the bad ones text named .png."""
     shutil.rmtree(folder / ".steer-index", ignore_errors=True)
-    with open(folder / name, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for i in range(count):
-            members = {"png": b"<html>" if i in bad else png(i, side), "txt": f"no {i}".encode()}
-            if facts:
-                members["json"] = json.dumps(facts(i)).encode()
-            tar.write({"__key__": f"{i:04d}", **members})
+    samples = []
+    for i in range(count):
+        members = {"png": b"<html>" if i in bad else numbered(i, side), "txt": f"no {i}".encode()}
+        if facts:
+            members["json"] = json.dumps(facts(i)).encode()
+        samples.append((f"{i:04d}", members))
+    write(folder / name, samples)
     return PairData(Shards.open(folder / name), **{"tokenizer": tokenizer, "preprocessing": CFG, **options})
 
 
@@ -57,6 +54,11 @@ def generators():
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def offered(size, *ids):
+    """A whole batch of ``size``, with samples that may stand in."""
+    return Share(0, size, torch.tensor(ids))
 
 
 def same(one, other):
@@ -88,7 +90,7 @@ def test_a_batch_depends_on_ids_and_generator_not_on_what_was_loaded_before(tmp_
     data.load(torch.arange(30), seeded(1))
     assert same(data.load(torch.tensor([1, 3, 5]), seeded(2)), fresh)
     assert not torch.equal(data.load(torch.tensor([1, 3, 5]), seeded(9))["image"], fresh["image"])
-    assert same(pickle.loads(pickle.dumps(data)).load(torch.tensor([1, 3, 5]), seeded(2)), fresh)
+    assert same(copy.deepcopy(data).load(torch.tensor([1, 3, 5]), seeded(2)), fresh)
 
 
 @pytest.mark.parametrize("augment", ["small", "pictures"])
@@ -109,16 +111,25 @@ def test_samples_that_are_left_out_never_stand_in(tmp_path):
 
 def test_stand_ins_that_are_offered_come_first_and_in_their_order(tmp_path):
     data = make(tmp_path, bad=[3, 4, 11, 12], bad_share=1)
-    batch = data.load(torch.tensor([3, 5, 4]), seeded(), torch.tensor([5, 11, 30, 31]))
+    batch = data.load(torch.tensor([3, 5, 4]), seeded(), offered(3, 5, 11, 30, 31))
     assert batch.ids.tolist() == [30, 5, 31]
-    batch = data.load(torch.tensor([3, 5, 4]), seeded(), torch.tensor([30]))
+    batch = data.load(torch.tensor([3, 5, 4]), seeded(), offered(3, 30))
     first, second, third = batch.ids.tolist()
     assert (first, second) == (30, 5) and third not in (3, 4, 5, 11, 12, 30)
     assert data.skips.stand_ins == 4
 
 
+@pytest.mark.parametrize("augment", ["small", "pictures"])
+def test_shares_of_a_batch_are_what_a_load_of_the_whole_gives(tmp_path, augment):
+    data, ids = make(tmp_path, augment=augment), torch.arange(12)
+    whole = data.load(ids, seeded(4))
+    for first in (0, 4, 8):
+        part = data.load(ids[first : first + 4], seeded(4), Share(first, 12, ids[:0]))
+        assert same(part, whole.take(torch.arange(first, first + 4)))
+
+
 def test_a_sample_that_is_asked_for_twice_is_replaced_once(tmp_path):
-    ids = make(tmp_path).load(torch.tensor([7, 7, 8]), seeded(), torch.tensor([9])).ids
+    ids = make(tmp_path).load(torch.tensor([7, 7, 8]), seeded(), offered(3, 9)).ids
     assert ids.tolist() == [7, 9, 8]
 
 
@@ -132,10 +143,9 @@ def test_random_stand_ins_come_from_shards_that_the_batch_reads_anyway(tmp_path)
 
 
 def test_one_of_several_captions_is_drawn_for_a_view_and_the_reference_sees_the_first(tmp_path):
-    with open(tmp_path / "0.tar", "wb") as file, TarWriter(file, encoder=False) as tar:
-        for i in range(6):
-            captions = [f"{i}", f"{i} b", f"{i} c"] if i % 2 else [f"{i}"]
-            tar.write({"__key__": f"{i}", "png": png(i), "json": json.dumps({"caption": captions}).encode()})
+    texts = [[f"{i}", f"{i} b", f"{i} c"] if i % 2 else [f"{i}"] for i in range(6)]
+    told = [json.dumps({"caption": captions}).encode() for captions in texts]
+    write(tmp_path / "0.tar", [(f"{i}", {"png": numbered(i), "json": told[i]}) for i in range(6)])
     data = PairData(Shards.open(tmp_path / "0.tar"), tokenizer=tokenizer, preprocessing=CFG)
     ids, seen = torch.tensor([1, 2, 3, 4]), set()
     for seed in range(40):
@@ -156,7 +166,7 @@ def test_a_lost_shard_counts_with_all_its_samples_against_the_share(tmp_path):
     lost = next(shard.first for shard in shards.index if shard.name == "2.tar")
     others = [(lost + step) % 200 for step in (39, 45, 50)]
     data = PairData(shards, **options, bad_share=0.2)
-    assert data.load(torch.tensor([lost, others[2]]), seeded(), torch.tensor(others)).ids.tolist() == others[1:]
+    assert data.load(torch.tensor([lost, others[2]]), seeded(), offered(2, *others)).ids.tolist() == others[1:]
     assert data.skips.reasons == {"shard unreadable": 2}
     with pytest.raises(RunError, match=r"40 of 200 samples cannot be used \(40 shard unreadable\), more than the 19.0"):
         PairData(shards, **options, bad_share=0.19).load(torch.tensor([lost, others[2]]), seeded())
@@ -205,15 +215,12 @@ def test_skips_are_counted_and_too_many_end_the_run(tmp_path):
 
 
 def test_a_sample_without_caption_or_with_a_broken_picture_is_replaced_too(tmp_path):
-    with open(tmp_path / "0.tar", "wb") as file, TarWriter(file, encoder=False) as tar:
-        tar.write({"__key__": "good", "png": png(1), "txt": b"good"})
-        tar.write({"__key__": "cut", "png": png(2)[:60], "txt": b"cut"})
-        tar.write({"__key__": "mute", "png": png(3)})
-        tar.write({"__key__": "blind", "txt": b"blind"})
-        tar.write({"__key__": "fine", "png": png(4), "txt": b"fine"})
+    good, fine = ({"png": numbered(i), "txt": b"x"} for i in (1, 4))
+    bad = [("cut", {"png": numbered(2)[:60], "txt": b"x"}), ("mute", {"png": numbered(3)}), ("blind", {"txt": b"x"})]
+    write(tmp_path / "0.tar", [("good", good), *bad, ("fine", fine)])
     data = PairData(Shards.open(tmp_path / "0.tar"), tokenizer=tokenizer, preprocessing=CFG, bad_share=1)
-    for bad in (1, 2, 3):
-        assert int(data.load(torch.tensor([bad]), seeded()).ids) in (0, 4)
+    for number in (1, 2, 3):
+        assert int(data.load(torch.tensor([number]), seeded()).ids) in (0, 4)
     assert data.skips.reasons.keys() == {"broken picture", "no caption", "no picture"}
     with pytest.raises(RunError, match=r"mute in .* cannot be used: no caption"):
         data.plain(torch.tensor([0, 2]), PREPROCESS, tokenizer)
@@ -237,9 +244,7 @@ def test_a_substitute_brings_its_own_facts(tmp_path):
 
 
 def test_small_pictures_are_decoded_once_and_kept_once_for_all_their_captions(tmp_path, monkeypatch):
-    with open(tmp_path / "0.tar", "wb") as file, TarWriter(file, encoder=False) as tar:
-        for i in range(12):
-            tar.write({"__key__": f"{i}", "png": png(i // 4), "txt": b"x"})
+    write(tmp_path / "0.tar", [(f"{i}", {"png": numbered(i // 4), "txt": b"x"}) for i in range(12)])
     data = PairData(Shards.open(tmp_path / "0.tar"), tokenizer=tokenizer, preprocessing=CFG)
     first = data.load(torch.arange(12), seeded())
     assert len(data._pictures.kept) == 3
@@ -285,11 +290,11 @@ def test_views_are_chosen_by_what_the_model_sees(tmp_path):
 def test_workers_load_the_same_batches_and_report_what_they_skip(tmp_path, augment):
     data = make(tmp_path, augment=augment, bad=[3], facts=lambda i: {"wrong": i % 2})
     data.skips.check(1)
-    here = Shuffled(data.load, size=len(data), batch=8, seed=0, stand_ins=True)
+    here = Shuffled(data.load, size=len(data), batch=8, seed=0, details=True)
     batches = [next(here) for _ in range(10)]  # two epochs: the bad sample comes up twice
     assert data.skips.reasons == {"not a picture": 1} and data.skips.stand_ins == 2
     other = make(tmp_path, augment=augment, bad=[3], facts=lambda i: {"wrong": i % 2})
-    away = Shuffled(other.load, size=len(other), batch=8, seed=0, workers=2, stand_ins=True)
+    away = Shuffled(other.load, size=len(other), batch=8, seed=0, workers=2, details=True)
     assert all(same(next(away), batch) for batch in batches)
     assert other.skips.reasons == {"not a picture": 1} and other.skips.seen == 40
     assert other.skips.examples[0].startswith("0003 in ")
@@ -299,6 +304,6 @@ def test_workers_load_the_same_batches_and_report_what_they_skip(tmp_path, augme
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 def test_one_shard_is_enough_for_eight_workers(tmp_path):
     data = make(tmp_path, bad=[3])
-    stream = Shuffled(data.load, order=Whole(40, seed=0), batch=4, seed=0, workers=8, stand_ins=True)
+    stream = Shuffled(data.load, order=Whole(40, seed=0), batch=4, seed=0, workers=8, details=True)
     ids = [number for _ in range(10) for number in next(stream).ids.tolist()]
     assert len(ids) == 40 and set(range(40)) - set(ids) == {3}

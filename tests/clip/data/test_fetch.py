@@ -1,7 +1,6 @@
 """Remote shards: fetched once, kept within a bound, and unusable rather than fatal when they do not come."""
 
 import functools
-import io
 import json
 import os
 import threading
@@ -11,23 +10,13 @@ from multiprocessing import get_context
 
 import pytest
 from filelock import FileLock
-from PIL import Image
-from webdataset.writer import TarWriter
+from shard_files import pairs
 
 from steering.clip.data import fetch
 from steering.clip.data.fetch import Fetched, Files
 from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
 from steering.errors import UserError
-
-
-def pairs(path, keys):
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), "red").save(stream, "PNG")
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for key in keys:
-            tar.write({"__key__": key, "png": stream.getvalue(), "txt": f"caption of {key}".encode()})
-    return path
 
 
 def captions(shards):

@@ -1,6 +1,5 @@
 """The manifest: numbers that stay, faults that are told, and counts that others left."""
 
-import io
 import json
 import os
 import shutil
@@ -9,42 +8,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from webdataset.writer import TarWriter
+from shard_files import pairs, write_files
 
 from steering.clip.data import command as indexing
 from steering.clip.data import index
 from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
 from steering.errors import UserError
-
-
-def png(colour="red"):
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), colour).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(path, samples):
-    """A tar by webdataset; each sample is a key and its members. With no time of its own a member is one header."""
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for key, members in samples:
-            tar.write({"__key__": key, **members})
-    return path
-
-
-def pairs(path, keys):
-    return write(path, [(key, {"png": png(), "txt": f"caption of {key}".encode()}) for key in keys])
-
-
-def write_files(path, names, form=tarfile.PAX_FORMAT):
-    """A tar by the standard library: a file of its own name for every name."""
-    with tarfile.open(path, "w", format=form) as tar:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(name.encode())
-            tar.addfile(entry, io.BytesIO(name.encode()))
-    return path
 
 
 def one_line(error):

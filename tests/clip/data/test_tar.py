@@ -1,25 +1,15 @@
 """Tars by their headers: the same members as webdataset and the standard library find."""
 
-import io
 import os
 import tarfile
 from typing import Any
 
 import pytest
+from shard_files import write_files
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from steering.clip.data.shards import Shards
 from steering.clip.data.tar import Fault, members, scan
-
-
-def write_files(path, names, form=tarfile.PAX_FORMAT):
-    """A tar by the standard library: a file of its own name for every name."""
-    with tarfile.open(path, "w", format=form) as tar:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(name.encode())
-            tar.addfile(entry, io.BytesIO(name.encode()))
-    return path
 
 
 def reading(file):

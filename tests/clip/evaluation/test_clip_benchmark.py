@@ -10,22 +10,19 @@ import numpy
 import open_clip
 import pytest
 import torch
+from tiny_models import TINY
 from webdataset.writer import TarWriter
 
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import ALONE
 from steering.clip.evaluation.suites import PairSet, RetrievalSuite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
-from steering.clip.towers import WEIGHTS, Towers, export
+from steering.clip.export import WEIGHTS, export
+from steering.clip.towers import Towers
 
 pytest.importorskip("clip_benchmark")
 pytestmark = pytest.mark.slow
 
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
 
 

@@ -11,9 +11,10 @@ from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.command import Model, run
 from steering.clip.evaluation.suites import EmojiSuite
+from steering.clip.export import export
 from steering.clip.reference.load import load_reference
 from steering.clip.task import Clip
-from steering.clip.towers import EMOJI, build, export
+from steering.clip.towers import EMOJI, build
 from steering.runs import config as configs
 
 USUAL = {

@@ -1,6 +1,5 @@
 """Features in files: what is read is what was written, and what cannot be trusted counts as not there."""
 
-import json
 import os
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from steering.clip.reference.cache import Cache, Manifest, _checksum, open_caches, read_manifest
+from steering.clip.reference.cache import Cache, _checksum, open_caches
+from steering.clip.reference.manifest import Manifest
 from steering.errors import UserError
 
 WIDTH = 64
@@ -216,22 +216,6 @@ def test_another_models_cache_is_refused_in_one_line(cache, manifest):
 
 def test_a_cache_of_other_captions_is_refused(cache):
     assert "captions" in refusal(lambda: Cache.open(cache.folder, ref="here/model", caption_field="alt"))
-
-
-@pytest.mark.parametrize("change", [{"scale": 15.0}, {"width": 32}, {"key": "0"}, {"model": None}, {"more": 1}])
-def test_a_manifest_that_was_changed_is_refused(cache, change):
-    path = cache.folder / "cache.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert "damaged" in refusal(lambda: read_manifest(cache.folder))
-
-
-def test_what_is_no_cache_is_refused(tmp_path, cache):
-    assert "is no cache" in refusal(lambda: read_manifest(tmp_path))
-    path = cache.folder / "cache.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    assert "another version" in refusal(lambda: read_manifest(cache.folder))
-    path.write_bytes(b"[1]")
-    assert "damaged" in refusal(lambda: read_manifest(cache.folder))
 
 
 def test_a_cache_without_some_shards_is_told_and_used(cache, capsys):

@@ -10,9 +10,11 @@ import pytest
 
 from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
+from steering.clip.export import export
 from steering.clip.reference import command as cache_command
-from steering.clip.reference.cache import Cache, read_manifest
-from steering.clip.towers import build, export
+from steering.clip.reference.cache import Cache
+from steering.clip.reference.manifest import read_manifest
+from steering.clip.towers import build
 from steering.errors import UserError
 
 BUNDLED = f"local-dir:{BUNDLE}"
@@ -85,25 +87,6 @@ def test_options_that_cannot_be_are_refused(tars, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         run(tars(1), out=tmp_path / "features", **options)
     assert not (tmp_path / "features").exists()
-
-
-@pytest.mark.parametrize(
-    "environment, place",
-    [
-        ({}, (0, 1)),
-        ({"RANK": "2", "WORLD_SIZE": "8"}, (2, 8)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, (3, 4)),
-        ({"RANK": "2", "WORLD_SIZE": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (2, 8)),
-        ({"RANK": "9", "WORLD_SIZE": "8"}, (0, 1)),
-        ({"RANK": "a", "WORLD_SIZE": ""}, (0, 1)),
-    ],
-)
-def test_the_place_in_a_job_is_taken_from_torchrun_or_slurm(monkeypatch, environment, place):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert cache_command.place() == place
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.shards import Shards
 from steering.clip.data.views import plain_views
 from steering.clip.reference import fill as filling
-from steering.clip.reference.cache import Cache, Manifest
+from steering.clip.reference.cache import Cache
 from steering.clip.reference.fill import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
+from steering.clip.reference.manifest import Manifest
 from steering.clip.reference.online import encode
 from steering.errors import RunError
 
@@ -185,7 +186,8 @@ WORK = """
 import sys, torch
 from pathlib import Path
 from steering.clip.reference import fill as filling
-from steering.clip.reference.cache import Cache, read_manifest
+from steering.clip.reference.cache import Cache
+from steering.clip.reference.manifest import read_manifest
 from steering.clip.reference.load import load_reference
 from steering.clip.data.shards import Shards
 

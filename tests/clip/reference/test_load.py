@@ -12,18 +12,15 @@ import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_models import TINY, shrink
 from torch import nn
 
+from steering.clip.export import CONFIG, MERGES, WEIGHTS, export
 from steering.clip.reference import load as reference
 from steering.clip.reference.load import load, load_reference
-from steering.clip.towers import CONFIG, EMOJI, MERGES, WEIGHTS, build, export
+from steering.clip.towers import EMOJI, build
 from steering.errors import UserError
 
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 OPENAI = "timm/vit_base_patch32_clip_224.openai"  # where open_clip 3.3 gets openai/ViT-B-32 from
 ODD = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "interpolation": "bilinear", "resize_mode": "squash"}
 
@@ -32,9 +29,7 @@ ODD = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "interpolation": "biline
 def offline(monkeypatch):
     """No network, and open_clip's own names with models that are made in no time."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    configs = {"ViT-B-32": TINY, "ViT-B-32-quickgelu": {**TINY, "quick_gelu": True}}
-    for name, config in configs.items():
-        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
+    shrink(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,16 @@ from torch.nn import functional as F
 from steering import Pairs
 from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
+from steering.clip.export import export
 from steering.clip.reference import online
-from steering.clip.reference.cache import Cache, Manifest
+from steering.clip.reference.cache import Cache
 from steering.clip.reference.ensemble import Ensemble
 from steering.clip.reference.fill import fill
 from steering.clip.reference.load import load_reference
+from steering.clip.reference.manifest import Manifest
 from steering.clip.reference.online import encode, names
 from steering.clip.task import Clip
-from steering.clip.towers import build, export
+from steering.clip.towers import build
 from steering.errors import UserError
 from steering.task import Batch
 from steering.training.cached import ReferenceLosses

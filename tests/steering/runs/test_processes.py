@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from steering import UserError
 from steering.runs import processes
@@ -68,15 +69,63 @@ def test_a_mistake_is_told_once(tmp_path):
     assert process.returncode != 0 and said.count("steer: ") == 1 and "cannot be shared evenly" in said
 
 
-def test_srun_is_understood(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    slurm = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets these variables of torchrun and Slurm, and no others."""
+
+    def settle(settings: dict[str, str]) -> None:
+        for name in (*TORCHRUN, *SRUN, "SLURM_NTASKS"):
+            monkeypatch.setenv(name, "")  # so that what the code sets is undone as well
+            monkeypatch.delenv(name)
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+
+    return settle
+
+
+@pytest.mark.parametrize(
+    "settings, place",
+    [
+        ({}, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "8"}, (2, 8)),
+        (SRUN, (3, 4)),
+        (SRUN | {"RANK": "2", "WORLD_SIZE": "8"}, (2, 8)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # the batch script itself, without srun
+        ({"RANK": "9", "WORLD_SIZE": "8"}, (0, 1)),
+        ({"RANK": "a", "WORLD_SIZE": ""}, (0, 1)),
+    ],
+)
+def test_the_place_in_a_job_is_what_torchrun_or_srun_says(environment, settings, place):
+    environment(settings)
+    assert processes.place() == place
+    assert set(TORCHRUN) & set(os.environ) == set(TORCHRUN) & set(settings), "asking changes nothing"
+
+
+def test_srun_is_told_to_torch(environment):
+    environment(SRUN)
     assert processes.started_with_others()
     assert os.environ["RANK"] == "3" and os.environ["LOCAL_RANK"] == "1" and os.environ["MASTER_PORT"] == "20077"
+
+
+def test_a_number_of_processes_that_is_none_is_a_mistake_in_one_line(environment):
+    environment({"WORLD_SIZE": "many"})
+    with pytest.raises(UserError, match=r"^WORLD_SIZE is many, but the processes cannot meet [^\n]*$"):
+        processes.joined(torch.device("cpu")).__enter__()
+
+
+@pytest.mark.parametrize("seen, local, own", [(8, "3", 3), (1, "3", 0), (8, "", 0), (0, "1", 0)])
+def test_every_process_of_a_machine_takes_another_gpu_of_those_it_sees(environment, monkeypatch, seen, local, own):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    environment({"LOCAL_RANK": local})
+    assert processes.own(torch.device("cuda")) == torch.device("cuda", own)
+    environment(SRUN)
+    assert processes.own(torch.device("cuda")) == torch.device("cuda", 1 if seen == 8 else 0)
+    assert processes.own(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert processes.own(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_alone_the_first_is_everyone():

@@ -36,6 +36,17 @@ def test_the_decay_may_end_before_the_run():
     assert gamma(25) == pytest.approx(0.6) and gamma(50) == gamma(80) == pytest.approx(0.2)
 
 
+def test_a_selector_changes_nothing_because_levels_are_visited_as_often(training):
+    """Of 16 candidates 8 are trained on: an epoch of the data is half as long, one of visits is as long as before."""
+    settings = {"rule": "kl(rho=8)", "rate": 0.2, "rate_schedule": "cosine"}
+    plain, selected = training(**settings), training(**settings, selector="uniform(keep=0.5)")
+    for _ in range(3):
+        assert plain.step()["rate"] == selected.step()["rate"] == 1, "in the first epoch"
+        assert plain.tally.samples == selected.tally.samples
+    assert plain.step()["rate"] == selected.step()["rate"] < 1
+    assert selected.tally.candidates == 2 * plain.tally.candidates
+
+
 @pytest.mark.parametrize(
     "epochs, final", [(5, 1.0), (7, 1.0), (8, 0.922), (10, 0.784), (24, 0.415), (37, 0.303), (50, 0.244)]
 )
