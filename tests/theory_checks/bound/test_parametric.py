@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from steering.theory_checks.bound.parametric import (
+    Linear,
+    collapse_law,
+    divergence_to_balance,
+    fit,
+    least_squares,
+    steered,
+)
+
+
+def sample(n: int, seed: int = 0):
+    return Linear(0.0).draw(n, np.random.default_rng(seed))
+
+
+def test_the_limit_is_what_a_large_sample_says_of_its_parts():
+    """b = Cov(gradient, difference) / sd(difference) at theta*, from two million draws."""
+    problem = Linear(0.7)
+    x, y = problem.draw(500_000, np.random.default_rng(0))
+    difference = y**2 / 2 - (y - x @ problem.reference) ** 2 / 2
+    gradient = -y[:, None] * x
+    b = (gradient * (difference - difference.mean())[:, None]).mean(0) / difference.std()
+    assert problem.limit(3.0) == pytest.approx(2.5 + 3 * b @ b, rel=0.02)
+
+
+def test_erm_matches_the_reference_at_n_eq():
+    assert Linear(0.1).matched_at == pytest.approx(500) and Linear(1.0).matched_at == pytest.approx(5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_output_is_the_reference_exactly_where_the_test_says_so(seed):
+    """Radii a tenth below and above the divergence that balances the reference's gradients."""
+    x, y = sample(60, seed)
+    reference = np.full(5, 0.1)
+    threshold = 60 * divergence_to_balance(x, y, reference)
+    assert (steered(x, y, reference, 1.1 * threshold) == reference).all()
+    outside = steered(x, y, reference, 0.9 * threshold)
+    assert np.linalg.norm(outside - reference) > 1e-3
+
+
+def test_the_balance_is_none_at_the_least_squares_and_grows_towards_the_truth():
+    x, y = sample(80)
+    fitted = least_squares(x, y)
+    assert divergence_to_balance(x, y, fitted) == pytest.approx(0, abs=1e-12)
+    far, further = (divergence_to_balance(x, y, fitted + step) for step in (0.05, 0.1))
+    assert 0 < far < further
+
+
+def test_the_balance_of_one_dimension_by_hand():
+    """Gradients -1, -1, 3: p = (3/8, 3/8, 1/4) is not the exponential tilt only if its entropy is larger; the tilt
+    has p3 / p1 = exp(4 lambda) and -2 p1 + 3 p3 = 0, so p3 = 2 p1 / 3 = 1/4."""
+    x, y = np.array([[1.0], [1.0], [1.0]]), np.array([1.0, 1.0, -3.0])
+    p = np.array([3 / 8, 3 / 8, 1 / 4])
+    assert divergence_to_balance(x, y, np.zeros(1)) == pytest.approx(float((p * np.log(3 * p)).sum()))
+
+
+def test_a_vanishing_radius_gives_the_least_squares():
+    x, y = sample(100)
+    assert steered(x, y, np.full(5, 0.5), 1e-6) == pytest.approx(least_squares(x, y), abs=2e-3)
+
+
+def test_the_law_of_collapse_is_a_chi_square():
+    assert [round(collapse_law(rho), 2) for rho in (0.5, 2.5, 6.0)] == [0.04, 0.58, 0.97]
+
+
+@pytest.mark.slow
+def test_far_beyond_n_eq_steering_costs_and_well_before_it_helps():
+    far = fit(Linear(1.0), 800, (6.0,), 40, seed=0)
+    gap = 800 * (far.drrho[6.0] - far.erm)
+    assert gap.mean() > 2 * gap.std() / np.sqrt(40)
+    near = fit(Linear(0.1), 50, (6.0,), 40, seed=0)
+    gap = 50 * (near.drrho[6.0] - near.erm)
+    assert gap.mean() < -2 * gap.std() / np.sqrt(40)

@@ -1,0 +1,134 @@
+"""The certificate: with probability 1 - delta the target is no worse than the reference, from held-out losses."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from steering.errors import UserError
+from steering.theory_checks.bootstrap import Estimate
+from steering.theory_checks.bound.atoms import Array
+from steering.theory_checks.bound.claims import share
+from steering.training.seeds import derive
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What held-out losses say of the target's risk minus the reference's.
+
+    Attributes:
+        mean: of the differences; negative where the target was better.
+        upper: not exceeded by the true difference with probability 1 - delta.
+        kind: ``empirical Bernstein`` holds at every sample size, given the range; ``asymptotic`` only for many samples
+            of light tails.
+        samples: how many differences there were.
+        delta: probability of error.
+    """
+
+    mean: float
+    upper: float
+    kind: Literal["empirical Bernstein", "asymptotic"]
+    samples: int
+    delta: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the target is certified to be no worse than the reference."""
+        return self.upper <= 0
+
+
+def certificate(differences: Array, delta: float = 0.05, width: float | None = None) -> Certificate:
+    """Bounds R(target) - R(reference) from above.
+
+    With a width B: ``mean + sqrt(2 V ln(2/delta) / m) + 7 B ln(2/delta) / (3 (m - 1))`` (Maurer and Pontil 2009,
+    theorem 4). Without one: ``mean + t sqrt(V / m)``, t the quantile of Student's distribution.
+
+    Args:
+        differences: target's loss minus reference's, ``[m]``, of samples that neither was trained or tuned on.
+        delta: probability of error, above 0 and below 1.
+        width: length of an interval that is known beforehand to hold every difference, in units of the loss.
+
+    Raises:
+        UserError: fewer than two differences, one that is not finite or lies outside the width, or no probability.
+    """
+    m = len(differences)
+    if m < 2:
+        raise UserError(f"a certificate needs at least 2 held-out differences, got {m}")
+    if not 0 < delta < 1:
+        raise UserError(f"delta is a probability of error above 0 and below 1, 0.05 say; got {delta:g}")
+    if not np.isfinite(differences).all():
+        raise UserError(f"{int((~np.isfinite(differences)).sum())} of {m} differences are not finite: no certificate")
+    mean, variance = float(differences.mean()), float(differences.var(ddof=1))
+    if width is None:
+        upper = mean + float(student.ppf(1 - delta, m - 1)) * math.sqrt(variance / m)
+        return Certificate(mean, upper, "asymptotic", m, delta)
+    seen = float(np.ptp(differences))
+    if seen > width * (1 + 1e-9):
+        raise UserError(f"the differences span {seen:g}, more than the width {width:g} that shall hold them all")
+    log = math.log(2 / delta)
+    upper = mean + math.sqrt(2 * variance * log / m) + 7 * width * log / (3 * (m - 1))
+    return Certificate(mean, upper, "empirical Bernstein", m, delta)
+
+
+@dataclass(frozen=True)
+class Tails:
+    """A distribution of differences whose mean is known.
+
+    Attributes:
+        name: in words.
+        draw: ``(random, shape)`` to values.
+        mean: the true one.
+        width: of an interval that holds all values, if there is one.
+    """
+
+    name: str
+    draw: Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]
+    mean: float
+    width: float | None
+
+
+TAILS = (
+    Tails("bounded, even", lambda random, shape: random.uniform(-0.6, 0.4, shape), -0.1, 1.0),
+    Tails("bounded, 1 in 100", lambda random, shape: (random.random(shape) < 0.01) * 1.0, 0.01, 1.0),
+    Tails("normal", lambda random, shape: random.normal(-0.1, 0.5, shape), -0.1, None),
+    Tails("lognormal", lambda random, shape: random.lognormal(0, 2, shape), math.exp(2), None),
+)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often the certificate was right.
+
+    Attributes:
+        tails: name of the distribution.
+        kind: of the certificate.
+        samples: m.
+        covered: share of repetitions whose bound was not exceeded.
+        slack: median of the bound minus the true mean, in standard errors of the mean.
+    """
+
+    tails: str
+    kind: str
+    samples: int
+    covered: Estimate
+    slack: float
+
+
+def coverage(samples: tuple[int, ...], repetitions: int, seed: int, delta: float = 0.05) -> list[Coverage]:
+    """Draws held-out sets and counts how often the certificate holds, for every tail and size."""
+    found = []
+    for tails in TAILS:
+        for m in samples:
+            random = np.random.default_rng(derive(seed, "certificate", tails.name, m))
+            drawn = tails.draw(random, (repetitions, m))
+            for width in dict.fromkeys((None, tails.width)):
+                given = [certificate(row, delta, width) for row in drawn]
+                above = np.array([one.upper for one in given]) - tails.mean
+                error = drawn.std() / math.sqrt(m)
+                covered = share(int((above >= 0).sum()), repetitions)
+                found.append(Coverage(tails.name, given[0].kind, m, covered, float(np.median(above)) / error))
+    return found

@@ -1,0 +1,46 @@
+"""``steer bound``: the simulations, or the certificates of a run, and their report."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from steering.errors import UserError
+from steering.reports.report import Report, show, write
+from steering.runs.run import new_folder
+from steering.theory_checks.bound import applied
+from steering.theory_checks.bound.report import report
+from steering.theory_checks.bound.study import QUICK, Extent, study
+
+
+def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int, out: Path | None) -> None:
+    """Does what ``steer bound`` was asked for; the arguments are its options.
+
+    Raises:
+        UserError: options that do not go together.
+    """
+    torch.set_num_threads(1)  # of rows this short, threads only cost
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    command = shlex.join(["steer", *sys.argv[1:]])
+    if run_folder is None:
+        if width is not None:
+            raise UserError("--width bounds the differences of a run's losses: give it together with --run")
+        found = study(QUICK if quick else Extent(), seed, lambda words: _say(console, words))
+        made, name = report(found, command), "bound"
+    else:
+        made = applied.report(applied.certified(run_folder, width), run_folder, command)
+        name = "bound-run"
+    _publish(made, out or new_folder(name), console)
+
+
+def _publish(made: Report, folder: Path, console: Console) -> None:
+    page = write(made, folder)
+    show(made, console)
+    console.print(f"report: {page}", markup=False, highlight=False)
+
+
+def _say(console: Console, words: str) -> None:
+    console.print(f"simulating: {words}", markup=False, highlight=False)
+    sys.stdout.flush()

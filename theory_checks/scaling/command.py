@@ -1,0 +1,69 @@
+"""``steer scaling``: points from the paper, a file or runs, and the report of their fits."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from steering.errors import UserError
+from steering.reports.report import show, write
+from steering.runs.run import new_folder
+from steering.theory_checks.scaling import points as known
+from steering.theory_checks.scaling.points import Point
+from steering.theory_checks.scaling.reading import from_csv, from_runs
+from steering.theory_checks.scaling.report import report
+from steering.theory_checks.scaling.study import subset
+
+UNITS = {"samples": "samples in gradient steps", "cpu": "CPU seconds of training"}
+
+
+def run(
+    runs: Sequence[Path],
+    *,
+    csv: Path | None,
+    subset_name: str | None,
+    conditions: Sequence[str],
+    baseline: str | None,
+    unit: str,
+    metric: str | None,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Fits and reports; the arguments are those of ``steer scaling``.
+
+    Raises:
+        UserError: options that do not go together, or points that cannot be fitted.
+    """
+    if unit not in UNITS:
+        raise UserError(f"--compute takes {' or '.join(UNITS)}, got {unit!r}")
+    if runs and csv is not None:
+        raise UserError("give run folders or --csv FILE, not both")
+    published = not runs and csv is None
+    if subset_name is not None and (not published or conditions):
+        raise UserError(
+            f"--subset {subset_name} names points of the paper and stands alone: choose your own, and parts of the "
+            f"paper's, by --where"
+        )
+    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else known.published()
+    first = baseline or points[0].method
+    reading = known.READING_ERROR if published else None
+    subsets = [subset(name, chosen, first, reading, seed) for name, chosen in _chosen(points, subset_name, conditions)]
+    words = "forward GFLOPs \u00d7 samples" if published else UNITS[unit] if runs else "compute"
+    made = report(subsets, points, first, words, published, shlex.join(["steer", *sys.argv[1:]]))
+    page = write(made, out or new_folder("scaling"))
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    show(made, console)
+    console.print(f"report: {page}", markup=False, highlight=False)
+
+
+def _chosen(points: list[Point], name: str | None, conditions: Sequence[str]) -> list[tuple[str, list[Point]]]:
+    """Subsets to fit, by name: of the published points both, unless one is asked for."""
+    if conditions:
+        return [(" and ".join(conditions), known.where(points, conditions))]
+    if name is not None:
+        return [(name, known.named(points, name))]
+    if points == known.published():
+        return [(each, known.named(points, each)) for each in (known.SIX, known.ALL)]
+    return [("all points", points)]

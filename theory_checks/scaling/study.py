@@ -1,0 +1,100 @@
+"""What ``steer scaling`` finds out: laws of all methods, and how far two of them differ and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steering.errors import UserError, did_you_mean
+from steering.theory_checks.bootstrap import Estimate
+from steering.theory_checks.scaling.fit import LEAST, Axis, Floor, Law, by_axis, fit, floor, gap, misread, paired_gap
+from steering.theory_checks.scaling.points import Point
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One method against the baseline.
+
+    Attributes:
+        method: which.
+        value: how much larger its exponent is.
+        read: the same if only the reading of the errors were uncertain; None where they were not read off a figure.
+        axes: along samples and along model size, where both vary.
+        groups: for every model, and for every number of samples, words and the gap with its t interval.
+    """
+
+    method: str
+    value: Estimate
+    read: Estimate | None
+    axes: list[Axis]
+    groups: list[tuple[str, Estimate, Estimate | None]]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The fits to one choice of points.
+
+    Attributes:
+        name: how the points were chosen.
+        points: those that were fitted.
+        laws: of every method.
+        floors: the fit with E_inf, None where it was not tried.
+        gaps: of every method but the baseline.
+    """
+
+    name: str
+    points: list[Point]
+    laws: dict[str, Law]
+    floors: dict[str, Floor | None]
+    gaps: list[Gap]
+
+
+def subset(name: str, points: Sequence[Point], baseline: str, reading: float | None, seed: int) -> Subset:
+    """Fits one choice of points.
+
+    Args:
+        name: in words.
+        points: all of them are fitted.
+        baseline: the method the others are compared with.
+        reading: standard deviation of every error, if read off a figure.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: no points, or an unknown baseline.
+    """
+    if not points:
+        raise UserError(f"no points are left of {name}: loosen --where")
+    methods = list(dict.fromkeys(point.method for point in points))
+    if baseline not in methods:
+        hint = did_you_mean(baseline, methods) or "."
+        raise UserError(f"there are no points of the baseline {baseline!r}{hint} Methods: {', '.join(methods)}")
+    laws = fit(points, seed)
+    floors = {method: floor([p for p in points if p.method == method], seed) for method in methods}
+    others = [method for method in methods if method != baseline]
+    gaps = [_gap(points, laws, method, baseline, reading, seed) for method in others]
+    return Subset(name, list(points), laws, floors, gaps)
+
+
+def _gap(
+    points: Sequence[Point], laws: dict[str, Law], method: str, baseline: str, reading: float | None, seed: int
+) -> Gap:
+    both = [point for point in points if point.method in (method, baseline)]
+    units = min(len({point.unit for point in both if point.method == name}) for name in (method, baseline))
+    read = None if reading is None else misread(both, method, baseline, reading, seed)
+    groups = []
+    for words, chosen in _groups(both):
+        found = paired_gap(chosen, method, baseline)
+        if found is not None:
+            simulated = None if reading is None else misread(chosen, method, baseline, reading, seed)
+            groups.append((words, found, simulated))
+    axes = by_axis(both, method, baseline, reading, seed)
+    return Gap(method, gap(laws[method], laws[baseline], units), read, axes, groups)
+
+
+def _groups(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of every model, and those of every number of samples, where there are several of both."""
+    models = list(dict.fromkeys(point.model for point in points if point.model is not None))
+    samples = sorted({point.samples for point in points if point.samples is not None})
+    if len(models) < 2 or len(samples) < 2:
+        return []
+    found = [(f"{model}, by samples", [p for p in points if p.model == model]) for model in models]
+    found += [(f"{value:.3g} samples, by size", [p for p in points if p.samples == value]) for value in samples]
+    return [(words, chosen) for words, chosen in found if len({p.compute for p in chosen}) >= LEAST]
