@@ -13,6 +13,9 @@ from steering.rules.solve import arrays, below_top, count, minus, one_of, radius
 __all__ = ["KL"]
 
 
+TIED = 1e9  # temperature of rows of equal entries, as a multiple of their rounding errors
+
+
 @dataclass(frozen=True)
 class KL:
     """Softmax weights of the excess loss: the worst case within, or penalised by, a KL divergence.
@@ -101,12 +104,15 @@ def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
 def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float) -> Tensor:
     """Temperature at which KL(softmax(below / t) || uniform) equals ``size``, ``[rows, 1]``.
 
+    Entries that differ by no more than rounding are tied: their weights are equal, whatever the ball would allow.
+
     The square root of the divergence is nearly linear in the inverse temperature b, and exactly so for normally
     distributed entries: Newton's method on it needs a few steps. Hoeffding's lemma, divergence <= (b spread)^2 / 8,
     gives a bracket from below. Where even the smallest temperature stays inside the ball, the worst case sits on the
     largest entries alone. One entry far below the others makes a plateau on the way, which the bracket crosses.
     """
     wide, near = scales(largest, below, mask)
+    tied = top(-below, mask) < wide
     counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
     of: Any
     of, values, counted, n, high = arrays(
@@ -126,4 +132,5 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
     deviation = (second - first**2).clip(1e-12) ** 0.5
     high = 60 * high  # there the nearest other entry weighs exp(-60) of the largest
-    return wide / solve(newton, goal / deviation, low=of.minimum(0 * high + max(2 * goal, 1e-12), high), high=high)
+    found = wide / solve(newton, goal / deviation, low=of.minimum(0 * high + max(2 * goal, 1e-12), high), high=high)
+    return torch.where(tied, TIED * wide, found)

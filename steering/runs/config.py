@@ -124,8 +124,10 @@ def elastic(task: "Task") -> set[str]:
 
     Of a task they are the options whose dataclass field has ``metadata={"elastic": True}``.
     """
+    how = ("micro_batch", "grad_checkpointing", "parallel", "checkpoint_minutes", "keep_checkpoints")
     options = fields(task) if is_dataclass(task) else ()
-    return {"device", "threads"} | {f"options.{option.name}" for option in options if option.metadata.get("elastic")}
+    free = {"device", "threads"} | {f"recipe.{name}" for name in how}
+    return free | {f"options.{option.name}" for option in options if option.metadata.get("elastic")}
 
 
 def differences(old: RunConfig, new: RunConfig, free: Collection[str] = ()) -> list[str]:

@@ -61,6 +61,13 @@ def test_equal_entries_weigh_one_whatever_their_value(kind, argument, value):
     assert weights[0].tolist() == pytest.approx([1] * 5, abs=1e-3)
 
 
+@pytest.mark.parametrize("value", [0.3, -7.3, 1e6])
+def test_entries_that_differ_by_rounding_alone_weigh_one(value):
+    excess = value + value * 1e-15 * torch.randn(3, 50, dtype=torch.float64)
+    weights = KL(rho=5).weights(excess, KL(rho=5).level(excess, torch.ones_like(excess, dtype=torch.bool), 10))
+    assert torch.allclose(weights, torch.ones_like(weights), atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [KL, ChiSquare])
 @pytest.mark.parametrize("temperature", [1e-3, 1e-2])
 def test_an_excess_of_200_over_a_small_temperature_stays_finite(temperature, kind):
