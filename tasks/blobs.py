@@ -1,7 +1,7 @@
 """Clouds of points in the plane with wrong labels, and a reference that knows where the clouds are."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -98,18 +98,30 @@ class Blobs:
 
     def reference(self) -> nn.Module:
         """Linear discriminants: log density of each cloud up to a constant, with the means of clean samples."""
-        y = torch.arange(CLASSES).repeat(REFERENCE // CLASSES)
-        x = _points(y, generator(self.seed, "blobs", "reference"))
+        x, y = self.reference_batch().fields.values()
         means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
         model = nn.utils.skip_init(nn.Linear, 2, CLASSES)  # draws no weights from the global generator
         model.load_state_dict({"weight": means / SPREAD**2, "bias": -means.square().sum(-1) / (2 * SPREAD**2)})
         return model.eval().requires_grad_(False)
 
+    def reference_batch(self) -> Batch:
+        """The clean samples that the reference knows."""
+        y = torch.arange(CLASSES).repeat(REFERENCE // CLASSES)
+        x = _points(y, generator(self.seed, "blobs", "reference"))
+        return Batch(torch.arange(REFERENCE), {"x": x, "y": y}, {"wrong": torch.zeros(REFERENCE, dtype=torch.bool)})
+
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
 
+    def held_out(self, batch: int) -> Iterator[Batch]:
+        """Fresh points, as many as the test set has, with labels as noisy as the training set's."""
+        x, y, wrong = _noisy(TEST, self.noise, generator(self.seed, "blobs", "held out"))
+        for ids in torch.arange(TEST).split(batch):
+            yield Batch(ids, {"x": x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
+
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
+        outputs = model(batch["x"])
+        return Losses(cross_entropy(outputs, batch["y"], reduction="none"), outputs=outputs)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -124,12 +136,18 @@ class Blobs:
     @cached_property
     def _data(self) -> _Data:
         chance = generator(self.seed, "blobs")
-        y = torch.randint(CLASSES, (self.samples,), generator=chance)
-        x = _points(y, chance)
-        wrong = torch.rand(self.samples, generator=chance) < self.noise
-        shift = torch.randint(1, CLASSES, (self.samples,), generator=chance)  # never back to the right class
+        noisy = _noisy(self.samples, self.noise, chance)
         test_y = torch.randint(CLASSES, (TEST,), generator=chance)
-        return _Data(x, torch.where(wrong, (y + shift) % CLASSES, y), wrong, _points(test_y, chance), test_y)
+        return _Data(*noisy, _points(test_y, chance), test_y)
+
+
+def _noisy(number: int, noise: float, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, their labels, a share of them another cloud's, and which."""
+    y = torch.randint(CLASSES, (number,), generator=chance)
+    x = _points(y, chance)
+    wrong = torch.rand(number, generator=chance) < noise
+    shift = torch.randint(1, CLASSES, (number,), generator=chance)  # never back to the right class
+    return x, torch.where(wrong, (y + shift) % CLASSES, y), wrong
 
 
 def _points(y: Tensor, chance: torch.Generator) -> Tensor:

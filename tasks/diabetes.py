@@ -1,6 +1,6 @@
 """A real regression with corrupted targets, and a ridge regression on a few clean samples as reference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import NamedTuple, Self
@@ -124,6 +124,15 @@ class Diabetes:
 
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+
+    def held_out(self, batch: int) -> Iterator[Batch]:
+        """The patients of the test set, as many of their targets swapped as of the training set's."""
+        data, chance = self._data, generator(self.seed, "diabetes", "held out")
+        wrong = torch.rand(len(data.test_y), generator=chance) < self.noise
+        other = torch.randint(len(data.test_y), (len(data.test_y),), generator=chance)
+        y = torch.where(wrong, data.test_y[other], data.test_y)
+        for ids in torch.arange(len(y)).split(batch):
+            yield Batch(ids, {"x": data.test_x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """Squared errors in variances of the target; under the Huber loss as long as they are small."""

@@ -1,9 +1,9 @@
 """Digits with wrong labels, and a reference that saw a few right ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from sklearn.datasets import load_digits
@@ -22,6 +22,7 @@ __all__ = ["Digits"]
 IMAGES = 1797
 CLASSES = 10
 PIXELS = 64
+HIDDEN = 64  # units of the mlp
 
 
 class _Data(NamedTuple):
@@ -31,7 +32,8 @@ class _Data(NamedTuple):
     y: Tensor  # with noise
     wrong: Tensor
     reference_x: Tensor
-    reference_y: Tensor
+    reference_y: Tensor  # with noise, if it is asked for
+    reference_wrong: Tensor
     test_x: Tensor
     test_y: Tensor
 
@@ -60,13 +62,19 @@ class Digits:
     Args:
         samples: training samples.
         noise: share of their labels that are replaced by another class, uniformly.
-        reference_samples: clean samples of the reference, none of which the target sees.
+        reference_samples: samples of the reference, none of which the target sees.
+        reference_noise: share of the reference's labels that are replaced likewise.
+        reference_c: its inverse strength of regularisation (C of scikit-learn's LogisticRegression).
+        model: the target, ``linear`` or ``mlp`` (one hidden layer of 64).
         seed: of split and noise; repetition s of a run uses seed + s.
     """
 
     samples: int = 400
     noise: float = 0.4
     reference_samples: int = 100
+    reference_noise: float = 0.0
+    reference_c: float = 0.05
+    model: Literal["linear", "mlp"] = "linear"
     seed: int = 0
 
     recipe = Recipe(
@@ -93,8 +101,13 @@ class Digits:
                 f"digits has {IMAGES} images and needs some to test on, got samples={self.samples} and "
                 f"reference_samples={self.reference_samples}: use at least 1 of each and fewer in all"
             )
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"digits needs a noise within 0 and 1, got {self.noise:g}")
+        for noise in (self.noise, self.reference_noise):
+            if not 0 <= noise <= 1:
+                raise UserError(f"digits needs a noise within 0 and 1, got {noise:g}")
+        if not self.reference_c > 0:
+            raise UserError(f"digits needs a reference_c above 0, got {self.reference_c:g}")
+        if self.model not in ("linear", "mlp"):
+            raise UserError(f"digits has the models linear and mlp, got {self.model!r}")
 
     @property
     def size(self) -> int:
@@ -112,11 +125,13 @@ class Digits:
         return replace(self, seed=self.seed + seed)
 
     def target(self) -> nn.Module:
+        if self.model == "mlp":
+            return nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
         return nn.Linear(PIXELS, CLASSES)
 
     def reference(self) -> nn.Module:
-        """Logistic regression with C = 0.05, as a linear layer."""
-        classifier = LogisticRegression(C=0.05, max_iter=1000)
+        """Logistic regression, as a linear layer."""
+        classifier = LogisticRegression(C=self.reference_c, max_iter=1000)
         classifier.fit(self._data.reference_x.numpy(), self._data.reference_y.numpy())
         if len(classifier.classes_) < CLASSES:
             raise UserError(
@@ -128,11 +143,25 @@ class Digits:
         model.load_state_dict({name: torch.from_numpy(value) for name, value in fitted.items()})
         return model.eval().requires_grad_(False)
 
+    def reference_batch(self) -> Batch:
+        """What the reference was trained on."""
+        data = self._data
+        ids = torch.arange(self.reference_samples)
+        return Batch(ids, {"x": data.reference_x, "y": data.reference_y}, {"wrong": data.reference_wrong})
+
     def stream(self, batch: int, *, seed: int) -> Shuffled:
         return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
 
+    def held_out(self, batch: int) -> Iterator[Batch]:
+        """The images of the test set, with labels as noisy as the training set's."""
+        data = self._data
+        y, wrong = _corrupted(data.test_y, self.noise, generator(self.seed, "digits", "held out"))
+        for ids in torch.arange(len(y)).split(batch):
+            yield Batch(ids, {"x": data.test_x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
+
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
+        outputs = model(batch["x"])
+        return Losses(cross_entropy(outputs, batch["y"], reduction="none"), outputs=outputs)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -150,10 +179,16 @@ class Digits:
         chance = generator(self.seed, "digits")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
-        wrong = torch.rand(self.samples, generator=chance) < self.noise
-        shift = torch.randint(1, CLASSES, (self.samples,), generator=chance)  # never back to the right class
-        noisy = torch.where(wrong, (y[train] + shift) % CLASSES, y[train])
-        return _Data(x[train], noisy, wrong, x[reference], y[reference], x[test], y[test])
+        noisy, wrong = _corrupted(y[train], self.noise, chance)
+        heard, misheard = _corrupted(y[reference], self.reference_noise, generator(self.seed, "digits", "reference"))
+        return _Data(x[train], noisy, wrong, x[reference], heard, misheard, x[test], y[test])
+
+
+def _corrupted(y: Tensor, noise: float, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Labels ``[n]``, a share of them replaced by another class, and which."""
+    wrong = torch.rand(len(y), generator=chance) < noise
+    shift = torch.randint(1, CLASSES, (len(y),), generator=chance)  # never back to the right class
+    return torch.where(wrong, (y + shift) % CLASSES, y), wrong
 
 
 @cache

@@ -42,6 +42,14 @@ def test_the_reference_and_the_target_see_different_points():
     assert 0.08 < error < 0.25
 
 
+def test_the_references_own_points_are_three_of_every_cloud_and_all_it_knows():
+    task = Blobs()
+    batch = task.reference_batch()
+    assert batch["y"].bincount().tolist() == [3] * CLASSES and not batch.facts["wrong"].any()
+    weight, _ = task.reference().parameters()
+    assert torch.allclose(weight[2] * SPREAD**2, batch["x"][batch["y"] == 2].mean(0))
+
+
 def test_a_repetition_redraws_points_noise_and_reference():
     one, other = Blobs(), Blobs().seeded(2)
     assert other == Blobs(seed=2)

@@ -54,6 +54,25 @@ def test_a_repetition_redraws_split_noise_and_reference():
     assert not torch.equal(*weights)
 
 
+def test_the_references_own_samples_are_right_unless_noise_is_asked_for():
+    batch = Digits().reference_batch()
+    assert torch.equal(batch["y"], right_labels(batch["x"])) and not batch.facts["wrong"].any()
+    noisy = Digits(reference_samples=500, reference_noise=0.4).reference_batch()
+    assert torch.equal(noisy["y"] != right_labels(noisy["x"]), noisy.facts["wrong"])
+    assert float(noisy.facts["wrong"].double().mean()) == pytest.approx(0.4, abs=0.1)
+
+
+def test_noise_of_the_reference_leaves_the_targets_data_as_they_are():
+    task, other = Digits(), Digits(reference_noise=0.5)
+    assert torch.equal(everything(task)["y"], everything(other)["y"])
+    assert task.evaluate(task.reference())["error"] < other.evaluate(other.reference())["error"]
+
+
+def test_the_target_has_as_many_layers_as_its_name_says():
+    widths = {model: [list(p.shape) for p in Digits(model=model).target().parameters()] for model in ("linear", "mlp")}
+    assert widths == {"linear": [[10, 64], [10]], "mlp": [[64, 64], [64], [10, 64], [10]]}
+
+
 def test_the_reference_is_far_better_than_chance_and_worse_than_what_is_known_of_digits():
     assert 0.05 < Digits().evaluate(Digits().reference())["error"] < 0.25
 
@@ -78,6 +97,9 @@ def test_nothing_is_loaded_before_it_is_asked_for():
         ("samples=1700", "digits has 1797 images and needs some to test on, got samples=1700"),
         ("samples=0", "use at least 1 of each"),
         ("noise=1.5", "digits needs a noise within 0 and 1, got 1.5"),
+        ("reference_noise=-0.1", "digits needs a noise within 0 and 1, got -0.1"),
+        ("reference_c=0", "digits needs a reference_c above 0, got 0"),
+        ("model='resnet'", "model: input should be 'linear' or 'mlp', got 'resnet'"),
     ],
 )
 def test_options_out_of_range_are_refused(options, words):

@@ -1,0 +1,96 @@
+"""The whole command: on a task, on its run, on candidates, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from steering import UserError
+from steering.clip.bundled import BUNDLE
+from steering.theory_checks.variance.command import run
+
+SHORT = ["recipe.steps=3", "recipe.checkpoint_every=3", "recipe.evaluate_every=0"]
+REFERENCE = f"local-dir:{BUNDLE}"
+
+
+def numbers(folder):
+    return json.loads((folder / "report.json").read_text())["numbers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "say what to measure"),
+        ({"target": "digits", "data": "x.tar"}, "--data and --proxy go with --ref"),
+        ({"target": "digits", "refs": ["A", "B"]}, "leave out the task"),
+        ({"refs": ["A"]}, "name at least two different ones"),
+        ({"refs": ["A", "A"]}, "name at least two different ones"),
+        ({"refs": ["A"], "proxy": "A"}, "name at least two different ones"),
+        ({"refs": ["A", "B"], "validate": True}, "leave out the task"),
+        ({"target": "digit"}, "did you mean digits"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(asked, options, words):
+    with pytest.raises(UserError, match=words):
+        run(asked(**options))
+
+
+@pytest.mark.slow
+def test_a_task_is_trained_measured_and_reported_and_its_run_gives_the_same(asked, tmp_path, capsys):
+    run(asked(target="blobs", seeds=2, sets=SHORT))
+    found = numbers(tmp_path / "report")
+    assert list(found["measured"]) == ["erm", "drrho_kl", "best model at hand"]
+    assert found["measured"]["erm"]["seeds"] == 2 and found["leak"]["found"] is False
+    for name in ("report.html", "report.md", "plots/ratios.png", "plots/losses.png", "plots/tails.png"):
+        assert (tmp_path / "report" / name).stat().st_size > 0
+    said = capsys.readouterr().out
+    assert "2 seeds are too few" in said and "report:" in said
+    run(asked(target=str(tmp_path / "report" / "run"), out=tmp_path / "again"))
+    assert numbers(tmp_path / "again")["measured"]["erm"] == found["measured"]["erm"]
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_not_trained_again(asked, tmp_path):
+    run(asked(target="blobs", seeds=1, sets=SHORT))
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").rglob("checkpoint.pt")}
+    first = numbers(tmp_path / "report")
+    run(asked(target="blobs", seeds=1, sets=SHORT))
+    assert len(trained) == 4, "two arms, and two halves of the best model at hand"
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert numbers(tmp_path / "report") == first
+    with pytest.raises(UserError, match="another configuration"):
+        run(asked(target="blobs", seeds=1, sets=[*SHORT, "recipe.batch=50"]))
+
+
+@pytest.mark.slow
+def test_the_worth_of_the_ranking_is_found_out_by_training(asked, tmp_path):
+    run(asked(target="blobs", seeds=2, validate=True, sets=SHORT))
+    found = numbers(tmp_path / "report")
+    assert len(found["candidates"]) == 8 and len(found["errors"]) == 2
+    assert all(-1 <= one["tau"]["value"] <= 1 for one in found["worth"].values())
+    with pytest.raises(UserError, match="needs losses that are a classifier's"):
+        run(asked(target="diabetes", seeds=1, validate=True, sets=SHORT, out=tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_candidates_are_ranked_on_the_bundled_pairs(asked, tmp_path):
+    from steering.clip.export import export
+    from steering.clip.reference.load import load_reference
+    from steering.clip.towers import EMOJI, build
+
+    export(load_reference(REFERENCE), tmp_path / "copy")
+    export(build(EMOJI), tmp_path / "random")
+    refs = [f"local-dir:{tmp_path / 'random'}", f"local-dir:{tmp_path / 'copy'}"]
+    run(asked(refs=refs, proxy=REFERENCE, pairs=60))
+    first, last = numbers(tmp_path / "report")["ranked"]
+    assert first["name"].endswith("copy") and first["first"] == 1
+    assert first["ratio"]["value"] < 1e-3 < last["ratio"]["value"]
+    assert len(first["views"]) == 6
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_and_exit_code_two():
+    call = [sys.executable, "-m", "steering", "variance", "nowhere"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

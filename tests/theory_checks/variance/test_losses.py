@@ -1,0 +1,117 @@
+"""Losses of held-out samples: what is asked, what is recognised in the answers, what is refused."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steering import RunError, UserError
+from steering.task import Batch, Losses
+from steering.tasks.blobs import Blobs
+from steering.tasks.diabetes import Diabetes
+from steering.tasks.digits import Digits
+from steering.theory_checks.variance.losses import Scored, held_out, paired, score, trained_on
+from steering.theory_checks.variance.models import Scaled
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task whose losses are what its batches say."""
+
+    mask: bool = False
+    outputs: bool = False
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        values = batch["loss"]
+        return Losses(values, values > 0 if self.mask else None, torch.zeros(len(values), 3) if self.outputs else None)
+
+
+def batch(*values) -> list[Batch]:
+    return [Batch(torch.arange(len(values)), {"loss": torch.tensor(values)})]
+
+
+@pytest.mark.parametrize("task", [Digits(), Blobs(), Diabetes()])
+def test_the_bundled_tasks_have_held_out_samples_that_are_as_noisy_as_their_training_data(task):
+    batches = held_out(task)
+    wrong = torch.cat([one.facts["wrong"] for one in batches]).double()
+    assert torch.cat([one.ids for one in batches]).tolist() == list(range(len(wrong)))
+    assert float(wrong.mean()) == pytest.approx(task.noise, abs=4 * (0.25 / len(wrong)) ** 0.5)
+    assert set(batches[0].fields) == set(next(task.stream(2, seed=0)).fields)
+
+
+@pytest.mark.parametrize("task", [Digits(), Blobs(), Diabetes()])
+def test_held_out_samples_are_no_training_samples_and_stay_the_same(task):
+    fresh = torch.cat([one["x"] for one in held_out(task)])
+    train = next(task.stream(task.size, seed=0))["x"]
+    both = torch.cat([fresh, train]).unique(dim=0)
+    assert len(both) == len(fresh.unique(dim=0)) + len(train.unique(dim=0))
+    assert torch.equal(fresh, torch.cat([one["x"] for one in task.held_out(7)]))
+
+
+def test_right_labels_are_those_of_the_same_samples():
+    noisy, clean = (torch.cat([one["y"] for one in held_out(task)]) for task in (Digits(), Digits(noise=0.0)))
+    wrong = torch.cat([one.facts["wrong"] for one in held_out(Digits())])
+    assert torch.equal(noisy != clean, wrong)
+
+
+def test_a_task_without_held_out_samples_is_told_what_it_lacks():
+    with pytest.raises(UserError, match="Told has no held-out samples like its training data"):
+        held_out(Told())  # type: ignore[arg-type]
+
+
+def test_a_classifiers_cross_entropy_is_known_by_its_scores():
+    task = Digits()
+    model, batches = task.reference(), held_out(task)
+    found = score(task, model, batches)
+    assert isinstance(found, Scored) and found.outputs is not None
+    labels = torch.cat([one["y"] for one in batches])
+    guessed = torch.cat([model(one["x"]) for one in batches]).argmax(-1)
+    assert found.wrong.tolist() == (guessed != labels).tolist()
+
+
+def test_scores_at_a_temperature_are_the_losses_of_the_divided_scores():
+    task = Digits()
+    model, batches = task.reference(), held_out(task)
+    found, cooled = (score(task, one, batches) for one in (model, Scaled(model, 0.25)))
+    assert isinstance(found, Scored) and isinstance(cooled, Scored)
+    tempered = found.tempered()
+    assert tempered is not None
+    assert tempered(4.0) == pytest.approx(cooled.losses, abs=1e-5)
+    assert tempered(1.0) == pytest.approx(found.losses, abs=1e-5)
+
+
+def test_losses_that_are_no_cross_entropy_of_the_scores_have_no_temperature():
+    found = score(Told(outputs=True), nn.Identity(), batch(1.0, 2.0, 0.3))  # type: ignore[arg-type]
+    assert isinstance(found, Scored) and found.outputs is None and found.tempered() is None
+
+
+def test_losses_of_a_row_are_a_cluster_and_padding_is_left_out():
+    found = score(Told(mask=True), nn.Identity(), batch([1.0, 2.0], [3.0, 0.0]))  # type: ignore[arg-type]
+    assert isinstance(found, Scored) and found.rows is not None
+    assert found.losses.tolist() == [1, 2, 3] and found.rows.tolist() == [0, 0, 1]
+    assert paired(found, found).units == 2
+
+
+def test_losses_that_are_no_numbers_are_counted():
+    with pytest.raises(RunError, match="1 of 3 held-out losses"):
+        score(Told(), nn.Identity(), batch(1.0, float("nan"), 2.0))  # type: ignore[arg-type]
+
+
+def test_losses_that_are_all_alike_have_no_variance_to_compare():
+    one = Scored(np.ones(5))
+    with pytest.raises(RunError, match="are alike"):
+        paired(one, Scored(np.arange(5.0)))
+
+
+def test_training_samples_are_all_there_where_they_are_few():
+    (batch,) = trained_on(Blobs())
+    assert sorted(batch.ids.tolist()) == list(range(200))
+
+
+def test_asking_a_model_leaves_the_global_generators_alone():
+    task = replace(Blobs(), samples=50)
+    before = torch.get_rng_state()
+    score(task, task.reference(), held_out(task))
+    assert torch.equal(before, torch.get_rng_state())

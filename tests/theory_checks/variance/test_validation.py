@@ -1,0 +1,49 @@
+"""What a prediction is worth, where the answer is known."""
+
+import numpy as np
+import pytest
+
+from steering import UserError
+from steering.tasks.diabetes import Diabetes
+from steering.tasks.digits import Digits
+from steering.theory_checks.variance.validation import check, worth
+
+ERRORS = np.array([[0.1, 0.2, 0.3, 0.4]] * 6) + np.random.default_rng(0).normal(size=(6, 1)) / 100
+
+
+def test_the_right_order_is_worth_one_and_costs_nothing():
+    found = worth(2 * ERRORS**3, ERRORS)
+    assert found.tau.value == found.tau.low == found.overall == 1
+    assert found.regret.value == 0
+
+
+def test_the_reverse_order_is_worth_minus_one_and_costs_the_whole_range():
+    found = worth(1 - ERRORS, ERRORS)
+    assert found.tau.high == -1 and found.overall == -1
+    assert found.regret.value == pytest.approx(0.3)
+
+
+def test_chance_is_worth_nothing():
+    many = np.tile(ERRORS, (20, 1))
+    found = worth(np.random.default_rng(1).random(size=many.shape), many)
+    assert found.tau.value == pytest.approx(0, abs=0.2), "120 taus of four scatter by 0.5 each"
+    assert found.regret.value == pytest.approx(0.15, abs=0.04), "what a random choice costs"
+
+
+def test_candidates_that_tie_for_the_first_place_share_its_cost():
+    """Two that judge each other have the same R; which of them stands first in a list must not decide."""
+    predicted = np.tile([1.0, 5.0, 1.0, 6.0], (6, 1))
+    assert worth(predicted, ERRORS).regret.value == pytest.approx((0 + 0.2) / 2)
+    assert worth(predicted[:, ::-1], ERRORS[:, ::-1]).regret.value == pytest.approx((0 + 0.2) / 2)
+
+
+def test_a_prediction_without_any_order_agrees_with_none():
+    assert worth(np.ones_like(ERRORS), ERRORS).tau.value == 0
+
+
+def test_tasks_without_noise_or_classes_are_refused_before_any_training():
+    with pytest.raises(UserError, match="an option noise, digits or blobs; mine has none"):
+        check(object(), "mine")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="losses that are a classifier's cross-entropy; Diabetes has others"):
+        check(Diabetes(), "diabetes")
+    check(Digits(), "digits")

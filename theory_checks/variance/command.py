@@ -1,0 +1,140 @@
+"""``steer variance``: what is measured, on which models, and the report at the end."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from steering import registry
+from steering.errors import UserError
+from steering.recipe import Recipe
+from steering.reports.report import Report, show, write
+from steering.runs import config as configs
+from steering.runs import run as runs
+from steering.runs.config import RunConfig
+from steering.runs.progress import Interrupted, Interrupts, Watch
+from steering.task import HeldOut, Task
+from steering.theory_checks.variance import bench, models, validation
+from steering.theory_checks.variance.measure import Measured, measure
+from steering.theory_checks.variance.options import Asked
+from steering.theory_checks.variance.report import report
+
+
+def run(asked: Asked) -> None:
+    """Measures, prints and writes the report.
+
+    Raises:
+        UserError: the options do not fit together.
+    """
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    folder, found = _measured(asked, console)
+    page = write(found, folder)
+    show(found, console)
+    console.print(f"report: {page}", markup=False, highlight=False)
+
+
+def _measured(asked: Asked, console: Console) -> tuple[Path, Report]:
+    if asked.refs:
+        from steering.theory_checks.variance import before
+
+        if asked.target is not None or asked.validate or asked.seeds or asked.sets:
+            raise UserError(
+                "--ref judges references before any training, on --data alone: leave out the task, --seeds, --set and "
+                "--validate. A task takes its reference by --set options.ref=MODEL"
+            )
+        folder = asked.out or runs.new_folder("variance")
+        return folder, before.judge(asked, console)
+    if asked.target is None:
+        raise UserError("say what to measure: steer variance digits, a run folder, or --ref A --ref B --data D")
+    if asked.data or asked.proxy:
+        raise UserError("--data and --proxy go with --ref; a task takes its data by --set options.data=SHARDS")
+    if (Path(asked.target).expanduser() / "config.yaml").is_file():
+        return of_run(Path(asked.target).expanduser(), asked)
+    return of_task(asked, console)
+
+
+def of_run(folder: Path, asked: Asked) -> tuple[Path, Report]:
+    """Measures all arms of a run that is there."""
+    if asked.sets or asked.validate:
+        raise UserError("--set and --validate go with a task; a run's settings are in its folder")
+    config = configs.load(folder / "config.yaml")
+    task: Task = registry.build("tasks", config.task, config.options)
+    seeds = min(asked.seeds or config.recipe.seeds, config.recipe.seeds)
+    plain, _ = bench.plain_and_steered(config.recipe)
+    arms = [plain, *(name for name in config.recipe.arms if name != plain)]
+    device = runs.device(asked.device)
+    collected = bench.collect(
+        task, seeds, arms, _trained(folder, config, device), pairs=asked.pairs, device=device, star=None
+    )
+    found = _figures(collected, config.recipe)
+    out = asked.out or runs.new_folder(f"variance-{config.task}")
+    return out, report(str(folder), collected, found, asked.command)
+
+
+def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
+    """Trains a task's arms with and without its reference, and measures them."""
+    config, task = configs.resolve(asked.target, sets=asked.sets, given={"device": asked.device} | _seeds(asked))
+    folder = asked.out or runs.new_folder(f"variance-{config.task}")
+    config = configs.validate(config.model_dump() | {"recipe": _two_arms(config.recipe).model_dump()})
+    if asked.validate:
+        validation.check(task, config.task)
+    whole = runs.Run(config, task, folder / "run", console, asked.command.split())
+    whole.execute()
+    with working(folder, config, console) as trainer:
+        if asked.validate:
+            return folder, validation.validate(task, config, trainer, asked.command)
+        plain, steered = bench.plain_and_steered(config.recipe)
+
+        def star(variant: Task, name: str, seed: int) -> nn.Module:
+            return trainer(name, variant, config.recipe.arms[plain], config.recipe, seed)
+
+        collected = bench.collect(
+            task,
+            config.recipe.seeds,
+            [plain, *([steered] if steered else [])],
+            _trained(folder / "run", config, whole.device),
+            pairs=asked.pairs,
+            device=whole.device,
+            star=star if isinstance(task, HeldOut) else None,
+        )
+    found = _figures(collected, config.recipe)
+    return folder, report(config.task, collected, found, asked.command)
+
+
+@contextmanager
+def working(folder: Path, config: RunConfig, console: Console) -> Iterator[models.Trainer]:
+    """A trainer whose progress is shown, and that ends on Ctrl-C with all that is finished kept."""
+    interrupts = Interrupts()
+    total = config.recipe.steps  # of one training; how many there are is not known ahead
+    try:
+        with Watch(console, total_steps=total) as watch, interrupts:
+            yield models.Trainer(folder / "models", watch, interrupts, runs.device(config.device))
+    except Interrupted:
+        raise models.stopped(folder, interrupts) from None
+
+
+def _trained(folder: Path, config: RunConfig, device: torch.device) -> Callable[[Task, str, int], nn.Module]:
+    return lambda task, arm, seed: models.of_run(folder, config, task, arm, seed, device)
+
+
+def _figures(collected: bench.Collected, recipe: Recipe) -> dict[tuple[str, str], Measured]:
+    """All figures of all targets; also at the scale of the first steered arm, if that is another one than 1."""
+    _, steered = bench.plain_and_steered(recipe)
+    scale = recipe.arms[steered].reference_scale if steered else 1.0
+    other = scale if isinstance(scale, float) and scale != 1 else None
+    return {key: measure(pairs, scale=other, crossed=collected.crossed) for key, pairs in collected.pairs.items()}
+
+
+def _seeds(asked: Asked) -> dict:
+    return {} if asked.seeds is None else {"recipe": {"seeds": asked.seeds}}
+
+
+def _two_arms(recipe: Recipe) -> Recipe:
+    """The plain arm and the first steered one."""
+    plain, steered = bench.plain_and_steered(recipe)
+    arms = {name: recipe.arms[name] for name in (plain, steered) if name}
+    return recipe.model_copy(update={"arms": arms, "more": {}, "baseline": plain})

@@ -1,0 +1,122 @@
+"""How often the intervals of the variance ratio hold the truth, where the truth is known.
+
+Command: ``python -m steering.theory_checks.variance.coverage --repetitions 2000``
+Result: in docs/variance.md, section "What the intervals are worth".
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy import ndarray
+from rich.console import Console
+
+from steering.reports.grid import Cell, Column, Grid, to_rich
+from steering.theory_checks.variance.measure import Samples, measure
+from steering.training.seeds import derive
+
+Draw = Callable[[np.random.Generator, int], tuple[ndarray, ndarray]]  # l and l_ref of so many samples
+
+
+@dataclass(frozen=True)
+class Case:
+    """A law of l and l_ref whose ratio of variances is known.
+
+    Attributes:
+        name: for the table.
+        draw: gives ``[n]`` losses of both, for one seed; may scatter from seed to seed.
+        ratio: the true R; of seeds that scatter, the geometric mean.
+        size: samples of a seed.
+        seeds: repetitions that one interval is made of.
+        cluster: samples that share their values with each other.
+    """
+
+    name: str
+    draw: Draw
+    ratio: float
+    size: int
+    seeds: int = 1
+    cluster: int = 1
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares of the repetitions: the interval holds the truth; the tails were called unreliable."""
+
+    covered: float
+    flagged: float
+
+
+def light(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
+    """Normal losses with l = c + e and l_ref = c + f: Var(d) = Var(e - f), R = 0.5 / 1.25."""
+    common, own, other = chance.normal(size=(3, size))
+    return common + own / 2, common + other / 2
+
+
+def skewed(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
+    """Gamma losses, kurtosis 6, as cross-entropies have it: R = (0.04 + 1 + 0.64) / 2."""
+    common, own, other = chance.exponential(size=(3, size))
+    return common + own, 0.8 * (common + other)
+
+
+def heavy(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
+    """Lognormal d with sigma 2 beside normal l: the variance lives in samples that are hardly ever seen."""
+    loss = chance.normal(size=size)
+    return loss, loss - np.exp(2 * chance.normal(size=size))
+
+
+def scattered(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
+    """Unrelated normal d and l; log R scatters by 0.2 from seed to seed."""
+    loss, difference = chance.normal(size=(2, size))
+    return loss, loss - difference * math.exp(chance.normal(0, 0.1))
+
+
+HEAVY = (math.exp(4) - 1) * math.exp(4)
+CASES = [
+    Case("normal, n = 50", light, 0.4, 50),
+    Case("normal, n = 500", light, 0.4, 500),
+    Case("exponential, n = 50", skewed, 0.84, 50),
+    Case("exponential, n = 200", skewed, 0.84, 200),
+    Case("exponential, n = 1000", skewed, 0.84, 1000),
+    Case("40 clusters of 5", skewed, 0.84, 200, cluster=5),
+    Case("5 seeds of 200", scattered, 1.0, 200, seeds=5),
+    Case("12 seeds of 200", scattered, 1.0, 200, seeds=12),
+    Case("lognormal, n = 100", heavy, HEAVY, 100),
+    Case("lognormal, n = 1000", heavy, HEAVY, 1000),
+]
+
+
+def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> Coverage:
+    """Makes that many intervals of a case and counts those that hold the truth."""
+    covered = flagged = 0
+    for repetition in range(repetitions):
+        chance = np.random.default_rng(derive(repetition, "coverage", case.name))
+        pairs = []
+        for _ in range(case.seeds):
+            loss, reference = (np.repeat(x, case.cluster) for x in case.draw(chance, case.size // case.cluster))
+            clusters = np.arange(len(loss)) // case.cluster if case.cluster > 1 else None
+            pairs.append(Samples(loss, reference, clusters))
+        found = measure(pairs, draws=draws, seed=repetition)
+        covered += found.ratio.low <= case.ratio <= found.ratio.high
+        flagged += not found.reliable
+    return Coverage(covered / repetitions, flagged / repetitions)
+
+
+def main(repetitions: Annotated[int, typer.Option(min=1, help="Intervals of every case.")] = 500) -> None:
+    """Prints the share of 95 % intervals that hold the truth, case by case."""
+    rows = []
+    for case in CASES:
+        found = simulate(case, repetitions)
+        error = math.sqrt(found.covered * (1 - found.covered) / repetitions)
+        share = f"{100 * found.covered:.1f} +- {100 * error:.1f} %"
+        rows.append((Cell(case.name), Cell(f"{case.ratio:.3g}"), Cell(share), Cell(f"{100 * found.flagged:.0f} %")))
+    columns = (Column("losses", False), Column("true R"), Column("covered"), Column("called unreliable"))
+    note = f"{repetitions} repetitions; +- is a standard error of them."
+    Console().print(to_rich(Grid("Coverage of the 95 % intervals", columns, tuple(rows), note)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

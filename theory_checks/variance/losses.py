@@ -1,0 +1,120 @@
+"""Losses of models on held-out samples: the arrays that everything is measured on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy import ndarray
+from scipy.special import logsumexp
+from torch import Tensor, nn
+
+from steering.errors import RunError, UserError
+from steering.pairs import Pairs
+from steering.task import Batch, HeldOut, Task
+from steering.theory_checks.variance.measure import Samples
+from steering.theory_checks.variance.pairs import Features
+from steering.training.seeds import untouched
+
+BLOCK = 512  # samples that go through a model at a time
+MOST_TRAINED = 4096  # training samples of the leak check
+
+
+class Scored(NamedTuple):
+    """What a model says of samples.
+
+    Attributes:
+        losses: ``[n]``.
+        outputs: ``[n, classes]`` scores of a classifier whose cross-entropy these losses are, if they are.
+        rows: ``[n]`` row of each loss where a sample has several.
+    """
+
+    losses: ndarray
+    outputs: ndarray | None = None
+    rows: ndarray | None = None
+
+    @property
+    def wrong(self) -> ndarray:
+        """Where the right class has not the largest score, ``[n]`` bool; needs outputs."""
+        assert self.outputs is not None
+        return _of_label(self.losses, self.outputs) < self.outputs.max(1) - 1e-5
+
+    def tempered(self) -> Callable[[float], ndarray] | None:
+        """Losses with the scores divided by a temperature; none where there are no scores."""
+        if self.outputs is None:
+            return None
+        outputs, own = self.outputs, _of_label(self.losses, self.outputs)
+        return lambda temperature: logsumexp(outputs / temperature, axis=1) - own / temperature
+
+
+def _of_label(losses: ndarray, outputs: ndarray) -> ndarray:
+    """The score of every sample's own class, ``[n]``: its cross-entropy tells it without the label."""
+    return logsumexp(outputs, axis=1) - losses
+
+
+def held_out(task: Task) -> list[Batch]:
+    """The held-out samples of a task.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not isinstance(task, HeldOut):
+        raise UserError(
+            f"{type(task).__name__} has no held-out samples like its training data: give it a method "
+            f"held_out(batch), as steering.task.HeldOut says"
+        )
+    return list(task.held_out(BLOCK))
+
+
+@torch.no_grad()
+def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Features:
+    """Losses of a model, target or reference, in evaluation mode and without a trace; of Pairs the features.
+
+    Raises:
+        RunError: a loss is no finite number.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    with untouched():
+        parts = [task.losses(model, batch.to(device)) for batch in batches]
+    first = parts[0].values
+    if isinstance(first, Pairs):
+        sides = [[getattr(part.values, side) for part in parts] for side in ("left", "right")]
+        return Features(*(_array(torch.cat(side)) for side in sides))
+    masks = [part.mask for part in parts if part.mask is not None]
+    values = _array(torch.cat([part.values for part in parts]))  # type: ignore[arg-type]
+    mask = _array(torch.cat(masks)).astype(bool) if masks else np.ones(values.shape, dtype=bool)
+    if not np.isfinite(values[mask]).all():
+        count = int((~np.isfinite(values[mask])).sum())
+        raise RunError(f"{count} of {mask.sum()} held-out losses are no finite numbers: clip what the model gives")
+    rows = np.nonzero(mask)[0] if values.ndim > 1 else None
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Scored(values[mask], _scores(values, _array(torch.cat(outputs)) if outputs else None), rows)
+
+
+def paired(target: Scored, reference: Scored) -> Samples:
+    """Both models' losses of the same samples.
+
+    Raises:
+        RunError: the target's losses are all alike.
+    """
+    if np.ptp(target.losses) == 0:
+        raise RunError("all held-out losses of the target are alike: there is no variance to compare")
+    return Samples(target.losses, reference.losses, target.rows, reference.tempered())
+
+
+def trained_on(task: Task) -> list[Batch]:
+    """Samples that the target is trained on, as one batch."""
+    return [next(iter(task.stream(min(task.size, MOST_TRAINED), seed=0)))]
+
+
+def _scores(values: ndarray, outputs: ndarray | None) -> ndarray | None:
+    """The outputs if the losses are their cross-entropy with one of the classes."""
+    if outputs is None or values.ndim > 1:
+        return None
+    gap = np.abs(outputs - _of_label(values, outputs)[:, None]).min(1)
+    return outputs if (gap < 1e-3 * (1 + np.abs(outputs).max())).all() else None
+
+
+def _array(values: Tensor) -> ndarray:
+    return values.cpu().numpy() if values.dtype == torch.bool else values.double().cpu().numpy()

@@ -1,0 +1,316 @@
+"""Figures of two paired losses: how much a reference's loss takes away of a target's variance.
+
+With l the loss of the target and l_ref that of the reference on the same samples, d = l - l_ref. The bound of model
+steering (Wei et al. 2025, Theorem 1 and Corollary 1) has sqrt(2 rho Var(d) / n) where that of DRO without a
+reference has sqrt(2 rho Var(l) / n): their ratio is sqrt(R), R = Var(d) / Var(l).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy import ndarray
+from scipy.optimize import minimize_scalar
+
+from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval, means, two_level
+from steering.training.seeds import derive
+
+SHARE, KURTOSIS = 0.1, 50.0  # above either no interval of a variance is to be relied on
+TAIL = 0.01  # of each side that is drawn in for the winsorised ratio
+SHUFFLES = 20
+TEMPERATURES = (0.05, 50.0)
+
+
+class Moments(NamedTuple):
+    """Means, variances and covariance of l and l_ref, each ``[...]``: of the samples or of draws of them."""
+
+    mean: ndarray
+    reference_mean: ndarray
+    variance: ndarray
+    reference_variance: ndarray
+    covariance: ndarray
+
+    @property
+    def difference_variance(self) -> ndarray:
+        return np.maximum(self.variance + self.reference_variance - 2 * self.covariance, 0)
+
+
+class Figure(NamedTuple):
+    """A figure of the moments; ``log`` says that it is a ratio, which is averaged as logarithm."""
+
+    of: Callable[[Moments], ndarray]
+    log: bool
+
+
+def _correlation(m: Moments) -> ndarray:
+    return m.covariance / np.sqrt(m.variance * m.reference_variance)
+
+
+def _deviations(m: Moments) -> ndarray:
+    return np.sqrt(m.reference_variance / m.variance)
+
+
+FIGURES = {
+    "ratio": Figure(lambda m: m.difference_variance / m.variance, True),
+    "variance": Figure(lambda m: m.variance, True),
+    "difference_variance": Figure(lambda m: m.difference_variance, True),
+    "correlation": Figure(_correlation, False),
+    "deviations": Figure(_deviations, True),
+    "margin": Figure(lambda m: _correlation(m) - _deviations(m) / 2, False),  # above 0 exactly where R < 1
+    "beta": Figure(lambda m: m.covariance / m.reference_variance, False),
+    "ratio_at_beta": Figure(lambda m: np.maximum(1 - _correlation(m) ** 2, 0), True),
+    "loss": Figure(lambda m: m.mean, False),
+    "difference": Figure(lambda m: m.mean - m.reference_mean, False),
+}
+
+
+class Paired(Protocol):
+    """Losses of a target and a reference on the same held-out samples."""
+
+    @property
+    def units(self) -> int:
+        """What can be drawn independently: samples, clusters, or image-text pairs."""
+        ...
+
+    def moments(self) -> Moments:
+        """Of the samples as they are."""
+        ...
+
+    def draws(self, number: int, chance: np.random.Generator) -> Moments:
+        """Of draws of the units, each ``[number]``."""
+        ...
+
+    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
+        """l and l_ref, and the unit of each, ``[n]``."""
+        ...
+
+    def shuffled(self, chance: np.random.Generator) -> "Paired":
+        """The same with the reference's losses of other samples."""
+        ...
+
+    def winsorised(self) -> "Paired":
+        """The same with the tails of l and of d drawn in."""
+        ...
+
+    def at_temperature(self, temperature: float) -> "Paired | None":
+        """The same with the reference's scores divided by it, where its losses have scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Losses a sample.
+
+    Attributes:
+        target, reference: ``[n]``.
+        clusters: ``[n]`` labels of samples that belong together; each is its own if not given.
+        tempered: the reference's losses with its scores divided by a temperature.
+    """
+
+    target: ndarray
+    reference: ndarray
+    clusters: ndarray | None = None
+    tempered: Callable[[float], ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def units(self) -> int:
+        return len(self.target if self.clusters is None else np.unique(self.clusters))
+
+    def moments(self) -> Moments:
+        return self._moments(self._columns().mean(0))
+
+    def draws(self, number: int, chance: np.random.Generator) -> Moments:
+        return self._moments(means(self._columns(), chance=chance, clusters=self.clusters, draws=number))
+
+    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
+        units = np.arange(len(self.target)) if self.clusters is None else self.clusters
+        return self.target, self.reference, units
+
+    def shuffled(self, chance: np.random.Generator) -> "Samples":
+        return Samples(self.target, chance.permutation(self.reference), self.clusters)
+
+    def winsorised(self) -> "Samples":
+        return Samples(*drawn_in(self.target, self.reference), self.clusters)
+
+    def at_temperature(self, temperature: float) -> "Samples | None":
+        if self.tempered is None:
+            return None
+        return Samples(self.target, self.tempered(temperature), self.clusters)
+
+    def _columns(self) -> ndarray:
+        loss, other = self.target - self.target.mean(), self.reference - self.reference.mean()
+        return np.stack([loss, other, loss * loss, other * other, loss * other], 1)
+
+    def _moments(self, mean: ndarray) -> Moments:
+        loss, other, squares, other_squares, products = np.moveaxis(mean, -1, 0)
+        return Moments(
+            loss + self.target.mean(),
+            other + self.reference.mean(),
+            squares - loss * loss,
+            other_squares - other * other,
+            products - loss * other,
+        )
+
+
+@dataclass(frozen=True)
+class Tails:
+    """How much of the variances single units carry, and how heavy the tails are (a normal has kurtosis 3)."""
+
+    loss_share: float
+    difference_share: float
+    loss_kurtosis: float
+    difference_kurtosis: float
+
+    @property
+    def reliable(self) -> bool:
+        shares = max(self.loss_share, self.difference_share)
+        return shares <= SHARE and max(self.loss_kurtosis, self.difference_kurtosis) <= KURTOSIS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All figures of one target against one reference, over repetitions if there are several.
+
+    Attributes:
+        units: independent units of the held-out samples, of the first repetition.
+        repetitions: number of them.
+        figures: by the names of FIGURES, with intervals.
+        winsorised: the ratio with both tails drawn in.
+        temperature: of the reference's scores at which the ratio is least; None where it has no scores.
+        tempered: the ratio there.
+        shuffled: the ratio with the reference's losses of other samples.
+        uncorrelated: what that should be, 1 + Var(l_ref) / Var(l).
+        tails: the median over repetitions of each figure.
+        ratios: of every repetition.
+    """
+
+    units: int
+    repetitions: int
+    figures: dict[str, Estimate]
+    winsorised: Estimate
+    temperature: float | None
+    tempered: float | None
+    shuffled: float
+    uncorrelated: float
+    tails: Tails
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> Estimate:
+        return self.figures["ratio"]
+
+    @property
+    def reliable(self) -> bool:
+        return self.tails.reliable
+
+
+def at_scale(scale: float) -> Figure:
+    """The ratio with the reference's loss subtracted that many times."""
+
+    def ratio(m: Moments) -> ndarray:
+        return (m.variance + scale**2 * m.reference_variance - 2 * scale * m.covariance) / m.variance
+
+    return Figure(ratio, True)
+
+
+def measure(
+    pairs: Sequence[Paired],
+    *,
+    scale: float | None = None,
+    draws: int = DRAWS,
+    crossed: bool = False,
+    seed: int = 0,
+) -> Measured:
+    """All figures of one target against one reference.
+
+    Args:
+        pairs: one a repetition.
+        scale: of the reference's loss, for one more figure, ``ratio_at_scale``.
+        draws: of the samples of every repetition.
+        crossed: the repetitions share their held-out samples.
+        seed: of the draws.
+    """
+    chances = [derive(seed, "draws", 0 if crossed else place) for place in range(len(pairs))]
+    drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, chances, strict=True)]
+    points = [pair.moments() for pair in pairs]
+    asked = FIGURES if scale is None else FIGURES | {"ratio_at_scale": at_scale(scale)}
+    figures = {n: _over(f, points, drawn, pairs[0].units, crossed, seed) for n, f in asked.items()}
+    plain = [pair.winsorised() for pair in pairs]
+    plain_drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(plain, chances, strict=True)]
+    plain_points = [pair.moments() for pair in plain]
+    ratio = FIGURES["ratio"]
+    temperature, tempered = _temperature(pairs)
+    chance = np.random.default_rng(derive(seed, "shuffles"))
+    return Measured(
+        units=pairs[0].units,
+        repetitions=len(pairs),
+        figures=figures,
+        winsorised=_over(ratio, plain_points, plain_drawn, pairs[0].units, crossed, seed),
+        temperature=temperature,
+        tempered=tempered,
+        shuffled=_mean_ratio([pair.shuffled(chance) for pair in pairs for _ in range(SHUFFLES)]),
+        uncorrelated=geometric([1 + float(p.reference_variance / p.variance) for p in points]),
+        tails=Tails(*np.median([_tails(pair) for pair in pairs], axis=0).tolist()),
+        ratios=[float(ratio.of(point)) for point in points],
+    )
+
+
+def _over(
+    figure: Figure, points: Sequence[Moments], drawn: Sequence[Moments], units: int, crossed: bool, seed: int
+) -> Estimate:
+    """A figure with its interval: over repetitions and samples, or over the samples of the only one."""
+    change, back = (np.log, np.exp) if figure.log else (np.asarray, np.asarray)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inner = [
+            Drawn(float(change(figure.of(point))), change(figure.of(some)))
+            for point, some in zip(points, drawn, strict=True)
+        ]
+        if len(inner) == 1:
+            found = interval(inner[0], units)
+        else:
+            chance = np.random.default_rng(derive(seed, "repetitions"))
+            found = interval(two_level(inner, chance=chance, crossed=crossed), len(inner))
+        return Estimate(*(float(back(x)) for x in (found.value, found.low, found.high)))
+
+
+def _temperature(pairs: Sequence[Paired]) -> tuple[float | None, float | None]:
+    """The temperature of least ratio, one for all repetitions, and the ratio there."""
+    if any(pair.at_temperature(1.0) is None for pair in pairs):
+        return None, None
+
+    def ratio(log: float) -> float:
+        return _mean_ratio([p for pair in pairs if (p := pair.at_temperature(float(np.exp(log)))) is not None])
+
+    found: Any = minimize_scalar(ratio, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x)), float(found.fun)
+
+
+def _mean_ratio(pairs: Sequence[Paired]) -> float:
+    return geometric([float(FIGURES["ratio"].of(pair.moments())) for pair in pairs])
+
+
+def geometric(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.mean(np.log(values))))
+
+
+def _tails(pair: Paired) -> list[float]:
+    """Largest share of a unit in Var(l) and in Var(d), and their kurtosis."""
+    loss, reference, units = pair.flat()
+    place = np.unique(units, return_inverse=True)[1]
+    shares, kurtoses = [], []
+    for values in (loss, loss - reference):
+        square = (values - values.mean()) ** 2
+        total = square.sum()
+        shares.append(float(np.bincount(place, square).max() / total) if total else 0.0)
+        kurtoses.append(float((square**2).mean() / square.mean() ** 2) if total else 0.0)
+    return shares + kurtoses
+
+
+def drawn_in(target: ndarray, reference: ndarray) -> tuple[ndarray, ndarray]:
+    """l, and the l_ref that leaves d, with the outermost hundredth of either side of l and of d drawn in."""
+    loss = np.clip(target, *np.quantile(target, [TAIL, 1 - TAIL]))
+    difference = target - reference
+    return loss, loss - np.clip(difference, *np.quantile(difference, [TAIL, 1 - TAIL]))

@@ -1,0 +1,312 @@
+"""Is the order that is predicted before training the order after it? References of known worth, trained with each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from scipy.stats import kendalltau
+from torch import nn
+
+from steering.errors import UserError
+from steering.recipe import Recipe
+from steering.reports.grid import Cell, Column, Grid
+from steering.reports.report import Report
+from steering.runs.config import RunConfig
+from steering.task import Batch, Task
+from steering.theory_checks.bootstrap import OUTER, Drawn, Estimate, interval
+from steering.theory_checks.variance import losses, plots
+from steering.theory_checks.variance.bench import plain_and_steered
+from steering.theory_checks.variance.candidates import stand_in
+from steering.theory_checks.variance.losses import Scored
+from steering.theory_checks.variance.measure import FIGURES
+from steering.theory_checks.variance.models import OfOthers, Scaled, Trainer, Variant, halves, joined
+from steering.theory_checks.variance.words import short
+from steering.training.seeds import derive
+
+POOL = 1 / 3  # of the held-out samples, for references that have to be trained
+LONGER = 4  # times the steps of a recipe until an overfit reference has learnt by heart
+
+PREDICTIONS = {
+    "R, best other candidate": "R = Var(l - l_ref) / Var(l), the best other candidate in place of the target",
+    "R, plainly trained target": "the same with a target that was trained without a reference (which takes a training)",
+    "R, best model at hand": "the same with that target trained on a third of the held-out samples as well",
+    "R at beta*": "1 - corr^2 with the best other candidate: R if the reference is scaled as is best",
+    "own loss": "the candidate's own mean held-out loss",
+    "own error": "the share of held-out labels, wrong ones included, that the candidate does not give",
+}
+
+
+@dataclass
+class Study:
+    """What was predicted and what came of it, one row a seed.
+
+    Attributes:
+        names: of the candidates.
+        predicted: by prediction, ``[seeds, candidates]``; less should be better.
+        errors: after training with each, ``[seeds, candidates]``.
+        plain: error without a reference, ``[seeds]``.
+    """
+
+    names: list[str] = field(default_factory=list)
+    predicted: dict[str, list[ndarray]] = field(default_factory=lambda: {name: [] for name in PREDICTIONS})
+    errors: list[ndarray] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+
+
+def check(task: Task, name: str) -> None:
+    """Makes sure that a task can be validated on, before anything is trained.
+
+    Raises:
+        UserError: the task has no noise to leave out, or no classifier.
+    """
+    if not any(option == "noise" for option in getattr(task, "__dataclass_fields__", {})):
+        raise UserError(f"--validate needs a task of classes with an option noise, digits or blobs; {name} has none")
+    drawn = task.seeded(0)
+    _ask(drawn, drawn.reference(), losses.held_out(drawn)[0])
+
+
+def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
+    """Predicts, trains with every candidate, compares; ``check`` has passed."""
+    study = Study()
+    for seed in range(config.recipe.seeds):
+        _one_seed(study, task.seeded(seed), config.recipe, trainer, seed)
+    return _report(study, config, command)
+
+
+def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> None:
+    plain, steered = plain_and_steered(recipe)
+    assert steered is not None
+    pool, fresh = halves(losses.held_out(task), POOL)
+    clean_pool, clean = halves(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
+    candidates = _candidates(task, recipe, plain, trainer, seed, pool, clean_pool)
+    study.names = list(candidates)
+    (trained,) = losses.trained_on(task)
+    arm = recipe.arms[plain]
+    proxies = {
+        "R, plainly trained target": trainer("plain", task, arm, recipe, seed),
+        "R, best model at hand": trainer("best", Variant(task, data=joined(trained, pool)), arm, recipe, seed),
+    }
+    study.plain.append(_error(task, proxies["R, plainly trained target"], clean))
+    said = {name: _ask(task, model, fresh) for name, model in candidates.items()}
+    for name, row in _predict(said, {name: _ask(task, model, fresh) for name, model in proxies.items()}).items():
+        study.predicted[name].append(row)
+    errors = []
+    for name, model in candidates.items():
+        target = trainer(
+            f"with-{name.replace(' ', '-')}", Variant(task, other=model), recipe.arms[steered], recipe, seed
+        )
+        errors.append(_error(task, target, clean))
+    study.errors.append(np.array(errors))
+
+
+def _candidates(
+    task: Task, recipe: Recipe, plain: str, trainer: Trainer, seed: int, pool: Batch, clean_pool: Batch
+) -> dict[str, nn.Module]:
+    """References from good to useless; those that are trained see samples that neither target nor measurement sees."""
+    own, arm = task.reference(), recipe.arms[plain]
+    hard = recipe.model_copy(update={"steps": LONGER * recipe.steps, "weight_decay": 0.0})
+    found = {
+        "own": own,
+        "over-confident": Scaled(own, 3.0),
+        "under-confident": Scaled(own, 1 / 3),
+        "shuffled": OfOthers(own),
+        "noisy labels": trainer("noisy", Variant(task, data=pool), arm, recipe, seed),
+        "overfit": trainer("overfit", Variant(task, data=pool), arm, hard, seed),
+        "leak": trainer("leak", task, arm, hard, seed),
+    }
+    if any((pool[name] != clean_pool[name]).any() for name in pool.fields):
+        found["clean labels"] = trainer("clean", Variant(task, data=clean_pool), arm, recipe, seed)
+    return found
+
+
+def _predict(said: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dict[str, ndarray]:
+    """Every prediction for every candidate, ``[candidates]``."""
+    means = {name: float(one.losses.mean()) for name, one in said.items()}
+    others = {name: said[stand_in(means, name)] for name in said}
+
+    def figure(name: str, targets: Mapping[str, Scored]) -> ndarray:
+        of = FIGURES[name].of
+        return np.array([of(losses.paired(targets[key], one).moments()) for key, one in said.items()])
+
+    found = {"R, best other candidate": figure("ratio", others)}
+    found |= {name: figure("ratio", dict.fromkeys(said, proxy)) for name, proxy in proxies.items()}
+    found["R at beta*"] = figure("ratio_at_beta", others)
+    found["own loss"] = np.array(list(means.values()))
+    found["own error"] = np.array([one.wrong.mean() for one in said.values()])
+    return found
+
+
+def _ask(task: Task, model: nn.Module, batch: Batch) -> Scored:
+    found = losses.score(Variant(task), model, [batch])
+    if not isinstance(found, Scored) or found.outputs is None:
+        raise UserError(
+            f"--validate needs losses that are a classifier's cross-entropy; {type(task).__name__} has others"
+        )
+    return found
+
+
+def _error(task: Task, model: nn.Module, clean: Batch) -> float:
+    """Share of right labels that a model does not give."""
+    return float(_ask(task, model, clean).wrong.mean())
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a prediction is worth.
+
+    Attributes:
+        tau: Kendall's tau with the trained order, the mean over seeds of each seed's.
+        overall: tau of the means over seeds.
+        regret: error of the first-ranked candidate less that of the best one, mean over seeds.
+    """
+
+    tau: Estimate
+    overall: float
+    regret: Estimate
+
+
+def worth(predicted: ndarray, errors: ndarray, *, seed: int = 0) -> Worth:
+    """Compares ``[seeds, candidates]`` predictions with errors; 95 % intervals by a bootstrap over seeds."""
+    taus = np.array([_tau(p, e) for p, e in zip(predicted, errors, strict=True)])
+    best = predicted <= predicted.min(1, keepdims=True) * (1 + 1e-9)  # two that judge each other have the same R
+    picked = np.where(best, errors, 0).sum(1) / best.sum(1) - errors.min(1)
+    overall = _tau(predicted.mean(0), errors.mean(0))
+    return Worth(_over_seeds(taus, seed), overall, _over_seeds(picked, seed))
+
+
+def _tau(predicted: ndarray, errors: ndarray) -> float:
+    found: Any = kendalltau(predicted, errors)
+    return float(np.nan_to_num(found.statistic))  # no order at all is no agreement
+
+
+def _over_seeds(values: ndarray, seed: int) -> Estimate:
+    chance = np.random.default_rng(derive(seed, "seeds"))
+    draws = values[chance.integers(len(values), size=(OUTER, len(values)))].mean(1)
+    return interval(Drawn(float(values.mean()), draws), len(values))
+
+
+def _report(study: Study, config: RunConfig, command: str) -> Report:
+    errors = np.stack(study.errors)
+    predicted = {name: np.stack(rows) for name, rows in study.predicted.items()}
+    found = {name: worth(rows, errors) for name, rows in predicted.items()}
+    first = next(iter(PREDICTIONS))
+    spread = {name: _over_seeds(errors[:, place], 0) for place, name in enumerate(study.names)}
+    plain = float(np.mean(study.plain))
+    random = float((errors.mean(1) - errors.min(1)).mean())
+    return Report(
+        title=f"Worth of the ranking: {config.task}",
+        question=(
+            "Does the order of references that R predicts before training agree with the order of the targets' errors "
+            "after training with each?"
+        ),
+        verdict=_verdict(found[first]),
+        findings=_findings(found, random),
+        cautions=[f"{len(errors)} seeds are too few; use at least 5"] if len(errors) < 5 else [],
+        grids=[_worth_grid(found, random), _candidate_grid(study, predicted, spread, plain)],
+        plots=[
+            plots.prediction(place, name, _means(study, predicted[name]), spread, plain)
+            for place, name in (("prediction", first), ("own", "own error"))
+        ],
+        method=_method(config, len(errors)),
+        limits=[
+            "Other data, losses and references: these are small classification problems with wrong labels.",
+            "Whether another setting of the rule, tuned for each reference, would change the order: all candidates are "
+            "used with the recipe's setting, which was chosen for the task's own reference.",
+        ],
+        numbers={
+            "worth": {name: _numbers(one) for name, one in found.items()},
+            "random_regret": random,
+            "candidates": study.names,
+            "errors": errors,
+            "predicted": predicted,
+            "plain": study.plain,
+        },
+        command=command,
+    )
+
+
+def _means(study: Study, rows: ndarray) -> dict[str, float]:
+    """Geometric means over seeds, by candidate."""
+    return dict(zip(study.names, np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist(), strict=True))
+
+
+def _verdict(found: Worth) -> str:
+    tau = f"Kendall's tau {found.tau.value:.2f} [{found.tau.low:.2f}, {found.tau.high:.2f}]"
+    if found.tau.low > 0.5:
+        return f"The predicted order is largely the trained one: {tau}."
+    if found.tau.low > 0:
+        return f"The predicted order agrees with the trained one, but loosely: {tau}."
+    if found.tau.high < 0:
+        return f"The predicted order is against the trained one: {tau}."
+    return f"The predicted order tells nothing certain of the trained one: {tau}."
+
+
+def _findings(found: Mapping[str, Worth], random: float) -> list[str]:
+    best = max(found, key=lambda name: found[name].tau.value)
+    first = next(iter(found.values()))
+    lines = [
+        f"Taking the candidate of the smallest predicted R costs {100 * first.regret.value:.1f} points of error "
+        f"against the best one; one at random costs {100 * random:.1f}."
+    ]
+    if best != next(iter(found)):
+        lines.append(f"The best of the predictions is '{best}' (tau {found[best].tau.value:.2f}), chosen afterwards.")
+    return lines
+
+
+def _worth_grid(found: Mapping[str, Worth], random: float) -> Grid:
+    top = max(one.tau.value for one in found.values())
+    rows = [
+        (
+            Cell(name),
+            Cell(
+                f"{one.tau.value:.2f} [{one.tau.low:.2f}, {one.tau.high:.2f}]", "best" if one.tau.value == top else ""
+            ),
+            Cell(f"{one.overall:.2f}"),
+            Cell(f"{100 * one.regret.value:.1f} [{100 * one.regret.low:.1f}, {100 * one.regret.high:.1f}]"),
+        )
+        for name, one in found.items()
+    ]
+    columns = (Column("prediction", False), Column("tau"), Column("of means"), Column("regret, points"))
+    note = (
+        "tau: Kendall's, of the predicted and the trained order, mean over seeds; 1 is the same order, 0 none, -1 the "
+        f"reverse. regret: error with the first-ranked less that with the best; a random choice has {100 * random:.1f}."
+    )
+    return Grid("What a prediction is worth", columns, tuple(rows), note)
+
+
+def _candidate_grid(
+    study: Study, predicted: Mapping[str, ndarray], errors: Mapping[str, Estimate], plain: float
+) -> Grid:
+    means = {name: _means(study, rows) for name, rows in predicted.items()}
+    order = sorted(range(len(study.names)), key=lambda place: errors[study.names[place]].value)
+    rows = []
+    for place in order:
+        error = errors[study.names[place]]
+        shown = [short(values[study.names[place]]) for values in means.values()]
+        trained = f"{100 * error.value:.1f} [{100 * error.low:.1f}, {100 * error.high:.1f}]"
+        tone = "better" if error.high < plain else ("worse" if error.low > plain else "")
+        rows.append((Cell(study.names[place]), *(Cell(text) for text in shown), Cell(trained, tone)))
+    rows.append((Cell("no reference", "quiet"), *[Cell("")] * len(means), Cell(f"{100 * plain:.1f}", "quiet")))
+    columns = (Column("reference", False), *(Column(name) for name in means), Column("error after training, %"))
+    return Grid(
+        "The candidates, best first after training", columns, tuple(rows), "Predictions: geometric means over seeds."
+    )
+
+
+def _method(config: RunConfig, seeds: int) -> list[str]:
+    return [
+        "Candidates: the task's own reference; the same with its scores times 3 and times 1/3; the same giving every "
+        "sample the losses of another one (shuffled); the target's architecture trained plainly on a third of the "
+        "held-out samples, with right labels, with noisy ones, and with noisy ones by heart (no weight decay, "
+        f"{LONGER} times the steps); and trained by heart on the target's own training data (leak).",
+        f"{seeds} seeds; each draws data, noise and references anew. Predictions are made on the other two thirds of "
+        "the held-out samples with noisy labels; errors after training are those of the right labels of the same "
+        f"samples. Each candidate steers one training by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
+        "Predictions: " + "; ".join(f"{name}: {words}" for name, words in PREDICTIONS.items()) + ".",
+    ]
+
+
+def _numbers(one: Worth) -> dict[str, Any]:
+    return {"tau": vars(one.tau), "overall": one.overall, "regret": vars(one.regret)}
