@@ -1,0 +1,180 @@
+"""``steer curve`` as it is typed: what it writes, how it goes on after a kill, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from steering import UserError
+from steering.theory_checks.curve.command import execute, planned, run
+from steering.theory_checks.curve.settings import SETTINGS, setting_of
+
+SHORT = ["recipe.steps=4", "recipe.evaluate_every=2", "recipe.batch=20"]
+FEW: dict[str, Any] = {"sizes": "20,40", "seeds": 2, "methods": "shuffled", "sets": SHORT}
+TYPED = ["blobs", "--sizes", "20,40", "--seeds", "2", "--methods", "shuffled"]
+TYPED += [word for text in SHORT for word in ("--set", text)]
+
+
+@pytest.fixture
+def plan():
+    return planned("blobs", **FEW)
+
+
+def parts(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "parts").rglob("*.json")}
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_trained_again_and_what_is_missing_is_made_alike(plan, tmp_path):
+    execute(plan, tmp_path / "curve", jobs=1, console=quiet())
+    before = parts(tmp_path / "curve")
+    assert len(before) == 2 * (1 + 2 * 3)
+    gone, kept = (tmp_path / "curve/parts/seed7001/n40" / name for name in ("shuffled.json", "erm.json"))
+    gone.unlink()
+    written = kept.stat().st_mtime_ns
+    execute(plan, tmp_path / "curve", jobs=1, console=quiet())
+    assert parts(tmp_path / "curve") == before and kept.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_report_is_written_with_all_errors_and_gains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["steer", "curve", "blobs"])
+    run("blobs", setting=None, out=tmp_path, jobs=1, keep=None, **FEW)
+    numbers = json.loads((tmp_path / "report.json").read_text())["numbers"]
+    assert set(numbers["errors"]) == {"erm", "drrho_kl", "shuffled", "reference"}
+    assert len(numbers["errors"]["erm"]["40"]) == 2 and len(numbers["gains"]["erm"]) == 2
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"errors.png", "gains.png", "budget.png"}
+    lines = (tmp_path / "errors.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * (1 + 2 * 3) and lines[0].startswith("method,n,seed,error")
+    assert "2 seeds are few" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_seeds_sizes_and_methods_may_be_added_but_nothing_else_changed(plan, tmp_path):
+    execute(plan, tmp_path, jobs=1, console=quiet())
+    written = {name: content for name, content in parts(tmp_path).items() if "erm" in name}
+    more = planned("blobs", **{**FEW, "sizes": "10,20,40", "seeds": 3, "methods": "dro"})
+    found, _ = execute(more, tmp_path, jobs=1, console=quiet())
+    assert written.items() < parts(tmp_path).items()
+    assert found.names == ["erm", "dro", "drrho_kl"] and found.table("dro").shape == (3, 3)
+    for change, words in (({"sizes": "20,30"}, "options"), ({"sets": [*SHORT[:2], "recipe.batch=10"]}, "recipe")):
+        with pytest.raises(UserError, match=f"holds a curve with other {words}: choose another --out"):
+            execute(planned("blobs", **{**FEW, **change}), tmp_path, jobs=1, console=quiet())
+    with pytest.raises(UserError, match="holds a curve with other filter: choose another --out"):
+        for keep in (0.5, 0.6):
+            execute(planned("blobs", **{**FEW, "methods": "filter"}, keep=keep), tmp_path, jobs=1, console=quiet())
+
+
+def test_two_processes_do_not_write_into_one_folder(plan, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process is at work"):
+        execute(plan, tmp_path, jobs=1, console=quiet())
+
+
+def test_a_folder_with_other_files_is_left_alone(plan, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is no folder of a curve"):
+        execute(plan, tmp_path, jobs=1, console=quiet())
+
+
+def test_a_damaged_plan_is_named(plan, tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        execute(plan, tmp_path, jobs=1, console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"sizes": "10,x"}, "--sizes takes numbers of samples, 100,200,400 say; got '10,x'"),
+        ({"sizes": "40,20"}, "sizes must rise, got 40,20"),
+        ({"sizes": "0,20"}, "greater than or equal to 1"),
+        ({"methods": "drrho_ql"}, "no method is named 'drrho_ql'; did you mean drrho_kl"),
+        ({"tune": 1}, "--tune needs at least 2 values"),
+    ],
+)
+def test_what_makes_no_curve_is_refused_in_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        planned("blobs", **words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_methods_may_be_chosen_but_those_all_is_compared_with_stay():
+    assert list(planned("blobs", sizes="20", methods="filter").methods) == ["erm", "drrho_kl", "filter"]
+
+
+def test_the_largest_size_is_the_pool():
+    assert planned("digits", sizes="100,300").options["samples"] == 300
+    assert planned("digits").sizes == [25, 50, 100, 200, 400, 800]
+    assert max(planned("diabetes").sizes) == 250, "twice as many there are not"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_a_plan_of_its_own_size_and_seeds(name):
+    setting = SETTINGS[name]
+    plan = planned("digits", setting)
+    assert (plan.sizes, plan.seeds, plan.options["samples"]) == ([setting.size], setting.seeds, setting.size)
+    assert {known.other for known in setting.known} <= {*plan.methods, "reference"}
+    for settings, made in ((setting.options, plan.options), (setting.recipe, plan.recipe.model_dump())):
+        assert {key: made[key] for key in settings} == settings
+
+
+def test_a_setting_of_another_task_or_name_is_refused():
+    with pytest.raises(UserError, match="steer curve digits --setting A"):
+        setting_of("A", "blobs")
+    with pytest.raises(UserError, match="no setting is named 'C'"):
+        setting_of("C", "digits")
+
+
+# ------------------------------------------------------------------------------------------------- processes
+
+
+def start(folder, jobs):
+    command = [sys.executable, "-m", "steering", "curve", *TYPED, "--out", str(folder), "--jobs", str(jobs)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_parts(folder, process, number):
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        if len(list(folder.glob("parts/**/[a-z]*.json"))) >= number:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"ended before {number} parts were there: {process.communicate()}")
+
+
+@pytest.mark.slow
+def test_a_killed_curve_goes_on_to_the_same_files(plan, tmp_path):
+    process = start(tmp_path / "killed", jobs=2)
+    wait_for_parts(tmp_path / "killed", process, 3)
+    process.kill()
+    process.communicate()
+    again = start(tmp_path / "killed", jobs=2)
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert "report:" in out
+    execute(plan, tmp_path / "whole", jobs=1, console=quiet())
+    assert parts(tmp_path / "killed") == parts(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_says_how_to_go_on(tmp_path, jobs):
+    process = start(tmp_path / "curve", jobs)
+    wait_for_parts(tmp_path / "curve", process, 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("steer: stopped; what was trained is saved. Go on with: steer curve blobs --sizes 20,40")
+    assert err.count("\n") == 1 and f"--out {tmp_path / 'curve'}" in err

@@ -1,0 +1,86 @@
+"""Samples to reach a target, known only within limits where it lies beyond the sizes; and power laws."""
+
+import math
+
+import numpy as np
+import pytest
+
+from steering.theory_checks.curve.reach import Range, estimate, ratio, reach, reaches, resamples, slope
+
+SIZES = [100, 200, 400, 800]
+
+
+def test_between_two_sizes_both_logarithms_are_linear():
+    """Error 10 / n crosses 10 / 300 at 300."""
+    found = reach(SIZES, [10 / n for n in SIZES], 10 / 300)
+    assert found.low == found.high == pytest.approx(300)
+
+
+def test_a_curve_that_begins_below_is_censored_to_the_left():
+    assert reach(SIZES, [0.1, 0.08, 0.06, 0.05], 0.2).words() == "<100"
+
+
+def test_a_curve_that_never_comes_down_is_censored_to_the_right():
+    assert reach(SIZES, [0.5, 0.4, 0.35, 0.3], 0.2).words() == ">800"
+
+
+def test_the_first_crossing_counts():
+    assert reach(SIZES, [0.4, 0.2, 0.3, 0.1], 0.2).low == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "words"),
+    [
+        (Range(600, 600), Range(200, 200), "3.0"),
+        (Range(800, math.inf), Range(200, 200), ">4.0"),
+        (Range(600, 600), Range(0, 100), ">6.0"),
+        (Range(0, 100), Range(200, 200), "<0.5"),
+        (Range(600, 600), Range(800, math.inf), "<0.8"),
+        (Range(800, math.inf), Range(800, math.inf), "unknown"),
+        (Range(0, 100), Range(0, 100), "unknown"),
+    ],
+)
+def test_a_ratio_says_no_more_than_what_is_known_of_its_parts(above, below, words):
+    assert ratio(above, below).words(1) == words
+
+
+def test_an_interval_reaches_as_far_as_its_draws_are_unknown():
+    drawn = [Range(value, value) for value in range(100, 190)] + [Range(800, math.inf)] * 10
+    found = estimate(Range(150, 150), drawn)
+    assert found.interval.low == pytest.approx(102, abs=1) and found.interval.high == math.inf
+    assert found.words() == "150 [102, beyond]"
+
+
+def test_the_target_is_drawn_with_the_seeds():
+    """Each seed crosses its own target at 200; with the target held fixed the draws would differ."""
+    level = np.array([0.1, 0.2, 0.4])
+    errors = level[:, None] * np.array([2.0, 1.0, 0.5, 0.25])
+    draws = resamples(3, np.random.default_rng(0))[:200]
+    assert {round(one.low, 6) for one in reaches(SIZES, errors, level, draws)} == {200}
+
+
+def test_a_power_law_is_found_with_its_floor_where_the_data_tell_it():
+    sizes = [25, 50, 100, 200, 400, 800, 1600]
+    chance = np.random.default_rng(0)
+    law = 0.05 + 3 * np.array(sizes) ** -0.8
+    errors = law * np.exp(0.01 * chance.standard_normal((20, 7)))
+    found = slope(sizes, errors, resamples(20, chance))
+    assert found is not None and found.floor is not None and found.floored is not None
+    assert found.floor[0] == pytest.approx(0.05, rel=0.1) and found.floored[0] == pytest.approx(0.8, abs=0.05)
+    assert found.exponent < 0.7, "without a floor the same curve looks flatter"
+
+
+def test_a_law_without_a_floor_gets_none():
+    sizes = [25, 50, 100, 200, 400, 800, 1600]
+    chance = np.random.default_rng(0)
+    errors = 3 * np.array(sizes) ** -0.5 * np.exp(0.05 * chance.standard_normal((20, 7)))
+    found = slope(sizes, errors, resamples(20, chance))
+    assert found is not None and found.floor is None and "do not tell a floor" in found.reason
+    assert found.interval[0] < 0.5 < found.interval[1]
+
+
+@pytest.mark.parametrize("sizes", [[100, 200, 400, 800], [100, 200, 400, 800, 1600]])
+def test_few_or_close_sizes_get_no_floor(sizes):
+    errors = 0.05 + 3 * np.array([sizes] * 12) ** -0.8
+    found = slope(sizes, errors, resamples(12, np.random.default_rng(0)))
+    assert found is not None and found.floor is None and found.reason.startswith("a floor needs 5 sizes over 1.5")

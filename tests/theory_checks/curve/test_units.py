@@ -1,0 +1,124 @@
+"""One training of a curve: what it starts from, what it costs, and what its file holds."""
+
+import pytest
+import torch
+
+from steering import UserError
+from steering.recipe import Arm
+from steering.tasks.blobs import Blobs
+from steering.theory_checks.curve.plan import Method, Plan, methods_of
+from steering.theory_checks.curve.samples import Asked, first, held
+from steering.theory_checks.curve.units import Outcome, altered, settled, train, units
+from steering.training.loop import Training
+
+STEPS, BATCH = 6, 20
+
+
+@pytest.fixture
+def plan():
+    task = Blobs(samples=60)
+    recipe = task.recipe.model_copy(update={"steps": STEPS, "batch": BATCH, "evaluate_every": 4})
+    methods = methods_of(task, recipe, keep=0.5, answers=True)
+    return Plan(
+        task="blobs",
+        options={"samples": 60},
+        recipe=recipe,
+        methods=methods,
+        baseline="erm",
+        steered="drrho_kl",
+        sizes=[30, 60],
+        seeds=2,
+    )
+
+
+def begun(plan, name, size, seed=3):
+    subset = first(held(Blobs(samples=60)), size)
+    method = plan.methods[name]
+    task = altered(method, subset)
+    return Training(task, method.arm, settled(plan, method, task.size), reference=Asked(task), seed=seed)
+
+
+def test_every_method_that_is_there_for_blobs(plan):
+    assert list(plan.methods) == ["erm", "dro", "drrho_kl", "filter", "distill", "joined", "shuffled"]
+
+
+def test_all_methods_begin_with_the_same_weights_at_every_size(plan):
+    begins = [begun(plan, name, size) for name in plan.methods for size in plan.sizes]
+    first_of_all = list(begins[0].model.parameters())
+    for training in begins[1:]:
+        assert all(map(torch.equal, training.model.parameters(), first_of_all))
+
+
+def test_methods_with_the_same_samples_see_them_in_the_same_order(plan):
+    names = ["erm", "dro", "drrho_kl", "distill", "shuffled"]
+    orders = {name: [next(begun(plan, name, 60).stream).ids.tolist() for _ in range(1)] for name in names}
+    assert all(order == orders["erm"] for order in orders.values())
+
+
+def test_a_filter_and_joined_data_change_the_number_of_samples(plan):
+    sizes = {name: begun(plan, name, 60).task.size for name in ("erm", "filter", "joined")}
+    assert sizes == {"erm": 60, "filter": 30, "joined": 78}
+
+
+def test_a_batch_is_no_larger_than_the_training_set(plan):
+    assert settled(plan, plan.methods["erm"], 12).batch == 12
+    chooser = Method(arm=Arm(selector="top_k(keep=0.5)"))
+    assert settled(plan, chooser, 30).batch == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "scored", "referred", "own"),
+    [
+        ("erm", 120, 0, 0, 0),
+        ("drrho_kl", 120, 0, 60, 18),  # two epochs of 60: every sample once
+        ("filter", 120, 0, 60, 18),  # the whole set is looked at once, before
+        ("distill", 120, 0, 60, 18),
+        ("joined", 120, 0, 0, 18),
+        ("shuffled", 120, 0, 60, 18),
+    ],
+)
+def test_costs_counted_by_hand(plan, name, trained, scored, referred, own):
+    cost = train(plan, plan.methods[name], first(held(Blobs(samples=60)), 60), seed=0).cost
+    assert (cost.trained, cost.scored, cost.referred, cost.reference_samples) == (trained, scored, referred, own)
+    assert cost.passes == 3 * trained + scored + referred
+
+
+def test_samples_that_are_only_scored_cost_a_forward_pass(plan):
+    """6 steps of 20 of 40 candidates: 240 looked at by the target, 120 of them trained on."""
+    chooser = Method(arm=Arm(rule="uniform", subtract=False, selector="top_k(keep=0.5)"))
+    cost = train(plan, chooser, first(held(Blobs(samples=60)), 60), seed=0).cost
+    assert (cost.trained, cost.scored) == (120, 240)
+    assert cost.referred == 60 and cost.passes == 360 + 240 + 60
+
+
+def test_the_path_has_every_evaluation_and_ends_with_the_error(plan):
+    outcome = train(plan, plan.methods["erm"], first(held(Blobs(samples=60)), 60), seed=0)
+    assert [point.step for point in outcome.path] == [4, 6]
+    assert outcome.path[-1].error == outcome.error >= outcome.lowest
+
+
+def test_a_unit_gives_the_same_file_again_and_reads_it(plan, tmp_path):
+    unit = next(unit for unit in units(plan) if unit.name == "shuffled")
+    outcomes = [unit.make(plan, tmp_path / name) for name in ("one", "other")]
+    assert outcomes[0] == outcomes[1] == unit.read(tmp_path / "one")
+    files = [(tmp_path / name / unit.place).read_bytes() for name in ("one", "other")]
+    assert files[0] == files[1]
+
+
+def test_a_damaged_file_is_named(plan, tmp_path):
+    unit = units(plan)[0]
+    (tmp_path / unit.place).parent.mkdir(parents=True)
+    (tmp_path / unit.place).write_text('{"error": "high"}')
+    with pytest.raises(UserError, match=r"reference\.json is damaged: delete it"):
+        unit.read(tmp_path)
+
+
+def test_the_reference_is_one_unit_a_seed(plan):
+    named = [unit for unit in units(plan) if unit.name == "reference"]
+    assert [unit.seed for unit in named] == [7000, 7001]
+    assert len({unit.place for unit in units(plan)}) == 2 * (1 + 2 * 7)
+
+
+def test_an_outcomes_lowest_error_is_that_of_its_best_step():
+    path = [{"step": 1, "cost": {}, "error": 0.2}, {"step": 2, "cost": {}, "error": 0.3}]
+    assert Outcome.model_validate({"error": 0.3, "path": path}).lowest == 0.2

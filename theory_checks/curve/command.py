@@ -1,0 +1,220 @@
+"""``steer curve``: from what was typed to a plan, its outcomes and a report."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from rich.console import Console
+
+from steering import files
+from steering.errors import UserError, did_you_mean
+from steering.registry import explain
+from steering.reports.report import show, write
+from steering.runs.config import resolve
+from steering.runs.progress import Interrupted, Interrupts, Watch
+from steering.runs.run import Stopped, new_folder
+from steering.task import Task
+from steering.theory_checks.curve import pool, tuning
+from steering.theory_checks.curve.analysis import Analysis
+from steering.theory_checks.curve.plan import Method, Plan, halvings, label_of, methods_of, steered_of
+from steering.theory_checks.curve.report import report, seeds_table
+from steering.theory_checks.curve.samples import held
+from steering.theory_checks.curve.settings import Setting, setting_of
+from steering.theory_checks.curve.units import Outcome, Unit, units
+
+KEEP = 0.6  # share of the static filter where nothing is known of the noise
+SEEDS = 20  # for claims against the reference
+FREE = ("seeds", "sizes", "methods")  # of which a curve may later have more or fewer
+LOCK = ".lock"  # held by the process that is at work in the folder
+
+
+def run(
+    task: str, *, setting: str | None, out: Path | None, jobs: int | None, keep: float | None, **wanted: Any
+) -> None:
+    """Trains what is not trained yet and writes the report.
+
+    Args:
+        task: name or constructor call.
+        setting: one of ``settings.SETTINGS``, or None.
+        out: folder of the curve; what is there already is not trained again.
+        jobs: processes, by default one a core.
+        keep: share of the static filter.
+        wanted: further arguments of ``planned``.
+    """
+    torch.set_num_threads(1)
+    frozen = None if setting is None else setting_of(setting, task.partition("(")[0].strip())
+    plan = planned(task, frozen, keep=keep, **wanted)
+    folder = out or new_folder(f"curve-{plan.task.rpartition(':')[2]}")
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    analysis, chosen = execute(plan, folder, jobs=jobs or os.cpu_count() or 1, console=console)
+    made = report(analysis, chosen, frozen, shlex.join(["steer", *sys.argv[1:]]))
+    files.write(folder / "errors.csv", seeds_table(analysis))
+    page = write(made, folder)
+    show(made, console)
+    console.print(f"report: {page}", markup=False, highlight=False)
+
+
+def planned(
+    task: str,
+    setting: Setting | None = None,
+    *,
+    sizes: str | None = None,
+    methods: str | None = None,
+    seeds: int | None = None,
+    first_seed: int = 7000,
+    tune: int = 0,
+    keep: float | None = None,
+    sets: Sequence[str] = (),
+) -> Plan:
+    """The plan of what was typed; a setting is where it begins, and what is typed wins.
+
+    Raises:
+        UserError: something unknown or out of range.
+    """
+    given = {"options": setting.options, "recipe": setting.recipe} if setting else {}
+    _, problem = resolve(task, sets=sets, given=given)
+    wanted = _sizes(sizes) if sizes else [setting.size] if setting else _usual_sizes(problem)
+    options = {**given.get("options", {}), **_pool_option(problem, max(wanted))}
+    config, problem = resolve(task, sets=sets, given={**given, "options": options})
+    steered = steered_of(config.recipe)
+    if steered is None:
+        raise UserError(f"no arm of {config.task} subtracts a reference: add one by --set recipe.arms.NAME.rule=...")
+    share = keep or (setting.keep if setting else KEEP)
+    compared = methods_of(problem, config.recipe, keep=share, answers=_answers(problem))
+    for name, decay in (setting.decays if setting else {}).items():
+        compared[name] = compared[name].model_copy(update={"weight_decay": decay})
+    label, percent = label_of(problem)
+    made: dict[str, Any] = {
+        "task": config.task,
+        "options": config.options,
+        "recipe": config.recipe,
+        "methods": _chosen(compared, methods, (config.recipe.baseline, steered)),
+        "baseline": config.recipe.baseline,
+        "steered": steered,
+        "label": label,
+        "percent": percent,
+        "sizes": wanted,
+        "seeds": seeds or (setting.seeds if setting else SEEDS),
+        "first_seed": first_seed,
+        "tune": tune,
+    }
+    try:
+        return Plan.model_validate(made)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[Analysis, tuning.Chosen]:
+    """Trains what the folder does not have yet.
+
+    Returns:
+        What came of it, and what was chosen for every method and size if the plan tunes.
+
+    Raises:
+        UserError: the folder is another curve's, or some process is at work in it.
+        Stopped: SIGINT or SIGTERM came; the same command goes on.
+    """
+    lock = _enter(plan, folder)
+    interrupts = Interrupts()
+    wanted = units(plan)
+    trials = (2 * plan.tune + 1) * plan.tuning_seeds if plan.tune else 0  # the second round takes the best one along
+    total = len(wanted) + trials * len(plan.methods) * len(plan.sizes)
+    try:
+        with Watch(console, total_steps=total) as watch, interrupts:
+
+            def make(some: Sequence[Unit]) -> list[Outcome]:
+                return pool.make(plan, some, folder, jobs=jobs, watch=watch)
+
+            chosen = tuning.tuned(plan, make) if plan.tune else {}
+            wanted = [tuning.with_choice(unit, chosen) for unit in wanted]
+            outcomes = dict(zip(((u.name, u.size, u.seed) for u in wanted), make(wanted), strict=True))
+    except Interrupted:
+        raise _stopped(folder, interrupts) from None
+    finally:
+        lock.release()
+    return Analysis(plan, outcomes), chosen
+
+
+def _stopped(folder: Path, interrupts: Interrupts) -> Stopped:
+    typed = [word for word in sys.argv[1:] if word != "--out" and word != str(folder)]
+    command = shlex.join(["steer", *typed, "--out", str(folder)])
+    return Stopped(f"stopped; what was trained is saved. Go on with: {command}", interrupts.received or 2)
+
+
+def _enter(plan: Plan, folder: Path) -> FileLock:
+    """Makes the folder, or makes sure that its trainings are those of this plan, as far as both have them."""
+    lock = FileLock(files.make_folder(folder) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+    path, known = folder / "plan.json", {}
+    new = plan.model_dump(mode="json")
+    if path.exists():
+        old = _read(path)
+        changed = [name for name in new if name not in FREE and new[name] != old.get(name)]
+        known = old.get("methods", {})
+        changed += [name for name in new["methods"] if name in known and new["methods"][name] != known[name]]
+        if changed:
+            raise UserError(f"{folder} holds a curve with other {', '.join(changed)}: choose another --out")
+    elif {entry.name for entry in folder.iterdir()} - {LOCK}:
+        raise UserError(f"{folder} is no folder of a curve (it has no plan.json) nor empty: choose another --out")
+    files.write_json(path, new | {"methods": {**known, **new["methods"]}})
+    return lock
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: choose another --out") from None
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--sizes takes numbers of samples, 100,200,400 say; got {text!r}") from None
+
+
+def _usual_sizes(task: Task) -> list[int]:
+    """Down from twice the task's own training set, or from that where there are no more samples."""
+    try:
+        option = _pool_option(task, 2 * task.size)
+        if is_dataclass(task):
+            replace(task, **option)
+    except UserError:
+        return halvings(task.size)
+    return halvings(2 * task.size)
+
+
+def _pool_option(task: Task, largest: int) -> dict[str, int]:
+    """The option that makes a task's training set as large as the largest size."""
+    if is_dataclass(task) and any(field.name == "samples" for field in fields(task)):
+        return {"samples": largest}
+    if largest > task.size:
+        raise UserError(f"the largest of --sizes is {largest}, but there are {task.size} training samples")
+    return {}
+
+
+def _answers(task: Task) -> bool:
+    """Whether the task's losses come with outputs."""
+    pool_ = held(task)
+    return task.losses(pool_.reference(), pool_.samples.take(torch.arange(1))).outputs is not None
+
+
+def _chosen(known: dict[str, Method], wanted: str | None, needed: Sequence[str]) -> dict[str, Method]:
+    """The methods of ``--methods``, with those that everything is compared with."""
+    names = list(known) if wanted is None else [*needed, *(word.strip() for word in wanted.split(","))]
+    for name in names:
+        if name not in known:
+            raise UserError(f"no method is named {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}")
+    return {name: method for name, method in known.items() if name in names}

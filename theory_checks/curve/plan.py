@@ -1,0 +1,163 @@
+"""What a curve is made of: sizes, seeds, and the methods that are compared at each of them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from steering.recipe import Arm, AtLeastOne, Recipe, Share, Strict
+from steering.task import Task
+from steering.theory_checks.curve.samples import ReferenceData
+
+REFERENCE = "reference"
+
+
+class Method(Strict):
+    """An arm, with what it is trained on.
+
+    Attributes:
+        arm: how it is trained.
+        data: the first n training samples; those of them that a static filter keeps; or the reference's own as well.
+        keep: share that the filter keeps.
+        shuffled: whether every sample is given the reference loss of another one, by chance: a negative control.
+        weight_decay: in place of the recipe's.
+    """
+
+    arm: Arm
+    data: Literal["train", "filtered", "joined"] = "train"
+    keep: Share = 1.0
+    shuffled: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
+class Plan(Strict):
+    """A whole curve; what plan.json holds.
+
+    Attributes:
+        task: name of the task, or package.module:Name.
+        options: arguments of its constructor; its training set is the pool of which the first n are used.
+        recipe: settings of all methods. Where a training set is smaller than the batch, it is the batch.
+        methods: what is compared, by name; the reference is always evaluated beside them.
+        baseline, steered: of these, plain training and the one that the headline is about.
+        label: of the error, in words.
+        percent: whether errors are shown times 100.
+        sizes: numbers of training samples, rising.
+        seeds: repetitions, each a draw of its own, the same for every method.
+        first_seed: of them.
+        tune: values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is.
+        tuning_seeds: repetitions to choose them on.
+        first_tuning_seed: of those.
+    """
+
+    task: str
+    options: dict[str, Any]
+    recipe: Recipe
+    methods: dict[str, Method]
+    baseline: str
+    steered: str
+    label: str = "test error"
+    percent: bool = True
+    sizes: list[AtLeastOne]
+    seeds: AtLeastOne = 20
+    first_seed: Annotated[int, Field(ge=0)] = 7000
+    tune: Annotated[int, Field(ge=0)] = 0
+    tuning_seeds: AtLeastOne = 4
+    first_tuning_seed: Annotated[int, Field(ge=0)] = 6000
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if sorted(set(self.sizes)) != self.sizes:
+            raise ValueError(f"sizes must rise, got {','.join(map(str, self.sizes))}")
+        if self.tune == 1:
+            raise ValueError("--tune needs at least 2 values to choose from (or 0 for none), got 1")
+        last = self.first_tuning_seed + self.tuning_seeds
+        if self.tune and self.first_tuning_seed < self.first_seed + self.seeds and self.first_seed < last:
+            raise ValueError(
+                f"seeds {self.first_seed} to {self.first_seed + self.seeds - 1} report and must not tune, but tuning "
+                f"has {self.first_tuning_seed} to {last - 1}: choose another --first-seed"
+            )
+        return self
+
+    @property
+    def factor(self) -> float:
+        """From an error to what is shown."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def unit(self) -> str:
+        """To be put after a heading."""
+        return ", %" if self.percent else ""
+
+    def seed_numbers(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def tuning_numbers(self) -> range:
+        return range(self.first_tuning_seed, self.first_tuning_seed + self.tuning_seeds)
+
+
+def methods_of(task: Task, recipe: Recipe, *, keep: float, answers: bool) -> dict[str, Method]:
+    """The arms of a recipe and, beside them, what else a reference is good for.
+
+    Args:
+        task: what it can give decides: without the reference's own samples there is no ``joined``.
+        recipe: its baseline is plain training.
+        keep: share that the static filter keeps.
+        answers: whether its losses come with outputs, which a target can be taught.
+    """
+    plain = recipe.arms[recipe.baseline]
+    steered = steered_of(recipe)
+    found = {name: Method(arm=arm) for name, arm in recipe.arms.items()}
+    found |= {"filter": Method(arm=plain, data="filtered", keep=keep)}
+    if answers:
+        found["distill"] = Method(arm=plain.model_copy(update={"distill": 1.0}))
+    if isinstance(task, ReferenceData):
+        found["joined"] = Method(arm=plain, data="joined")
+    if steered is not None:
+        found["shuffled"] = Method(arm=recipe.arms[steered], shuffled=True)
+    return found
+
+
+def steered_of(recipe: Recipe) -> str | None:
+    """The first arm that subtracts the reference's losses."""
+    return next((name for name, arm in recipe.arms.items() if arm.subtract and arm.selector is None), None)
+
+
+def halvings(largest: int, number: int = 6, smallest: int = 20) -> list[int]:
+    """Sizes that halve from the largest on, while they are worth training on."""
+    sizes = [round(largest / 2**step) for step in range(number)]
+    return sorted({size for size in sizes if size >= smallest} or {largest})
+
+
+class Cost(Strict):
+    """What one training took, in samples that passed through a model.
+
+    A forward pass of a sample counts 1, a backward pass 2. The reference's losses are remembered, so that it passes
+    a sample once; the reference counts like the target.
+
+    Attributes:
+        trained: samples of gradient steps, each 1 forward and 2 backward.
+        scored: samples that the target looked at only to choose among them.
+        referred: samples that the reference looked at.
+        reference_samples: samples the reference was trained on, whose passes are not known and not counted.
+    """
+
+    trained: int = 0
+    scored: int = 0
+    referred: int = 0
+    reference_samples: int = 0
+
+    @property
+    def passes(self) -> int:
+        return 3 * self.trained + self.scored + self.referred
+
+
+def label_of(task: Task) -> tuple[str, bool]:
+    """What the error is called, and whether it is a share."""
+    metric = next(iter(task.metrics.values()))
+    return (metric.label, metric.percent) if metric.better == "low" else (f"1 - {metric.label}", True)
+
+
+def error_of(metrics: Mapping[str, float], task: Task) -> float:
+    """The headline metric as an error: itself where low is better, else what it lacks to 1."""
+    name, metric = next(iter(task.metrics.items()))
+    return metrics[name] if metric.better == "low" else 1 - metrics[name]
