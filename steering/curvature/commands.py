@@ -1,0 +1,61 @@
+"""The command of curvature tuning. Heavy imports wait until it runs."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tune(
+    target: Annotated[str, typer.Argument(help="digits; a task; a run folder or checkpoint; resnet18=weights.pt.")],
+    data: Annotated[Path | None, typer.Option(help="Pictures for a network from a file, a folder a class.")] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Of digits: transfer, noise, robustness, boundary, bridge (comma-separated).")
+    ] = None,
+    betas: Annotated[str | None, typer.Option(help="0.5,0.7,0.9 or first:last:step; 1 is always tried.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; of a run the first so many.")] = None,
+    refit: Annotated[
+        int, typer.Option(min=0, help="Steps of training the last layer anew for every beta, of a task or run.")
+    ] = 0,
+    methods: Annotated[
+        str | None, typer.Option(help="On pictures: probe, curvature, low_rank, full (comma-separated).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="On pictures: gradient steps of each method.")] = None,
+    size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the pictures in pixels.")] = 224,
+    arm: Annotated[str | None, typer.Option(help="Of a task or run; its baseline if not given.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of a task: a.b=c.")] = None,
+    quick: Annotated[bool, typer.Option(help="Fewer of everything, to see that it works.")] = False,
+    device: Annotated[str, typer.Option(help="For pictures: auto, cpu, cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/tune-digits-001 say.")] = None,
+) -> None:
+    """Tune the curvature of a trained model: a smoother unit in place of every ReLU, without training.
+
+    steer tune digits            studies on small networks
+
+    steer tune runs/blobs-001    the models of a run
+
+    steer tune resnet18=resnet18.pt --data pictures
+    """
+    from steering.curvature.command import Asked, run
+
+    run(
+        Asked(
+            target=target,
+            data=data,
+            parts=parts,
+            betas=betas,
+            seeds=seeds,
+            refit=refit,
+            methods=methods,
+            steps=steps,
+            size=size,
+            arm=arm,
+            sets=sets or [],
+            quick=quick,
+            device=device,
+            out=out,
+            command=shlex.join(["steer", *sys.argv[1:]]),
+        )
+    )

@@ -1,0 +1,99 @@
+"""A tuned network as a reference: the task around another, and the variance ratio."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steering import registry
+from steering.curvature import TunedReference, units
+from steering.curvature.bridge import measure, variance_ratio
+from steering.curvature.classification import PLAIN, Classification, Split, recipe, trained
+from steering.errors import UserError
+from steering.task import HeldOut
+from steering.testing import check_task
+
+
+def small(refer=None) -> Classification:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    samples = Split(x, (x[:, 0] > 0).long())
+
+    def reference() -> nn.Module:
+        first, last = nn.utils.skip_init(nn.Linear, 3, 4), nn.utils.skip_init(nn.Linear, 4, 2)
+        model = nn.Sequential(first, nn.ReLU(), last)
+        values = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=values))
+        return model.eval()
+
+    return Classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(5, 8, 0.01), refer or reference)
+
+
+def test_classification_and_the_task_with_a_tuned_reference_keep_the_contract_of_tasks():
+    check_task(small(), batch=8)
+    check_task(TunedReference(small(), 0.7), batch=8)
+
+
+def test_the_reference_has_units_and_everything_else_is_the_other_task():
+    task = small()
+    tuned = TunedReference(task, 0.5)
+    assert [unit.beta for unit in units(tuned.reference())] == [0.5]
+    assert not units(task.reference())
+    assert isinstance(tuned, HeldOut)
+    assert tuned.size == task.size and tuned.metrics == task.metrics and tuned.recipe == task.recipe
+
+
+def test_at_beta_one_it_is_the_reference_as_it_was():
+    task, x = small(), torch.randn(9, 3)
+    assert torch.equal(TunedReference(task, 1.0).reference()(x), task.reference()(x))
+
+
+def test_it_can_be_named_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from tests_of_bridge import small\ndef Mine(size: int = 1):\n    return small()\n"
+    )
+    (tmp_path / "tests_of_bridge.py").write_text("small = None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import tests_of_bridge  # type: ignore[import-not-found]
+
+    tests_of_bridge.small = small
+    task = registry.build("tasks", "steering.curvature:TunedReference(task='mine:Mine()', beta=0.6)")
+    assert [unit.beta for unit in units(task.seeded(1).reference())] == [0.6]
+
+
+def test_a_reference_without_relu_is_named():
+    task = TunedReference(small(lambda: nn.Linear(3, 2).eval()), 0.9)
+    with pytest.raises(UserError, match="no ReLU to replace"):
+        task.reference()
+
+
+def test_a_classification_without_a_reference_says_so():
+    samples = Split(torch.randn(8, 3), torch.arange(8) % 2)
+    task = Classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(1, 4, 0.1))
+    with pytest.raises(UserError, match="without a reference"):
+        task.reference()
+
+
+def test_the_variance_ratio_is_that_of_the_difference():
+    losses = np.array([0.0, 1.0, 2.0, 5.0])
+    assert variance_ratio(losses, np.zeros(4)) == 1
+    assert variance_ratio(losses, losses + 3) == 0
+    assert variance_ratio(losses, -losses) == pytest.approx(4)
+    assert variance_ratio(losses, 0.5 * losses) == pytest.approx(0.25)
+
+
+def test_training_depends_on_the_seed_alone():
+    task = small()
+    models = [trained(task, task.recipe, seed, PLAIN) for seed in (0, 0, 1)]
+    first, second, third = (model.state_dict()["weight"] for model in models)
+    assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+@pytest.mark.slow
+def test_a_measurement_has_a_ratio_and_an_error_for_every_beta():
+    found = measure(0, [0.5], steps=10)
+    assert found["betas"] == [1.0, 0.5]
+    assert all(ratio > 0 for ratio in found["ratio"])
+    assert all(0 <= share <= 1 for key in ("reference", "steered") for share in found[key])
