@@ -247,7 +247,7 @@ def report(name: str, question: str, command: str, told: dict[str, Section], num
         plots=[plot for section in told.values() for plot in section.plots],
         method=[
             "A curvature unit is phi(x) = c sigmoid(beta x / (1 - beta)) x + (1 - c) (1 - beta) softplus(x / (1 - "
-            "beta)) (Hu, Wang and Balestriero 2025) in place of every ReLU of a trained network; beta = 1 is ReLU, "
+            "beta)) (Hu et al. 2025) in place of every ReLU of a trained network; beta = 1 is ReLU, "
             "and c = 0.5 unless it is learned. Beta is chosen on the validation split, beta = 1 is always among "
             "the candidates, and of equal ones the nearest to 1 is taken.",
             *(paragraph for section in told.values() for paragraph in section.method),

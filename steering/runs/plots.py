@@ -97,13 +97,17 @@ def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | 
 
 
 def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """Effective sample size and reference scale over steps, one below the other."""
-    effective = _curves(records, "step", lambda r: r.get("effective"))
-    scale = _curves(records, "step", lambda r: r.get("scale"))
+    """Effective sample size, gated rows, reference scale and temperature over steps, one below the other."""
+    effective, gated, scale, temperature = (
+        _curves(records, "step", lambda r, name=name: r.get(name))
+        for name in ("effective", "gated", "scale", "temperature")
+    )
     scale = {arm: curves for arm, curves in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
     panels = [
         ("effective sample\nsize of the weights", effective, True),
+        ("gated rows", gated if _moves(gated) else {}, True),
         ("scale of the\nreference loss", scale, False),
+        ("temperature", temperature if _moves(temperature) else {}, False),
     ]
     panels = [(label, curves, share) for label, curves, share in panels if curves]
     if not panels:
@@ -121,7 +125,10 @@ def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Pl
         legend(page, [handles[arm] for arm in summary.arms if arm in handles])
         image = png(page)
     caption = "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted."
+    names = [label for label, _, _ in panels]
+    caption += " Gated are rows whose weights average less than a half." if "gated rows" in names else ""
     caption += " Below, how much of the reference loss is subtracted." if scale else ""
+    caption += " Last, the temperature, where an arm learns or finds one." if "temperature" in names else ""
     caption += _band(summary)
     return Plot("concentration", "Concentration of the weights", caption, image)
 
@@ -162,6 +169,11 @@ def _curves(
             seeds = curves.setdefault(str(record["arm"]), {})
             seeds.setdefault(int(record["seed"]), {})[int(record[place])] = float(value)
     return curves
+
+
+def _moves(curves: Curves) -> bool:
+    """Whether any of the curves is worth a panel: not all of its values are the same."""
+    return any(len(set(curve.values())) > 1 for seeds in curves.values() for curve in seeds.values())
 
 
 def _times(value: float | None, factor: float) -> float | None:
