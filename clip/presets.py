@@ -7,6 +7,7 @@ here at its size, so each says what was published, or nothing. Where a temperatu
 
 from typing import Any
 
+YOURS = {"data": "YOUR_SHARDS"}  # has to be typed: without it a preset would train on the bundled pairs
 ADAM_OF_CLIP = {"betas": [0.9, 0.98], "adam_epsilon": 1e-6}
 DRRHO = {"rule": "kl(temperature=0.01, epsilon=1e-4)", "reference_scale": 1.0}
 JEST = {"rule": "info_nce()", "subtract": False, "selector": "jest(keep=0.2, chunks=2)"}
@@ -27,9 +28,10 @@ def recipe(arms: dict[str, Any], more: dict[str, Any], **settings: Any) -> dict[
 PRESETS: dict[str, dict[str, Any]] = {
     # steer run clip --preset drrho-clip-vit-b16-dfn192m --data 'dfn/{00000..19999}.tar'
     # The paper's main result (Wei et al. 2025, and its code): 7 passes over 192 million pairs, two days of 8 H100.
-    # Published: 68.84 % zero-shot ImageNet, 67.37 % for fastclip. Not run here.
+    # Published: 68.84 % zero-shot ImageNet, 67.37 % for fastclip. Not run here. The published openclip and fastclip
+    # begin at a temperature of 0.07: --arms openclip,fastclip --set options.temperature=0.07, in a run of their own.
     "drrho-clip-vit-b16-dfn192m": {
-        "options": {"model": "ViT-B-16", "ref": "openai/ViT-B-32", "temperature": 0.01},
+        "options": {**YOURS, "model": "ViT-B-16", "ref": "openai/ViT-B-32", "temperature": 0.01},
         "recipe": recipe(
             {"drrho_clip": DRRHO},
             {
@@ -57,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # FastCLIP's CC3M (Wei et al. 2024): ResNet-50, about 37 passes. Published for v1, of fixed temperature: DataComp
     # average 24.87. Not run here.
     "fastclip-cc3m": {
-        "options": {"model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
+        "options": {**YOURS, "model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
             {"fastclip": fastclip(6.5, rate=0.2, decay=18 / 37)},
             {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "rate": 0.2, "rate_schedule": "cosine"}},
@@ -75,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # FastCLIP's CC12M: ViT-B/32, 33 passes over 9.2 million pairs. Published for v1: DataComp average 30.65.
     # Not run here.
     "fastclip-cc12m": {
-        "options": {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
+        "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
             {"fastclip": fastclip(8.5, rate=0.2, decay=16 / 33)},
             {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "rate": "auto", "rate_schedule": "cosine"}},
@@ -90,9 +92,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
     },
     # steer run clip --preset one-gpu --data 'shards/{000..099}.tar' --ref openai/ViT-B-32
-    # A ViT-B/32 from scratch on one GPU, DRRho-CLIP against open_clip's loss. Ours, not published. Not run here.
+    # A ViT-B/32 from scratch on one GPU, DRRho-CLIP against open_clip's loss. Ours, not published. Not run here. The
+    # model's temperature is where openclip begins to learn it; that of drrho_clip stands in its rule.
     "one-gpu": {
-        "options": {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.01, "workers": 8},
+        "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07, "workers": 8},
         "recipe": recipe(
             {"openclip": OPENCLIP, "drrho_clip": DRRHO},
             {"jest": JEST},
@@ -111,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A trained model goes on with pairs of yours, and shall not lose what it knew: it is its own reference (and
     # teacher). The first arm shows what is lost without. Ours, not published. Not run here at this size.
     "fine-tune": {
-        "options": {"init": "openai/ViT-B-32", "temperature": 0.01},
+        "options": {**YOURS, "init": "openai/ViT-B-32", "temperature": 0.01},
         "recipe": recipe(
             {"openclip": OPENCLIP, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
             {"openclip_distill": {**OPENCLIP, "distill": 1.0}},

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from steering.clip.data.images import REASONS, Skips, Undecodable
 from steering.clip.towers import Towers, Transform
-from steering.collect import largest, meeting_place, rank, total, world_size
+from steering.collect import largest, meeting_place, rank, together, total, world_size
 from steering.errors import RunError
 
 BLOCK = 256  # samples encoded at a time
@@ -47,7 +47,7 @@ class Work:
 
     def rows(self, count: int, device: torch.device, parts: Iterator[tuple[Sequence[int], Tensor]]) -> Tensor:
         """Rows of all ranks, ``[count, width]``, from this one's, given with their places."""
-        found = list(parts)
+        found = together(lambda: list(parts)) if self.shared else list(parts)  # reading can fail on one rank alone
         width = torch.tensor(found[0][1].shape[1] if found else 0)
         if self.shared and world_size() > 1:
             width = largest(width.to(meeting_place()))

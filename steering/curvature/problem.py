@@ -112,7 +112,7 @@ def of_run(folder: Path, arm: str | None) -> Source:
         arm: whose; the baseline's if not given.
 
     Raises:
-        UserError: there is no such run, arm or checkpoint.
+        UserError: there is no such run, arm or checkpoint; ``model`` raises it where one is unfinished or misfits.
     """
     seeds: list[int] | None = None
     if folder.is_file():
@@ -135,9 +135,15 @@ def of_run(folder: Path, arm: str | None) -> Source:
         seed_everything(derive(seed, "model"))
         target = drawn.target()
         state = checkpoint.load(found[seed])
+        if state["done"] < config.recipe.steps:
+            raise UserError(f"{name} of seed {seed} is not trained to the end: steer run --resume {folder}")
         averaged = state["average"]
         weights = state["model"] if averaged is None else _module_of(averaged)
-        target.load_state_dict(weights)
+        try:
+            target.load_state_dict(weights)
+        except RuntimeError as error:  # torch's way to say that names or shapes differ
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{found[seed]} does not fit {config.task} ({reason}): was the code changed?") from None
         return drawn, target.eval()
 
     _look(task)

@@ -21,15 +21,10 @@ FUNCTIONS = (torch.relu, torch.relu_, functional.relu, functional.relu_)
 IN_PLACE = (torch.relu_, functional.relu_)
 METHODS = ("relu", "relu_")
 CLAMPS = (torch.clamp, torch.clamp_min, torch.maximum, functional.threshold)  # ReLU is one of many things they can be
-CLAMPS = (torch.clamp, torch.clamp_min, torch.maximum, functional.threshold)  # ReLU is one of many things they can be
 OTHERS = (
     nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish,
     nn.Softplus, nn.Tanh,
 )  # fmt: skip
-OTHER_FUNCTIONS = {
-    "relu6", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "mish", "elu", "celu", "selu", "hardswish", "softplus",
-    "tanh",
-}  # fmt: skip
 OTHER_FUNCTIONS = {
     "relu6", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "mish", "elu", "celu", "selu", "hardswish", "softplus",
     "tanh",
@@ -64,8 +59,6 @@ class Replacement:
     model: nn.Module
     replaced: list[Site] = field(default_factory=list)
     missed: list[Site] = field(default_factory=list)
-    _places: list[tuple[nn.Module, str]] = field(default_factory=list, repr=False)  # of the units, as replaced
-    _done: set[tuple[int, str]] = field(default_factory=set, repr=False)  # ReLUs that nobody calls any more
     _places: list[tuple[nn.Module, str]] = field(default_factory=list, repr=False)  # of the units, as replaced
     _done: set[tuple[int, str]] = field(default_factory=set, repr=False)  # ReLUs that nobody calls any more
     _undoing: list[Callable[[], None]] = field(default_factory=list, repr=False)

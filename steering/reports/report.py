@@ -113,13 +113,18 @@ def read(folder: Path) -> Report:
             )
             for grid in found.pop("grids")
         ]
-        plots = [
-            Plot(**plot, png=(folder / "plots" / f"{plot['name']}.png").read_bytes()) for plot in found.pop("plots")
-        ]
+        plots = [Plot(**plot, png=_picture(folder, plot["name"]).read_bytes()) for plot in found.pop("plots")]
         del found["environment"]
         return Report(**found, grids=grids, plots=plots)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no whole report (report.json and plots): {error}") from None
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """The file of a plot, which no report can have outside its folder."""
+    if Path(name).name != name:
+        raise ValueError(f"a plot named {name!r}")
+    return folder / "plots" / f"{name}.png"
 
 
 def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from steering.pairs import Pairs
 from steering.recipe import Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import seeds
-from steering.training.parallel import quiet
+from steering.training.parallel import ask, quiet
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,7 +63,7 @@ class Forward:
     def _run(self, part: Batch, step: int, number: int) -> Losses:
         seeds.seed_everything(seeds.derive(self.seed, "step", step, rank(), number))  # so there is no state to save
         with autocast(self.recipe, part.ids.device):
-            return self.task.losses(self.model, part)
+            return ask(self.model, self.task.losses, part)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -87,6 +87,8 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
+        if self.selector is not None:
+            parallel.agree(self.model)  # whose eyes choose
         candidates, batch, known, taught = together(self._read)  # the one part that can fail on one rank alone
         self.model.train()
         losses, backward = self.forward(batch, self.done)
@@ -166,13 +168,12 @@ class Training:
     @property
     def result(self) -> nn.Module:
         """What is evaluated and exported: the model, or the moving average of its weights; whole, on every rank."""
-        if self.average is not None:
-            return self.average.module
-        if not parallel.is_sharded(self.model):
-            return self.model
-        with seeds.untouched():
-            model = self.task.target().to(self.device)
-        model.load_state_dict(parallel.whole(self.model.state_dict()))
+        model = self.model if self.average is None else self.average.module
+        if parallel.is_sharded(model):
+            with seeds.untouched():
+                model = self.task.target().to(self.device)
+            model.load_state_dict(parallel.whole(self.model.state_dict()))
+        parallel.agree(model)
         return model
 
     def _record(self, loss: float, steered: Steered, pace: float) -> Record:
@@ -294,7 +295,7 @@ def run(
             if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
                 record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
             halt = _anyone(stopped(), training.device) and not last
-            late = recipe.checkpoint_minutes and saver.age() > 60 * recipe.checkpoint_minutes
+            late = recipe.checkpoint_minutes and _anyone(_late(saver, recipe.checkpoint_minutes), training.device)
             if last or halt or training.done % recipe.checkpoint_every == 0 or late:
                 _check_weights(training)
                 _save(saver, training)
@@ -302,6 +303,11 @@ def run(
                 together(saver.wait)  # a launcher ends all processes when the first of them has gone
                 return False
     return True
+
+
+def _late(saver: checkpoint.Saver, minutes: float) -> bool:
+    """Whether the last checkpoint is too old, by the clock of the first rank, which writes them."""
+    return rank() == 0 and saver.age() > 60 * minutes
 
 
 def _save(saver: checkpoint.Saver, training: Training) -> None:

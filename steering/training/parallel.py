@@ -1,10 +1,11 @@
 """A target on several processes: whole on each of them (DDP), or each a part of it (FSDP2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -14,17 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 from steering.collect import total, world_size
 
 
+class _Asked(nn.Module):
+    """A model whose forward pass is whatever is asked of it: a method of its own, or a parameter, as well."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, question: Callable[..., Any], *more: Any) -> Any:
+        return question(self.model, *more)
+
+
 class Replicated(DistributedDataParallel):
     """A model of which every process has a copy; gradients are averaged while they are found.
 
-    A task may ask the model for more than its forward pass: whatever else is asked for is the model's own.
+    DDP averages the gradients of what its forward pass gave, and of nothing else: ``ask`` makes it that.
     """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
 
 
 def spread(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
@@ -39,7 +45,18 @@ def spread(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module
         return model
     if kind == "fsdp":
         return _shard(model, torch.device(device).type)
-    return Replicated(model, find_unused_parameters=True, gradient_as_bucket_view=True)
+    return Replicated(_Asked(model), find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+def ask(running: nn.Module, question: Callable[..., Any], *more: Any) -> Any:
+    """What ``question(model, *more)`` gives, with gradients that are averaged over ranks.
+
+    Args:
+        running: as ``spread`` gives it.
+        question: may use all of the model, not its forward pass alone.
+        more: further arguments.
+    """
+    return running(question, *more) if isinstance(running, Replicated) else question(running, *more)
 
 
 def _shard(model: nn.Module, device: str) -> nn.Module:
@@ -75,14 +92,21 @@ def finish(model: nn.Module) -> None:
             parameter.grad.copy_(total(parameter.grad) / world_size())
 
 
+def agree(model: nn.Module) -> None:
+    """Takes over the first rank's buffers: running means, say, which every rank moves by its own part of a batch."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(state: Any) -> Any:
-    """The same state with tensors that are in parts made whole; every rank has to ask for it."""
+    """The same state with tensors that are in parts made whole, on the CPU; every rank has to ask for it."""
     if isinstance(state, DTensor):
-        return state.full_tensor()
+        return state.full_tensor().cpu()  # one at a time: a GPU need not hold the whole
     if isinstance(state, Mapping):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

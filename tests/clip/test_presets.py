@@ -17,7 +17,14 @@ def test_every_preset_is_a_whole_configuration(name):
             assert getattr(found.recipe, field) == value
     assert list(found.recipe.arms) == list(settings["recipe"]["arms"]) and found.recipe.more
     assert found.recipe.betas == (0.9, 0.98)
-    assert all(found.options[option] == value for option, value in settings["options"].items() if option != "ref")
+    typed = ("ref", "data")
+    assert all(found.options[option] == value for option, value in settings["options"].items() if option not in typed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_without_data_is_refused_and_does_not_train_on_the_bundled_pairs(name):
+    with pytest.raises(UserError, match="there is no shard YOUR_SHARDS"):
+        config.resolve("clip", preset=name)
 
 
 def test_what_is_typed_wins_over_a_preset():

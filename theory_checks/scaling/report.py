@@ -155,9 +155,14 @@ def _cautions(subsets: list[Subset], published: bool) -> list[str]:
         )
     for each in subsets:
         least = min(law.points for law in each.laws.values())
-        if least < 8:
+        alone = [law.method for law in each.laws.values() if not np.isfinite(law.exponent.low)]
+        if alone:
+            said.append(
+                f"On {each.name} all points of {', '.join(alone)} are of one run or seed: no interval can be told."
+            )
+        elif least < 8:
             said.append(f"{each.name} fits {least} points a method: its bootstrap is rough.")
-        flat = [law.method for law in each.laws.values() if law.exponent.low <= 0]
+        flat = [law.method for law in each.laws.values() if law.exponent.low <= 0 and law.method not in alone]
         if flat:
             said.append(
                 f"On {each.name} the error of {', '.join(flat)} does not clearly fall with compute: no law to speak of."

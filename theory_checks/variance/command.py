@@ -52,8 +52,11 @@ def _measured(asked: Asked, console: Console) -> tuple[Path, Report]:
         raise UserError("say what to measure: steer variance digits, a run folder, or --ref A --ref B --data D")
     if asked.data or asked.proxy:
         raise UserError("--data and --proxy go with --ref; a task takes its data by --set options.data=SHARDS")
-    if (Path(asked.target).expanduser() / "config.yaml").is_file():
-        return of_run(Path(asked.target).expanduser(), asked)
+    place = Path(asked.target).expanduser()
+    if (place / "config.yaml").is_file():
+        return of_run(place, asked)
+    if "/" in asked.target.partition("(")[0]:
+        raise UserError(f"{asked.target} is no run folder: it has no config.yaml")
     return of_task(asked, console)
 
 

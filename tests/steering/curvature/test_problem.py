@@ -1,5 +1,6 @@
 """The search on a task and on the models of a run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_models_of_a_run_are_those_that_were_trained(finished):
         known = torch.load(finished / f"arms/erm/seed{seed}/checkpoint.pt", weights_only=True)["model"]
         assert all(torch.equal(value, known[name]) for name, value in model.state_dict().items())
         assert task.seed == source.task.seed + seed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.update(done=2), "erm of seed 0 is not trained to the end: steer run --resume"),
+        (lambda state: state["model"].popitem(), r"does not fit blobs .*: was the code changed\?"),
+    ],
+)
+def test_a_checkpoint_that_is_unfinished_or_misfits_is_refused(finished, tmp_path, change, words):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/arms/erm/seed0/checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(UserError, match=words):
+        problem.of_run(tmp_path / "run", None).model(0)
 
 
 def test_one_checkpoint_of_a_run_is_enough(finished):

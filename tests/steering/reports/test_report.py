@@ -83,6 +83,17 @@ def test_a_folder_without_a_report_is_named(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../secret", "/tmp/secret", "a/b"])
+def test_a_plot_outside_the_folder_is_neither_read_nor_written(report, tmp_path, name):
+    write(report, tmp_path / "made")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    known = json.loads((tmp_path / "made" / "report.json").read_text())
+    known["plots"][0]["name"] = name
+    (tmp_path / "made" / "report.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match="holds no whole report .* a plot named"):
+        read(tmp_path / "made")
+
+
 def test_several_reports_become_one(report, tmp_path):
     join([report, report], "Both", "steer report a b", tmp_path)
     page = (tmp_path / "report.html").read_text()

@@ -6,8 +6,9 @@ method of the paper's main table is an arm, most of them with and without distil
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from steering import Pairs, UserError
-from steering.collect import rank, world_size
+from steering.collect import gather, rank, world_size
 from steering.recipe import Arm, Metric, Recipe
 from steering.task import Batch, Losses
 from steering.training import checkpoint, parallel
@@ -46,11 +47,12 @@ TAUGHT = {f"{name}_taught": {**arm, "distill": 0.7} for name, arm in ARMS.items(
 class Blocks(nn.Module):
     """Two encoders of a few residual blocks each, in double precision."""
 
-    def __init__(self):
+    def __init__(self, normed: bool = False):
         super().__init__()
         self.sides = nn.ModuleList(nn.ModuleList(self._block() for _ in range(2)) for _ in range(2))
         self.scale = nn.Parameter(torch.tensor(1.5))
         self.idle = nn.Linear(2, 2)  # no part of any loss
+        self.norm = nn.BatchNorm1d(WIDTH) if normed else nn.Identity()
         self.double()
 
     @staticmethod
@@ -58,19 +60,29 @@ class Blocks(nn.Module):
         return nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12), nn.GELU(), nn.Linear(12, WIDTH))
 
     def forward(self, *inputs: torch.Tensor) -> Pairs:
-        features = []
-        for x, blocks in zip(inputs, self.sides, strict=True):
-            for block in blocks:  # type: ignore[union-attr]
-                x = x + block(x)
-            features.append(normalize(x, dim=-1))
+        features = [self.encode(x, side) for side, x in enumerate(inputs)]
         return Pairs(features[0], features[1], self.scale.exp())
+
+    def encode(self, x: torch.Tensor, side: int) -> torch.Tensor:
+        x = self.norm(x)
+        for block in self.sides[side]:  # type: ignore[union-attr]
+            x = x + block(x)
+        return normalize(x, dim=-1)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Noisy copies of random vectors; ``other`` is another reference."""
+    """Noisy copies of random vectors.
+
+    Args:
+        other: another reference.
+        normed: the target has batch norm.
+        methods: the losses are made of what the model's methods give, and not of its forward pass.
+    """
 
     other: bool = False
+    normed: bool = False
+    methods: bool = False
 
     size: ClassVar[int] = SAMPLES
     rows: ClassVar[int] = 2 * SAMPLES
@@ -93,7 +105,7 @@ class Contrast:
         return replace(self, other=True)
 
     def target(self) -> Blocks:
-        return Blocks()
+        return Blocks(self.normed)
 
     def reference(self) -> Blocks:
         with torch.random.fork_rng():
@@ -104,7 +116,10 @@ class Contrast:
         return Shuffled(self._load, size=SAMPLES, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        return Losses(model(batch["x"], batch["y"]))
+        if not self.methods:
+            return Losses(model(batch["x"], batch["y"]))
+        asked: Any = model
+        return Losses(Pairs(asked.encode(batch["x"], 0), asked.encode(batch["y"], 1), asked.scale.exp()))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"scale": float(sum(p.sum() for p in model.parameters()))}
@@ -115,11 +130,14 @@ class Contrast:
         return Batch(ids, {"x": x[ids], "y": (x + 0.5 * noise)[ids]})
 
 
-def trained(arm: Mapping, path: Path | None = None, **recipe) -> dict:
-    """What one arm comes to, step by step, and its checkpoint's contents."""
-    task = Contrast()
+def begun(arm: Mapping, task: Contrast, **recipe) -> Training:
     settings = task.recipe.model_copy(update=recipe)
-    mine = Training(task, Arm(**arm), settings, reference=ReferenceLosses(task), seed=0)
+    return Training(task, Arm(**arm), settings, reference=ReferenceLosses(task), seed=0)
+
+
+def trained(arm: Mapping, path: Path | None = None, methods: bool = False, **recipe) -> dict:
+    """What one arm comes to, step by step, and its checkpoint's contents."""
+    mine = begun(arm, Contrast(methods=methods), **recipe)
     if path is not None:
         run(mine, path, record=lambda _: None)
         return {"evaluation": mine.evaluate(), "model": parallel.whole(mine.model.state_dict())}
@@ -136,13 +154,16 @@ def cases() -> dict[str, dict]:
         found[f"{name} in parts"] = {"arm": {**ARMS, **TAUGHT}[name], "micro_batch": 2}
     for name in ("openclip", "drrho_learned_taught", "cvar"):
         found[f"{name} sharded"] = {"arm": {**ARMS, **TAUGHT}[name], "parallel": "fsdp"}
+    found["openclip by methods"] = {"arm": ARMS["openclip"], "methods": True}
+    found["drrho_clip by methods in parts"] = {"arm": ARMS["drrho_clip"], "methods": True, "micro_batch": 2}
     found["drrho_clip sharded in parts"] = {"arm": ARMS["drrho_clip"], "parallel": "fsdp", "micro_batch": 2}
     return found
 
 
 def one_rank(place: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet{ranks}", rank=place, world_size=ranks)
+    meet, patience = f"file://{folder}/meet{ranks}", timedelta(minutes=2)
+    torch.distributed.init_process_group("gloo", meet, rank=place, world_size=ranks, timeout=patience)
     found = {name: trained(**case) for name, case in cases().items()}
     if ranks == 2:
         adam = {"optimizer": "adamw", "parallel": "fsdp", "checkpoint_every": 2}
@@ -151,9 +172,20 @@ def one_rank(place: int, ranks: int, folder: str) -> None:
             trained(ARMS["openclip"], parallel="fsdp", ema=0.9)
         except UserError as error:
             found["refused"] = str(error)
+        found["means"] = {kind: running_means(parallel=kind) for kind in ("ddp", "fsdp")}
+        checkpoint.Saver.age = lambda self: 1e9 * rank()  # type: ignore[method-assign]
+        found["late"] = trained(ARMS["openclip"], Path(folder) / "late.pt", steps=3, checkpoint_minutes=1)
     if rank() == world_size() - 1:
         torch.save(found, Path(folder) / f"{ranks}.pt")
     torch.distributed.destroy_process_group()
+
+
+def running_means(**recipe) -> torch.Tensor:
+    """Every rank's running means in what is evaluated, ``[ranks, width]``."""
+    mine = begun(ARMS["openclip"], Contrast(normed=True), micro_batch=4, **recipe)
+    for _ in range(2):
+        mine.step()
+    return gather(mine.result.get_buffer("norm.running_mean")[None])
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +225,17 @@ def test_what_a_sharded_run_saved_goes_on_in_one_process(found, tmp_path):
     mine = Training(task, Arm(**ARMS["openclip"]), settings, reference=ReferenceLosses(task), seed=0)
     mine.load_state_dict(state)
     assert mine.step()["step"] == 5
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_all_ranks_evaluate_one_model_with_the_running_means_of_the_first(found, kind):
+    means = found[0][2]["means"][kind]
+    assert means[0].abs().min() > 0 and torch.equal(means[0], means[1])
+
+
+def test_the_clock_of_the_first_rank_says_when_a_checkpoint_is_due(found):
+    results, folder = found
+    assert results[2]["late"]["evaluation"] and checkpoint.load(folder / "late.pt")["done"] == 3
 
 
 def test_a_moving_average_of_a_sharded_target_is_refused(found):

@@ -75,6 +75,14 @@ def test_an_error_that_does_not_fall_is_no_law_and_saves_no_compute(tmp_path):
     assert not any("would need" in sentence for sentence in found["findings"])
 
 
+def test_points_of_one_run_have_no_interval_and_the_report_says_why(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("method,compute,error,run\nerm,1,0.5,a\nerm,2,0.4,a\nerm,4,0.3,a\n")
+    found = told(tmp_path, csv=path)
+    assert any("all points of erm are of one run" in caution for caution in found["cautions"])
+    assert not any("does not clearly fall" in caution for caution in found["cautions"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -29,6 +29,7 @@ def numbers(folder):
         ({"refs": ["A"], "proxy": "A"}, "name at least two different ones"),
         ({"refs": ["A", "B"], "validate": True}, "leave out the task"),
         ({"target": "digit"}, "did you mean digits"),
+        ({"target": "runs/nowhere"}, "runs/nowhere is no run folder: it has no config.yaml"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(asked, options, words):
