@@ -4,19 +4,22 @@ import math
 
 from steering.recipe import Arm, Recipe
 
-# Methods of the paper's main table and others, for the asking (--arms all). The losses of open_clip and FastCLIP learn
-# their temperature; the settings of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same.
-OTHERS = {
-    "openclip": Arm(rule="info_nce()", subtract=False),
-    "fastclip": Arm(
-        rule="global_contrastive(radius=6.5)", subtract=False, rate=0.2, rate_schedule="cosine", rate_decay=0.5
-    ),
-    "fastclip_v2": Arm(
-        rule="individual(radius=6.5)", subtract=False, rate=0.2, rate_schedule="cosine", rate_decay=0.5
-    ),
-    "jest_top_k": Arm(rule="info_nce()", subtract=False, selector="jest(keep=0.5, chunks=4, draw=False)"),
-    "top_k": Arm(rule="info_nce()", subtract=False, selector="top_k(keep=0.5)"),
-}
+
+def others(start: float | None = None) -> dict[str, Arm]:
+    """Methods of the paper's main table and others, for the asking (--arms all).
+
+    The losses of open_clip and FastCLIP learn their temperature, from ``start`` on or from the target's own. The
+    settings of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same.
+    """
+    falling = {"subtract": False, "rate": 0.2, "rate_schedule": "cosine", "rate_decay": 0.5}
+    learnt = {"rule": "info_nce()", "subtract": False, "temperature": start}
+    return {
+        "openclip": Arm(**learnt),
+        "fastclip": Arm(rule="global_contrastive(radius=6.5)", temperature=start, **falling),
+        "fastclip_v2": Arm(rule="individual(radius=6.5)", **falling),
+        "jest_top_k": Arm(**learnt, selector="jest(keep=0.5, chunks=4, draw=False)"),
+        "top_k": Arm(**learnt, selector="top_k(keep=0.5)"),
+    }
 
 
 TAUGHT = ("openclip", "fastclip", "drrho_clip", "jest", "jest_top_k")  # get a twin with distillation
@@ -50,7 +53,7 @@ def emoji(temperature: float) -> Recipe:
         evaluate_every=94,
         checkpoint_every=94,
         arms=arms,
-        more=with_twins(arms, OTHERS | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)}),
+        more=with_twins(arms, others() | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)}),
         baseline="unsteered",
     )
 
@@ -67,11 +70,12 @@ def emoji_reference(temperature: float) -> Recipe:
     )
 
 
-def shards(temperature: float, pairs: int) -> Recipe:
+def shards(temperature: float, pairs: int, *, scratch: bool = True) -> Recipe:
     """Your own pairs: the optimiser of the paper (Wei et al. 2025, ViT-B/16 on DFN-192M), five passes.
 
     Command: ``steer run clip --model ViT-B-16 --data 'shards/{000..099}.tar' --ref openai/ViT-B-32``.
-    Result: not run. The batch is 256, or a quarter of the data; a GPU takes more: ``--batch 5120``.
+    Result: not run. Arms that learn a temperature begin at 0.07, as their authors do, unless the target is trained
+    already. The batch is 256, or a quarter of the data; a GPU takes more: ``--batch 5120``.
     """
     batch = max(1, min(256, pairs // 4))
     steps = max(1, 5 * pairs // batch)
@@ -90,6 +94,6 @@ def shards(temperature: float, pairs: int) -> Recipe:
         evaluate_every=max(1, steps // 5),
         checkpoint_every=max(1, min(500, steps // 5)),
         arms=arms,
-        more=with_twins(arms, OTHERS),
+        more=with_twins(arms, others(0.07 if scratch else None)),
         baseline="unsteered",
     )

@@ -69,8 +69,9 @@ class Clip:
         teacher: model that arms with ``distill`` learn from, named like a reference; the reference if not given.
         teacher_cache: folder of its features, as ``cache``.
         noise: share of the bundled training captions that are wrong, 0 to 1.
-        temperature: of the target; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards. Arms with a rule at
-            the model's temperature begin there and learn it, the others keep it.
+        temperature: of the target; 0.07 for the bundled pairs, 0.01 (the paper's) for your shards, and that of ``init``
+            where there is one. Arms with a rule at the model's temperature begin there, or where the arm says, and
+            learn it; the others keep it.
         caption_field: JSON field with the caption; without it the ``.txt`` member or the field ``caption``.
         bad_share: largest share of samples that may be unreadable.
         bad_shards: use what is whole of shards that are cut short, and go on without those that cannot be read.
@@ -161,7 +162,7 @@ class Clip:
             return recipes.emoji_reference(self._temperature)
         if self._bundled:
             return recipes.emoji(self._temperature)
-        return recipes.shards(self._temperature, self.size)
+        return recipes.shards(self._temperature, self.size, scratch=self.init is None)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -171,7 +172,9 @@ class Clip:
         return self  # pairs and noise are fixed; order, views and initial weights are not
 
     def target(self) -> Towers:
-        return self._fresh().set_temperature(self._temperature, learn=True)
+        target = self._fresh()
+        kept = self.init is not None and self.temperature is None
+        return target.set_temperature(target.temperature if kept else self._temperature, learn=True)
 
     def _fresh(self) -> Towers:
         return build(self._architecture) if self.init is None else load(self.init)

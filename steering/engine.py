@@ -151,9 +151,9 @@ class Steerer:
         if temperature is not None and isinstance(self.rule, Tempered):
             steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature, negatives))
             found = {**found, "objective": steered.loss.detach()}
-        objective = found.get("objective", steered.loss.detach()).mean()
+        objective = _mean(found.get("objective", steered.loss.detach()), steered.entries)
         at = found.get("temperature")
-        return replace(steered, objective=objective, temperature=None if at is None else at.mean())
+        return replace(steered, objective=objective, temperature=None if at is None else _mean(at, steered.entries))
 
     def cautions(self) -> list[str]:
         """What the running figures warn of, one line each: a reference that adds noise, collapse."""
@@ -189,6 +189,14 @@ class Steerer:
         self.memory.load_state_dict(state["memory"])
         self.moments.load_state_dict(state["moments"])
         self.scale, self._last, self._alive = state["scale"], None, state["alive"]
+
+
+def _mean(values: Tensor, entries: Tensor) -> Tensor:
+    """Mean over the rows that have any entry, of ``[rows]`` or a scalar."""
+    if values.dim() == 0:
+        return values
+    counted = (entries > 0).to(values)
+    return torch.dot(values, counted) / counted.sum().clamp(min=1)
 
 
 def _negatives(losses: Tensor | Pairs) -> int:

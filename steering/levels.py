@@ -44,6 +44,8 @@ class Levels:
         if self.table is None:
             return None
         self._check(ids)
+        if not self._shared and self.table.device != ids.device and self.table.nbytes <= NEAR:
+            self.table = self.table.to(ids.device)  # of a checkpoint
         return self.table[ids.to(self.table.device)].to(ids.device)
 
     def write(self, ids: Tensor, levels: Tensor) -> None:

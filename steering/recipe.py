@@ -29,6 +29,7 @@ class Arm(Strict):
         rate_schedule: ``constant``, or a cosine from 1 down to the rate, in steps of an epoch (``cosine``, the first
             epoch is at 1) or of a batch (``cosine_per_step``).
         rate_decay: share of the run after which the cosine has come down: 1 for DRRho-CLIP, 0.5 for FastCLIP.
+        temperature: at which the target's own temperature begins, for rules that learn it; null leaves it to the task.
         distill: weight of a second loss, the mean KL(teacher || target) of their answers; 0 for none. In the unit of
             the steered loss: nats, or for Pairs whose rule has a temperature nats times that of the target. The
             teacher is the reference, or what the task names.
@@ -41,6 +42,7 @@ class Arm(Strict):
     rate: Share | Literal["auto"] = 1.0
     rate_schedule: Literal["constant", "cosine", "cosine_per_step"] = "constant"
     rate_decay: Share = 1.0
+    temperature: Positive | None = None
     distill: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 

@@ -64,6 +64,8 @@ def resolve(
     merged: dict[str, Any] = {}
     for layer in (written, typed, given or {}, _dotted(sets)):
         merged = _merge(merged, _expanded(layer))
+    if preset is not None and file is not None:
+        raise UserError(f"a preset and a file of settings, {preset} and {file}: give one of them")
     if preset is not None and "task" in merged:
         written = _preset(merged["task"], preset)
         merged = _merge(written, merged)

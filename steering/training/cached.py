@@ -65,7 +65,10 @@ class ReferenceLosses:
         if not self._rows and self.folder is not None and (self.folder / "rows.json").exists():
             self._lay_out(json.loads((self.folder / "rows.json").read_text()))
         # Without rows nothing is known, whatever the flags say: a kill may have come between the two.
-        missing = (self._known[ids] == 0).nonzero()[:, 0] if self._rows else torch.arange(len(ids))
+        missing = (self._known[ids] == 0) if self._rows else torch.ones(len(ids), dtype=torch.bool)
+        if "left" in self._rows:  # features have length one; zeros were lost on the way to a file, in a crash say
+            missing |= (self._rows["left"][ids] == 0).all(-1) | (self._rows["right"][ids] == 0).all(-1)
+        missing = missing.nonzero()[:, 0]
         fresh = self._score(batch.take(missing)) if len(missing) else {}
         if len(missing):
             self._remember(ids[missing], fresh)

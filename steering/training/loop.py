@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.collect import rank, together, total, world_size
+from steering.collect import gather, rank, together, total, world_size
 from steering.distillation import distil
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
@@ -62,7 +62,9 @@ class Training:
         if recipe.ema is not None and recipe.parallel == "fsdp" and world_size() > 1:
             raise UserError("a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp")
         if recipe.grad_checkpointing:
-            _checkpoint_activations(self.model)
+            _switch(self.model, "set_grad_checkpointing", "compute activations again (recipe.grad_checkpointing)", True)
+        if arm.temperature is not None:
+            _switch(self.model, "set_temperature", "be given a temperature to begin with", arm.temperature, learn=True)
         self.average = average_of(self.model, recipe)
         if recipe.compile:
             self.model.compile()
@@ -87,9 +89,9 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        if self.selector is not None:
-            parallel.agree(self.model)  # whose eyes choose
-        candidates, batch, known, taught = together(self._read)  # the one part that can fail on one rank alone
+        candidates = together(lambda: next(self.stream).to(self.device))  # what can fail on one rank alone
+        batch = self._choose(candidates)
+        known, taught = together(lambda: self._told(batch))
         self.model.train()
         losses, backward = self.forward(batch, self.done)
         self.steerer.memory.rate = self.rate(self.done)
@@ -102,7 +104,7 @@ class Training:
         backward(self.scaler.scale(whole))
         pace = self._update()
         self.done += 1
-        self.tally.add(batch, steered.weights, candidates, world_size())
+        self.tally.add(batch, steered.weights, len(candidates), world_size())
         figures = _means(
             effective=steered.effective.mean(),
             gated=steered.gated,
@@ -114,14 +116,12 @@ class Training:
         self.tally.cpu_seconds += time.process_time() - began
         return self._record(loss, steered, pace) | figures | {"facts": self.tally.means()}
 
-    def _read(self) -> tuple[int, Batch, Tensor | Pairs | None, Losses | None]:
-        """How many candidates were drawn, the samples chosen, and what reference and teacher say if it matters."""
-        candidates = next(self.stream).to(self.device)
-        batch = self._choose(candidates)
+    def _told(self, batch: Batch) -> tuple[Tensor | Pairs | None, Losses | None]:
+        """What reference and teacher say of the samples, where it matters."""
         known = self.reference(batch) if self.arm.subtract else None
         teacher = self.reference.teacher if self.arm.distill else None
         taught = known if teacher is self.reference and known is not None else teacher and teacher(batch)
-        return len(candidates), batch, None if known is None else known.values, taught
+        return None if known is None else known.values, taught
 
     def _distil(self, losses: Losses, taught: Losses, steered: Steered) -> Tensor:
         """How far the target's answers are from the teacher's, in the unit of the steered loss."""
@@ -141,10 +141,11 @@ class Training:
         """The samples worth a gradient step, scored without side effects."""
         if self.selector is None:
             return candidates
+        parallel.agree(self.model)  # whose eyes choose
         self.model.eval()
         with torch.no_grad(), seeds.untouched(), autocast(self.recipe, candidates.ids.device):
             losses = self.task.losses(self.model, candidates).values
-        known = self.reference(candidates).values if self.selector.uses_reference else None
+        known = together(lambda: self.reference(candidates).values) if self.selector.uses_reference else None
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
         return candidates.take(self.selector(losses, known, number=number, generator=chance))
@@ -343,14 +344,11 @@ def _means(**figures: Tensor | None) -> dict[str, float | None]:
     return dict.fromkeys(figures) | dict(zip(known, means.tolist(), strict=True))
 
 
-def _checkpoint_activations(model: nn.Module) -> None:
-    switch = getattr(model, "set_grad_checkpointing", None)
-    if switch is None:
-        raise UserError(
-            "this task's target cannot compute activations again (it has no set_grad_checkpointing): use "
-            "recipe.grad_checkpointing=false, or a smaller recipe.micro_batch"
-        )
-    switch(True)
+def _switch(model: nn.Module, name: str, what: str, *values: Any, **more: Any) -> None:
+    """Calls a method that a target may have."""
+    if not hasattr(model, name):
+        raise UserError(f"this task's target cannot {what}: it has no {name}. Leave that setting out")
+    getattr(model, name)(*values, **more)
 
 
 def _check_weights(training: Training) -> None:
@@ -361,14 +359,14 @@ def _check_weights(training: Training) -> None:
 
 
 def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
-    """Names the step and the samples: those whose own loss is not finite, or the whole batch."""
-    bad = batch.ids
+    """Names the step and the samples, of all ranks: those whose own loss is not finite, or the whole batch."""
     if isinstance(losses.values, Pairs):
         rows = ~(losses.values.left.isfinite().all(-1) & losses.values.right.isfinite().all(-1))
-        bad = bad[rows] if rows.any() else bad
     else:
         rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
-        if len(rows) == len(bad) and rows.any():
-            bad = bad[rows]
+    if len(rows) != len(batch):
+        rows = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
+    ids, rows = gather(batch.ids), gather(rows.detach().to(batch.ids))
+    bad = ids[rows > 0] if rows.any() else ids
     shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
     return f"the loss became {loss} in step {step + 1}; sample ids {shown}"

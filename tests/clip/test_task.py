@@ -229,7 +229,8 @@ def test_a_target_that_goes_on_from_a_checkpoint_is_its_own_reference_by_default
     for name, value in known.state_dict().items():
         if "logit_scale" not in name:
             assert torch.equal(target.state_dict()[name], value)
-    assert target.temperature == pytest.approx(0.07), "the temperature is the task's, whatever the weights say"
+    assert target.temperature == pytest.approx(0.05), "it goes on from there"
+    assert Clip(init=start, temperature=0.2).target().temperature == pytest.approx(0.2)
     assert Clip(init=start, ref="local-dir:other").refs == ["local-dir:other"]
     with pytest.raises(UserError, match="init and model both name the target"):
         Clip(init=start, model="ViT-B-16")
@@ -245,3 +246,13 @@ def test_a_teacher_may_be_another_model_than_the_reference(tmp_path):
     assert mine.reference._model is None, "the reference was loaded for nothing"
     with pytest.raises(UserError, match="teacher_cache holds features of a teacher, but none is named"):
         Clip(teacher_cache="features")
+
+
+def test_arms_that_learn_a_temperature_begin_where_their_authors_do(shards, tmp_path):
+    task = own(shards(), tmp_path)
+    reference = ReferenceLosses(task)
+    arm = task.recipe.more["openclip"]
+    mine = loop.Training(task, arm, task.recipe, reference=reference, seed=0)
+    assert arm.temperature == 0.07 and mine.step()["temperature"] == pytest.approx(0.07, rel=1e-3)
+    kept = loop.Training(task, task.recipe.arms["drrho_clip"], task.recipe, reference=reference, seed=0)
+    assert kept.model.temperature == pytest.approx(0.01)  # type: ignore[union-attr]

@@ -163,8 +163,8 @@ def test_a_module_in_the_working_directory_needs_no_installing(tmp_path, monkeyp
     [
         (
             "klx",
-            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, info_nce, kl, "
-            "uniform; one of your own",
+            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, individual, "
+            "info_nce, kl, uniform; one of your own",
         ),
         ("zzz", "no rule is named 'zzz'. Known: chi_square"),
         ("", "no rule is named ''. Known"),
@@ -215,7 +215,8 @@ def test_a_plugin_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypa
 
 
 def test_protocols_and_helpers_are_no_plugins():
-    assert registry.known("rules") == ["chi_square", "cvar", "global_contrastive", "info_nce", "kl", "uniform"]
+    rules = ["chi_square", "cvar", "global_contrastive", "individual", "info_nce", "kl", "uniform"]
+    assert registry.known("rules") == rules
     assert not {"selector", "_choose"} & set(registry.known("selectors"))
     assert {"digits", "clip"} <= set(registry.known("tasks"))
 

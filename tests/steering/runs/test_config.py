@@ -1,5 +1,6 @@
 """Where a setting comes from, what is refused, and that a configuration written down is the one that ran."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from omegaconf import OmegaConf
 from steering import RunError, UserError
 from steering.runs import config as configs
 from steering.runs.config import RunConfig, resolve
+from steering.tasks.digits import Digits
 
 
 def settle(
@@ -32,7 +34,7 @@ def refusal(*sets: str, **given) -> str:
 
 
 # What config.yaml says of digits when nothing was typed: every option, whatever its default becomes.
-DEFAULTS = {"samples": 400, "noise": 0.4, "reference_samples": 100, "seed": 0}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Digits)}
 
 
 def test_without_more_words_a_run_follows_the_recipe_of_the_task():
@@ -124,13 +126,13 @@ def test_an_empty_file_or_group_says_nothing(tmp_path, text):
         ("recipe.arms.a/b.rule=uniform", "an arm cannot be named 'a/b': use letters, digits, - and _"),
         (
             "recipe.arms.erm.rule=klx",
-            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, info_nce, kl",
+            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, individual, ",
         ),
         ("recipe.arms.erm.rule=kl(tmperature=1)", "kl has no tmperature; did you mean temperature? It takes"),
         ("recipe.arms.erm.selector=top_j", "no selector is named 'top_j'; did you mean top_k? Known: "),
         (
             "options.nois=0.1",
-            "digits has no nois; did you mean noise? It takes samples, noise, reference_samples, seed",
+            "digits has no nois; did you mean noise? It takes samples, noise, reference_samples, ",
         ),
         ("options.noise=2", "digits needs a noise within 0 and 1, got 2"),
         (
@@ -222,3 +224,9 @@ def test_a_configuration_that_cannot_be_written_is_no_mistake_of_the_user(tmp_pa
     (tmp_path / "a").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         configs.save(settle(), tmp_path / "a" / "config.yaml")
+
+
+def test_a_preset_and_a_file_are_one_too_many(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: clip")
+    with pytest.raises(UserError, match=r"a preset and a file of settings, one-gpu and .*a.yaml: give one of them"):
+        resolve(None, file=tmp_path / "a.yaml", preset="one-gpu")

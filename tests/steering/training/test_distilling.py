@@ -93,5 +93,5 @@ def test_a_task_without_answers_cannot_be_distilled(toy, training):
 
 
 def test_activations_that_cannot_be_computed_again_are_told(toy, training):
-    with pytest.raises(UserError, match="no set_grad_checkpointing"):
+    with pytest.raises(UserError, match="it has no set_grad_checkpointing"):
         training(toy(), recipe={"grad_checkpointing": True}, **PLAIN)
