@@ -151,7 +151,7 @@ class Steerer:
         if temperature is not None and isinstance(self.rule, Tempered):
             steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature, negatives))
             found = {**found, "objective": steered.loss.detach()}
-        objective = _mean(found.get("objective", steered.loss.detach()), steered.entries)
+        objective = _mean(found.get("objective", steered.objective), steered.entries)
         at = found.get("temperature")
         return replace(steered, objective=objective, temperature=None if at is None else _mean(at, steered.entries))
 

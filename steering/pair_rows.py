@@ -97,7 +97,7 @@ class PairRows:
         size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
         sums = (first / size).to(exact), (second / size**2).to(exact)
         gated = (first < negatives / 2).to(exact).mean()
-        return Steered(loss, weights.to(exact), scale, entries, sums, gated)
+        return Steered(loss, weights.to(exact), scale, entries, sums, gated, loss.detach())
 
 
 class _Sweep:

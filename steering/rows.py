@@ -36,7 +36,7 @@ class Steered:
     entries: Tensor
     sums: tuple[Tensor, Tensor]
     gated: Tensor
-    objective: Tensor | None = None
+    objective: Tensor
     temperature: Tensor | None = None
 
     @property
@@ -160,7 +160,7 @@ class LossRows:
             share = world_size() / (rows * entries.clamp(min=1))
         loss = (torch.linalg.vecdot(weights, excess) * share).sum()
         gated = (first < entries / 2).to(first).mean()
-        return Steered(loss, weights.view(self.shape), scale, entries, (first, second), gated)
+        return Steered(loss, weights.view(self.shape), scale, entries, (first, second), gated, loss.detach())
 
     def _excess(self, scale: Tensor) -> Tensor:
         return self.values if self.known is None else self.values - scale * self.known

@@ -2,24 +2,25 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, normalize
 
 from steering import Pairs, UserError
 from steering.distillation import distil
 
 
-def features(n: int, width: int, seed: int = 0, *, gradient: bool = True):
+def features(n: int, width: int, seed: int = 0, *, gradient: bool = True) -> tuple[Tensor, Tensor]:
     chance = torch.Generator().manual_seed(seed)
-    sides = (normalize(torch.randn(n, width, generator=chance, dtype=torch.float64), dim=-1) for _ in range(2))
-    return tuple(side.requires_grad_(gradient) for side in sides)
+    left, right = torch.randn(2, n, width, generator=chance, dtype=torch.float64)
+    return normalize(left, dim=-1).requires_grad_(gradient), normalize(right, dim=-1).requires_grad_(gradient)
 
 
-def dense(left, right, scale, teacher: Pairs):
+def dense(left: Tensor, right: Tensor, scale: float | Tensor, teacher: Pairs) -> Tensor:
     """The same with all similarities at once."""
     mine, theirs = left @ right.T * scale, teacher.left @ teacher.right.T * teacher.scale
     both = ((mine, theirs), (mine.T, theirs.T))
     found = [kl_div(log_softmax(a, -1), log_softmax(b, -1), reduction="batchmean", log_target=True) for a, b in both]
-    return sum(found) / 2
+    return (found[0] + found[1]) / 2
 
 
 @pytest.mark.parametrize("budget", [0, None], ids=["no budget", "kept"])

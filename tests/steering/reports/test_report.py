@@ -90,7 +90,7 @@ def test_a_plot_outside_the_folder_is_neither_read_nor_written(report, tmp_path,
     known = json.loads((tmp_path / "made" / "report.json").read_text())
     known["plots"][0]["name"] = name
     (tmp_path / "made" / "report.json").write_text(json.dumps(known))
-    with pytest.raises(UserError, match="holds no whole report .* a plot named"):
+    with pytest.raises(UserError, match=r"holds no whole report .* a plot named"):
         read(tmp_path / "made")
 
 

@@ -84,8 +84,14 @@ class Contrast:
     normed: bool = False
     methods: bool = False
 
-    size: ClassVar[int] = SAMPLES
-    rows: ClassVar[int] = 2 * SAMPLES
+    @property
+    def size(self) -> int:
+        return SAMPLES
+
+    @property
+    def rows(self) -> int:
+        return 2 * SAMPLES
+
     metrics: ClassVar[Mapping[str, Metric]] = {"scale": Metric(label="scale")}
     recipe: ClassVar[Recipe] = Recipe(
         steps=STEPS,
@@ -130,7 +136,7 @@ class Contrast:
         return Batch(ids, {"x": x[ids], "y": (x + 0.5 * noise)[ids]})
 
 
-def begun(arm: Mapping, task: Contrast, **recipe) -> Training:
+def begun(arm: Mapping, task: Any, **recipe) -> Training:
     settings = task.recipe.model_copy(update=recipe)
     return Training(task, Arm(**arm), settings, reference=ReferenceLosses(task), seed=0)
 
@@ -164,7 +170,7 @@ def one_rank(place: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     meet, patience = f"file://{folder}/meet{ranks}", timedelta(minutes=2)
     torch.distributed.init_process_group("gloo", meet, rank=place, world_size=ranks, timeout=patience)
-    found = {name: trained(**case) for name, case in cases().items()}
+    found: dict[str, Any] = {name: trained(**case) for name, case in cases().items()}
     if ranks == 2:
         adam = {"optimizer": "adamw", "parallel": "fsdp", "checkpoint_every": 2}
         found["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", steps=4, **adam)
@@ -220,7 +226,7 @@ def test_what_a_sharded_run_saved_goes_on_in_one_process(found, tmp_path):
     state = checkpoint.load(folder / "sharded.pt")
     assert state["done"] == 4
     torch.testing.assert_close(state["model"], results[2]["sharded"]["model"], rtol=1e-12, atol=1e-12)
-    task = Contrast()
+    task: Any = Contrast()
     settings = task.recipe.model_copy(update={"optimizer": "adamw", "steps": 5})
     mine = Training(task, Arm(**ARMS["openclip"]), settings, reference=ReferenceLosses(task), seed=0)
     mine.load_state_dict(state)
