@@ -126,6 +126,11 @@ def interval(drawn: Drawn, units: int) -> Estimate:
     """
     if units < 2:
         return Estimate(drawn.value, -np.inf, np.inf)
-    tail = norm.cdf(-student.ppf((1 + LEVEL) / 2, units - 1) * np.sqrt(units / (units - 1)))
-    low, high = np.quantile(drawn.draws, [tail, 1 - tail], method="inverted_cdf")  # infinite draws are no obstacle
+    beyond = tail(units)
+    low, high = np.quantile(drawn.draws, [beyond, 1 - beyond], method="inverted_cdf")  # infinite draws do no harm
     return Estimate(drawn.value, float(low), float(high))
+
+
+def tail(units: int) -> float:
+    """The share of draws beyond either end of an interval, expanded for few units; of two or more."""
+    return float(norm.cdf(-student.ppf((1 + LEVEL) / 2, units - 1) * np.sqrt(units / (units - 1))))

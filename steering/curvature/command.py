@@ -17,7 +17,8 @@ from steering.curvature.section import Section, answer
 from steering.curvature.transfer import Teaching
 from steering.errors import UserError, did_you_mean
 from steering.reports.report import Report, show, write
-from steering.runs.run import device, new_folder
+from steering.runs.progress import Interrupted, Interrupts
+from steering.runs.run import Stopped, device, new_folder
 
 BETAS, QUICK_BETAS, BRIDGE_BETAS = "0.5:1:0.05", "0.6:1:0.2", (1.0, 0.9, 0.7, 0.5)
 DIGITS = "digits"
@@ -92,12 +93,18 @@ def run(asked: Asked) -> None:
 
     Raises:
         UserError: the options do not fit together.
+        Stopped: SIGINT or SIGTERM came; the repetitions that are measured stay.
     """
     name, question, studies = _studies(asked)
     folder = asked.out or new_folder(f"tune-{name}")
     console = Console(soft_wrap=not sys.stdout.isatty())
     console.print(f"report folder: {folder}", markup=False, highlight=False)
-    numbers = {study.name: _measured(study, folder, console) for study in studies}
+    interrupts = Interrupts()
+    try:
+        with interrupts:
+            numbers = {study.name: _measured(study, folder, console) for study in studies}
+    except Interrupted:
+        raise Stopped(f"stopped; the same command with --out {folder} goes on", interrupts.received or 2) from None
     told = {study.name: study.tell(numbers[study.name]) for study in studies}
     found = report(name, question, asked.command, told, numbers)
     page = write(found, folder)
@@ -250,8 +257,18 @@ def report(name: str, question: str, command: str, told: dict[str, Section], num
             "beta)) (Hu et al. 2025) in place of every ReLU of a trained network; beta = 1 is ReLU, "
             "and c = 0.5 unless it is learned. Beta is chosen on the validation split, beta = 1 is always among "
             "the candidates, and of equal ones the nearest to 1 is taken.",
+            *([_correction(len(changes))] if len(changes) > 1 else []),
             *(paragraph for section in told.values() for paragraph in section.method),
         ],
         limits=[*LIMITS, *(limit for section in told.values() for limit in section.limits)],
         numbers=numbers,
+    )
+
+
+def _correction(number: int) -> str:
+    """What the answer claims, where it looks at several comparisons at once."""
+    return (
+        f"The answer looks at {number} comparisons of the chosen beta with beta = 1 and calls decided what still is "
+        "after Holm's correction over them (Holm 1979). Intervals, colours in tables and all other sentences are of "
+        "each comparison alone."
     )

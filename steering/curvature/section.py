@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from steering.reports.figures import Plot
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Grid
-from steering.runs.statistics import Interval, interval, paired_difference
+from steering.runs.statistics import LEVEL, Interval, Verdict, holm, interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,23 @@ def signed(found: Interval) -> str:
 
 
 def answer(changes: Mapping[str, Interval]) -> str:
-    """What the search over beta changed anywhere, in one sentence."""
+    """What the search over beta changed anywhere, in one sentence: decided is what still is after Holm."""
     words = {"better": "fewer errors", "worse": "more errors", "undecided": "no decided difference"}
-    parts = []
+    verdicts, parts = _decided(changes), []
     for verdict, word in words.items():
-        found = [f"{where} ({signed(change)})" for where, change in changes.items() if change.verdict == verdict]
+        found = [f"{where} ({signed(change)})" for where, change in changes.items() if verdicts[where] == verdict]
         parts += [f"{word} for {', '.join(found)}"] if found else []
-    return f"Choosing beta on a validation split made {'; '.join(parts)}, in points of test error saved."
+    corrected = f"; corrected by Holm for {len(changes)} comparisons" if len(changes) > 1 else ""
+    return f"Choosing beta on a validation split made {'; '.join(parts)} (points of test error saved{corrected})."
+
+
+def _decided(changes: Mapping[str, Interval]) -> dict[str, Verdict]:
+    """What is decided of each; one without a p value was looked at too, and counts."""
+    adjusted = holm([1.0 if change.p is None else change.p for change in changes.values()])
+    return {
+        where: change.verdict if p < 1 - LEVEL else "undecided"
+        for (where, change), p in zip(changes.items(), adjusted, strict=True)
+    }
 
 
 def chosen(values: Sequence[float]) -> str:

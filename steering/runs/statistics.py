@@ -76,6 +76,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float], better: Literal["h
     return _interval(differences, largest=max(map(abs, (*a, *b)), default=0.0))
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted for all of them being looked at (Holm 1979), in the old order.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none may fall below one before it.
+    """
+    adjusted, least = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        least = max(least, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
 def _interval(values: Sequence[float], largest: float) -> Interval:
     """The t interval; spread below what floats of the size ``largest`` can tell apart counts as none."""
     if not values:

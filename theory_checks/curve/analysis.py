@@ -70,7 +70,7 @@ class Analysis:
 
     def reached(self, name: str) -> Estimate | None:
         """Samples a method needs to be as good as the reference; None where there is only one size."""
-        return estimate(*self._reached[name]) if len(self.plan.sizes) > 1 else None
+        return estimate(*self._reached[name], self.plan.seeds) if len(self.plan.sizes) > 1 else None
 
     def saving(self, name: str) -> Estimate | None:
         """How many times as many samples the baseline needs for that; above 1 where the method needs fewer."""
@@ -78,7 +78,8 @@ class Analysis:
             return None
         base, drawn = self._reached[self.plan.baseline]
         own, others = self._reached[name]
-        return estimate(ratio(base, own), [ratio(a, b) for a, b in zip(drawn, others, strict=True)])
+        ratios = [ratio(a, b) for a, b in zip(drawn, others, strict=True)]
+        return estimate(ratio(base, own), ratios, self.plan.seeds)
 
     def slope(self, name: str) -> Slope | None:
         return slope(self.plan.sizes, self.table(name), self._draws)

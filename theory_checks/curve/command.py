@@ -149,6 +149,14 @@ def _stopped(folder: Path, interrupts: Interrupts) -> Stopped:
     return Stopped(f"stopped; what was trained is saved. Go on with: {command}", interrupts.received or 2)
 
 
+def _completed(old: dict[str, Any]) -> dict[str, Any]:
+    """An older plan with the settings that have come since, which then had their defaults."""
+    try:
+        return Plan.model_validate(old).model_dump(mode="json")
+    except ValidationError:
+        return old
+
+
 def _enter(plan: Plan, folder: Path) -> FileLock:
     """Makes the folder, or makes sure that its trainings are those of this plan, as far as both have them."""
     lock = FileLock(files.make_folder(folder) / LOCK)
@@ -159,7 +167,7 @@ def _enter(plan: Plan, folder: Path) -> FileLock:
     path, known = folder / "plan.json", {}
     new = plan.model_dump(mode="json")
     if path.exists():
-        old = _read(path)
+        old = _completed(_read(path))
         changed = [name for name in new if name not in FREE and new[name] != old.get(name)]
         known = old.get("methods", {})
         changed += [name for name in new["methods"] if name in known and new["methods"][name] != known[name]]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steering.runs.statistics import LEVEL, Interval, Verdict, paired_difference
+from steering.runs.statistics import LEVEL, Interval, Verdict, holm, paired_difference
 
 LEAST, LEAST_REFERENCE = 12, 20  # seeds for a claim, and for one against the reference
 
@@ -28,18 +28,6 @@ class Gain:
         if self.adjusted is None or self.adjusted >= 1 - LEVEL:
             return "undecided"
         return "better" if self.interval.mean > 0 else "worse"
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """p values adjusted for all of them being looked at (Holm 1979), in the old order.
-
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none may fall below one before it.
-    """
-    adjusted, least = [0.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        least = max(least, min(1.0, (len(values) - rank) * values[place]))
-        adjusted[place] = least
-    return adjusted
 
 
 def gains(sizes: Sequence[int], first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[Gain]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steering.theory_checks.bootstrap import tail
+
 DRAWS = 2000  # bootstrap samples of seeds
-LEVEL = 0.95
 LEAST_SIZES, LEAST_DECADES = 5, 1.5  # for a power law with a floor
 TINY = 1e-9
 
@@ -39,7 +40,8 @@ class Estimate:
 
     Attributes:
         value: from the mean over all seeds.
-        interval: percentiles of the bootstrap; ``low`` 0 and ``high`` infinite where they lie beyond.
+        interval: percentiles of the bootstrap, expanded for few seeds; ``low`` 0 and ``high`` infinite where they
+            lie beyond.
     """
 
     value: Range
@@ -99,11 +101,19 @@ def reaches(sizes: Sequence[int], errors: np.ndarray, target: np.ndarray, draws:
     return [reach(sizes, list(curve), float(aim)) for curve, aim in zip(curves, targets, strict=True)]
 
 
-def estimate(value: Range, drawn: Sequence[Range]) -> Estimate:
-    """With the interval that covers what is known: the lower ends of the draws below, the upper ends above."""
-    tail = (1 - LEVEL) / 2
-    low = float(np.quantile([one.low for one in drawn], tail, method="lower"))
-    high = float(np.quantile([one.high for one in drawn], 1 - tail, method="higher"))
+def estimate(value: Range, drawn: Sequence[Range], seeds: int) -> Estimate:
+    """With the interval that covers what is known: the lower ends of the draws below, the upper ends above.
+
+    Args:
+        value: from the mean over all seeds.
+        drawn: the same of every draw.
+        seeds: number of them; of one there is no interval.
+    """
+    if seeds < 2:
+        return Estimate(value, Range(0, math.inf))
+    beyond = tail(seeds)
+    low = float(np.quantile([one.low for one in drawn], beyond, method="lower"))
+    high = float(np.quantile([one.high for one in drawn], 1 - beyond, method="higher"))
     return Estimate(value, Range(low, high))
 
 
@@ -140,23 +150,26 @@ def slope(sizes: Sequence[int], errors: np.ndarray, draws: np.ndarray) -> Slope 
         return None
     curves = np.maximum(np.concatenate([errors.mean(0, keepdims=True), errors[draws].mean(1)]), TINY)
     plain = _lines(np.log(sizes), np.log(curves))[0]
-    ends = _ends(plain[1:])
+    seeds = len(errors)
+    ends = _ends(plain[1:], seeds)
     decades = math.log10(sizes[-1] / sizes[0])
     if len(sizes) < LEAST_SIZES or decades < LEAST_DECADES - 1e-9:
         reason = f"a floor needs {LEAST_SIZES} sizes over {LEAST_DECADES} decades, there are {len(sizes)} over "
         return Slope(float(plain[0]), ends, None, None, reason + f"{decades:.2f}")
     floors, exponents = _with_floor(np.log(sizes), curves)
-    low, high = _ends(floors[1:])
+    low, high = _ends(floors[1:], seeds)
     if low <= 0 or high >= 0.99 * float(curves[0].min()):
         return Slope(
             float(plain[0]), ends, None, None, "the data do not tell a floor from none, or from the last error"
         )
     floor = (float(floors[0]), low, high)
-    return Slope(float(plain[0]), ends, floor, (float(exponents[0]), *_ends(exponents[1:])), "")
+    return Slope(float(plain[0]), ends, floor, (float(exponents[0]), *_ends(exponents[1:], seeds)), "")
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _ends(values: np.ndarray, seeds: int) -> tuple[float, float]:
+    if seeds < 2:
+        return -math.inf, math.inf
+    low, high = np.quantile(values, [tail(seeds), 1 - tail(seeds)])
     return float(low), float(high)
 
 

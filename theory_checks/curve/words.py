@@ -26,8 +26,9 @@ METHOD = [
     "All methods take the same number of steps with the same batch (or the whole set, where that is smaller).",
     "Differences are paired by seed, with 95 % t intervals; over the sizes of one comparison, p values are adjusted by "
     "Holm. Samples to reach the reference are read off the mean curve, both axes logarithmic, the target being the "
-    "mean error of the reference on the same test sets; their intervals are percentiles of 2000 bootstrap draws of "
-    "seeds, the target drawn with them. What lies beyond the sizes that were tried is shown as < or >.",
+    "mean error of the reference on the same test sets; their intervals, and those of slopes, are percentiles of "
+    "2000 bootstrap draws of seeds, the target drawn with them, taken further out as few seeds need it (Hesterberg "
+    "2015, section 5.3). What lies beyond the sizes that were tried is shown as < or >.",
     "A power law with a floor, error = E + A / n^b, is fitted only to 5 sizes or more over 1.5 decades, and told only "
     "if the interval of E lies above 0 and below the last error. Compute counts 1 for a forward and 2 for a backward "
     "pass of a sample, scoring included; the reference's losses are remembered, so that it sees every sample once.",

@@ -88,11 +88,13 @@ class Collected:
         pairs: by target and view, one a seed.
         leaks: the reference's losses on fresh and on training samples, one a seed.
         crossed: all seeds have the same held-out samples.
+        size: training samples of the targets.
     """
 
     pairs: dict[tuple[str, str], list[Paired]] = field(default_factory=dict)
     leaks: list[tuple[ndarray, ndarray]] = field(default_factory=list)
     crossed: bool = False
+    size: int = 0
 
     def add(self, target: str, found: dict[str, Paired]) -> None:
         for view, pair in found.items():
@@ -116,7 +118,7 @@ def collect(
         device: of the reference.
         star: trains a stand-in for the best model on the samples of a task, if that is wanted.
     """
-    found, last = Collected(), None
+    found, last = Collected(size=task.seeded(0).size), None
     for seed in range(seeds):
         drawn = task.seeded(seed)
         if last is None or last[0] is not drawn:
@@ -139,7 +141,7 @@ def cross_fitted(task: Task, reference: Scored, star: Model, seed: int) -> Sampl
     whole = joined(*losses.held_out(task))
     fold = torch.arange(len(whole)) % 2
     target = np.zeros(len(whole))
-    (trained,) = losses.trained_on(task)
+    (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
     for part in range(2):
         data = joined(trained, whole.take((fold != part).nonzero()[:, 0]))
         model = star(Variant(task, data=data), f"{STAR}-{part}", seed)

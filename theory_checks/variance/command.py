@@ -18,7 +18,7 @@ from steering.runs import run as runs
 from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.task import HeldOut, Task
-from steering.theory_checks.variance import bench, models, validation
+from steering.theory_checks.variance import bench, models, trajectory, validation
 from steering.theory_checks.variance.measure import Measured, measure
 from steering.theory_checks.variance.options import Asked
 from steering.theory_checks.variance.report import report
@@ -39,13 +39,13 @@ def run(asked: Asked) -> None:
 
 def _measured(asked: Asked, console: Console) -> tuple[Path, Report]:
     if asked.refs:
-        from steering.theory_checks.variance import before
-
         if asked.target is not None or asked.validate or asked.seeds or asked.sets:
             raise UserError(
                 "--ref judges references before any training, on --data alone: leave out the task, --seeds, --set and "
                 "--validate. A task takes its reference by --set options.ref=MODEL"
             )
+        from steering.theory_checks.variance import before
+
         folder = asked.out or runs.new_folder("variance")
         return folder, before.judge(asked, console)
     if asked.target is None:
@@ -75,7 +75,7 @@ def of_run(folder: Path, asked: Asked) -> tuple[Path, Report]:
     )
     found = _figures(collected, config.recipe)
     out = asked.out or runs.new_folder(f"variance-{config.task}")
-    return out, report(str(folder), collected, found, asked.command)
+    return out, report(str(folder), collected, found, _along(folder, config, plain, collected), asked.command)
 
 
 def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
@@ -85,12 +85,17 @@ def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
     config = configs.validate(config.model_dump() | {"recipe": _two_arms(config.recipe).model_dump()})
     if asked.validate:
         validation.check(task, config.task)
-    whole = runs.Run(config, task, folder / "run", console, asked.command.split())
-    whole.execute()
+    plain, steered = bench.plain_and_steered(config.recipe)
+    whole = trajectory.ObservedRun(
+        config, task, folder / "run", console, asked.command.split(), plain=plain, pairs=asked.pairs
+    )
+    try:
+        whole.execute()
+    except runs.Stopped as stop:  # whose advice is to finish the run, not the measurement
+        raise runs.Stopped(models.advice(folder), stop.signal) from None
     with working(folder, config, console) as trainer:
         if asked.validate:
             return folder, validation.validate(task, config, trainer, asked.command)
-        plain, steered = bench.plain_and_steered(config.recipe)
 
         def star(variant: Task, name: str, seed: int) -> nn.Module:
             return trainer(name, variant, config.recipe.arms[plain], config.recipe, seed)
@@ -105,7 +110,8 @@ def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
             star=star if isinstance(task, HeldOut) else None,
         )
     found = _figures(collected, config.recipe)
-    return folder, report(config.task, collected, found, asked.command)
+    along = _along(folder / "run", config, plain, collected)
+    return folder, report(config.task, collected, found, along, asked.command)
 
 
 @contextmanager
@@ -122,6 +128,12 @@ def working(folder: Path, config: RunConfig, console: Console) -> Iterator[model
 
 def _trained(folder: Path, config: RunConfig, device: torch.device) -> Callable[[Task, str, int], nn.Module]:
     return lambda task, arm, seed: models.of_run(folder, config, task, arm, seed, device)
+
+
+def _along(run: Path, config: RunConfig, plain: str, collected: bench.Collected) -> list[list[trajectory.Moment]]:
+    """What was seen of the plain arm while it trained, on the held-out samples that are measured at its end."""
+    units = [pair.units for pair in next(iter(collected.pairs.values()))]
+    return trajectory.read(run, plain, config.recipe.steps, units)
 
 
 def _figures(collected: bench.Collected, recipe: Recipe) -> dict[tuple[str, str], Measured]:

@@ -18,6 +18,7 @@ from steering.training.seeds import untouched
 
 BLOCK = 512  # samples that go through a model at a time
 MOST_TRAINED = 4096  # training samples of the leak check
+MOST_WHOLE = 1 << 16  # training samples of the best model at hand, which are held in memory
 
 
 class Scored(NamedTuple):
@@ -103,9 +104,9 @@ def paired(target: Scored, reference: Scored) -> Samples:
     return Samples(target.losses, reference.losses, target.rows, reference.tempered())
 
 
-def trained_on(task: Task) -> list[Batch]:
-    """Samples that the target is trained on, as one batch."""
-    return [next(iter(task.stream(min(task.size, MOST_TRAINED), seed=0)))]
+def trained_on(task: Task, most: int = MOST_TRAINED) -> list[Batch]:
+    """Samples that the target is trained on, as one batch of at most so many."""
+    return [next(iter(task.stream(min(task.size, most), seed=0)))]
 
 
 def _scores(values: ndarray, outputs: ndarray | None) -> ndarray | None:

@@ -177,8 +177,12 @@ class Trainer:
 
 def stopped(folder: Path, interrupts: Interrupts) -> Stopped:
     """What to raise when the user asked for an end."""
-    number = interrupts.received or 2
-    return Stopped(f"stopped; the same command with --out {folder} goes on", number)
+    return Stopped(advice(folder), interrupts.received or 2)
+
+
+def advice(folder: Path) -> str:
+    """How to go on after a stop."""
+    return f"stopped; the same command with --out {folder} goes on"
 
 
 def halves(batches: list[Batch], share: float = 0.5) -> Iterator[Batch]:

@@ -1,17 +1,21 @@
 """The figures of the variance report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from steering.reports.figures import BASE, GREY, PALETTE, STYLE, Plot, figure, legend, png
 from steering.theory_checks.bootstrap import Estimate
 from steering.theory_checks.variance.measure import Measured, Paired
-from steering.theory_checks.variance.words import VISIBLE, span
+from steering.theory_checks.variance.trajectory import Moment, initial
+from steering.theory_checks.variance.trajectory import ratios as ratios_of
+from steering.theory_checks.variance.words import VISIBLE, short, span
 
 POINTS = 3000  # of a cloud that are drawn
 WIDE = 1e3  # an axis of more than this has ticks at powers of ten alone
@@ -118,6 +122,47 @@ def tails(name: str, pair: Paired) -> Plot:
         f"carries a tenth of it, its interval is not to be relied on."
     )
     return Plot("tails", "What the variances rest on", caption, image)
+
+
+def along(name: str, seen: Sequence[Sequence[Moment]]) -> Plot:
+    """R against the step: the median of the seeds and their range, the beginning of the training dashed."""
+    steps, found, early = [one.step for one in seen[0]], ratios_of(seen), initial(seen)
+    median = np.median(found, 0)
+    with mpl.rc_context(STYLE):
+        made, ((axes,),) = figure(height=3.4)
+        if len(found) > 1:
+            axes.fill_between(steps, found.min(0), found.max(0), color=PALETTE[0], alpha=0.18, lw=0)
+        axes.plot(steps, median, "--o", color=GREY, ms=5)
+        axes.plot(steps, np.where(early, np.nan, median), "-o", color=PALETTE[0], ms=5)
+        axes.axhline(1, color=BASE, lw=1.2)
+        axes.axhline(VISIBLE, color=GREY, lw=1, ls=(0, (1.5, 1)))
+        axes.set_xscale("log")
+        axes.set_xticks(steps, [f"{step:,}" for step in steps])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, VISIBLE / 1.3), max(high, 1.3))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > WIDE else (1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("gradient steps")
+        axes.set_ylabel("R = Var(l - l_ref) / Var(l)")
+        label = "R, median of seeds" if len(found) > 1 else "R"
+        handles: list[Artist] = [Line2D([], [], color=PALETTE[0], marker="o", ms=5, label=label)]
+        if early.any():
+            handles.append(Line2D([], [], color=GREY, ls="--", marker="o", ms=5, label="sd(l) < sd(l_ref) / 2"))
+        if len(found) > 1:
+            handles.append(Patch(color=PALETTE[0], alpha=0.18, lw=0, label="range of seeds"))
+        legend(made, handles)
+        image = png(made)
+    listed = "; ".join(f"step {step:,}: {short(ratio)}" for step, ratio in zip(steps, median, strict=True))
+    caption = (
+        f"{name}, on the same held-out samples at every step. Dashed: while sd(l) < sd(l_ref) / 2, R is above 1 "
+        f"whatever the reference knows. At 1 (solid) the reference takes nothing away, above {VISIBLE:g} (dotted) no "
+        f"visible effect is expected. {listed}."
+    )
+    return Plot("along", "R along the training", caption, image)
 
 
 def _bar(axes, row: int, ratio: Estimate, colour) -> None:

@@ -1,14 +1,16 @@
 """The report on trained models: what the reference takes of their losses' variance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steering.reports.grid import MISSING, Cell, Column, Grid
 from steering.reports.report import Report
-from steering.theory_checks.variance import plots
+from steering.theory_checks.variance import certified, plots, trajectory
 from steering.theory_checks.variance.bench import STAR, Collected
+from steering.theory_checks.variance.losses import MOST_WHOLE
 from steering.theory_checks.variance.measure import Measured
 from steering.theory_checks.variance.pairs import PER_ANCHOR
+from steering.theory_checks.variance.trajectory import Moment
 from steering.theory_checks.variance.words import (
     TONES,
     VISIBLE,
@@ -52,13 +54,20 @@ LIMITS = [
 ]
 
 
-def report(subject: str, collected: Collected, measured: Mapping[tuple[str, str], Measured], command: str) -> Report:
+def report(
+    subject: str,
+    collected: Collected,
+    measured: Mapping[tuple[str, str], Measured],
+    along: Sequence[Sequence[Moment]],
+    command: str,
+) -> Report:
     """Builds the report.
 
     Args:
         subject: the task or the run.
         collected: what was measured.
         measured: by target and view; the first one is the headline.
+        along: what was seen of the plain target while it trained, by seed; none if nobody looked.
         command: what the user typed.
     """
     named = {label(*key): found for key, found in measured.items()}
@@ -69,20 +78,31 @@ def report(subject: str, collected: Collected, measured: Mapping[tuple[str, str]
         warnings.insert(0, _leaked(leaks))
     key = next(iter(measured))
     pair = collected.pairs[key][0]
+    certificates = certified.certify(collected)
+    course = trajectory.finding(along, head) if along else None
+    if any(target == STAR for target, _ in measured) and collected.size > MOST_WHOLE:
+        warnings.append(_short_of(collected.size))
     return Report(
         title=f"Variance: {subject}",
         question=QUESTION,
         verdict=answer(first, head),
-        findings=_findings(_heads(measured), leaks),
+        findings=_findings(_heads(measured), leaks) + ([course] if course else []),
         cautions=warnings,
-        grids=[_ratios(named), _details(named)],
-        plots=[plots.ratios(named), plots.cloud(head, pair), plots.tails(head, pair)],
-        method=[DEFINITIONS, _data(first, collected, measured), INTERVALS],
+        grids=[_ratios(named), _details(named), *([certified.grid(certificates)] if certificates else [])],
+        plots=[
+            plots.ratios(named),
+            plots.cloud(head, pair),
+            plots.tails(head, pair),
+            *([plots.along(head, along)] if along else []),
+        ],
+        method=[DEFINITIONS, _data(first, collected, measured), INTERVALS, _course(along)],
         limits=LIMITS,
         numbers={
             "measured": {name: as_numbers(found) for name, found in named.items()},
             "leak": None if leaks is None else {"gap": leaks.gap, "error": leaks.error, "found": leaks.found},
             "shared_samples": collected.crossed,
+            "certificates": certified.as_numbers(certificates),
+            "along_training": trajectory.as_numbers(along),
         },
         command=command,
     )
@@ -166,6 +186,23 @@ def _leaked(leaks: Leak) -> str:
         f"the reference's loss is {short(leaks.gap)} lower on the target's training data than on fresh data "
         f"({leaks.gap / leaks.error:.1f} standard errors): it seems to have seen them, and what is measured here on "
         f"fresh data does not hold in training"
+    )
+
+
+def _short_of(size: int) -> str:
+    return (
+        f"the best model at hand was trained on {MOST_WHOLE:,} of the {size:,} training samples, so it need not be "
+        f"better than the target"
+    )
+
+
+def _course(along: Sequence[Sequence[Moment]]) -> str:
+    if not along:
+        return "R along the training is not told: it is looked at while steer variance itself trains the plain target."
+    return (
+        "R along the training is that of the plain target on the same held-out samples, secondary to R at its end and "
+        "never pooled over steps. At its beginning, while sd(l) < sd(l_ref) / 2, R is above 1 whatever the reference "
+        "knows."
     )
 
 

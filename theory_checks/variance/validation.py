@@ -82,7 +82,7 @@ def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: 
     clean_pool, clean = halves(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
     candidates = _candidates(task, recipe, plain, trainer, seed, pool, clean_pool)
     study.names = list(candidates)
-    (trained,) = losses.trained_on(task)
+    (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
     arm = recipe.arms[plain]
     proxies = {
         "R, plainly trained target": trainer("plain", task, arm, recipe, seed),

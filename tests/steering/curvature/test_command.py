@@ -1,6 +1,7 @@
 """The command from end to end: what it writes, what it takes up again, and what it says of mistakes."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from steering import cli
+from steering.curvature import bridge
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +46,32 @@ def test_a_study_of_digits_is_written_in_the_common_form_and_taken_up_again(stee
     assert code == 2 and "other settings" in err and err.count("\n") == 1
 
 
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(steer, monkeypatch):
+    words, measure = ("digits", "--quick", "--parts", "bridge", "--out", "out"), bridge.measure
+
+    def interrupted(seed, *rest):
+        if seed == 1:
+            signal.raise_signal(signal.SIGINT)
+        return measure(seed, *rest)
+
+    monkeypatch.setattr(bridge, "measure", interrupted)
+    code, _, err = steer(*words)
+    assert (code, err) == (130, "steer: stopped; the same command with --out out goes on\n")
+    assert not Path("out/report.json").exists()
+    monkeypatch.setattr(bridge, "measure", measure)
+    code, out, _ = steer(*words)
+    assert code == 0 and "repetition 1" in out and "repetition 0" not in out
+
+
 @pytest.mark.parametrize("part", ["transfer", "noise", "robustness", "boundary"])
 def test_every_other_study_runs(steer, part):
     code, _, err = steer("digits", "--quick", "--seeds", "1", "--parts", part, "--out", "out")
     assert (code, err) == (0, "")
     told = json.loads(Path("out/report.json").read_text())
     assert "One repetition, hence no intervals." in Path("out/report.md").read_text()
+    compared = {"noise": 2, "robustness": 2}.get(part)
+    method = " ".join(told["method"])
+    assert f"looks at {compared} comparisons" in method if compared else "Holm" not in method
     assert len(told["numbers"][part]) == 1
 
 

@@ -32,6 +32,16 @@ def test_the_answer_sorts_changes_by_what_their_intervals_decide():
     )
 
 
+def test_the_answer_decides_nothing_that_the_number_of_comparisons_may_explain():
+    """p is 0.035 alone, 0.07 of two; the one without a p value was looked at too."""
+    narrow, none = fewer([0.18, 0.17, 0.16], [0.2] * 3), fewer([0.2] * 3, [0.2] * 3)
+    assert 0.025 < (narrow.p or 0) < 0.05 and none.p is None, "what the rest of the test needs"
+    assert "fewer errors for a" in answer({"a": narrow}) and "Holm" not in answer({"a": narrow})
+    told = answer({"a": narrow, "b": none})
+    assert "no decided difference for a (+" in told and "fewer" not in told
+    assert "corrected by Holm for 2 comparisons" in told
+
+
 def test_one_repetition_decides_nothing():
     assert "which decides nothing" in said(fewer([0.1], [0.3]))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steering.runs.statistics import interval, paired_difference
+from steering.runs.statistics import holm, interval, paired_difference
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 12])
@@ -72,6 +72,15 @@ def test_a_value_that_is_no_number_decides_nothing():
     for bad in (math.nan, math.inf):
         found = interval([1.0, bad, 2.0])
         assert math.isnan(found.mean) and found.low is None and found.verdict == "undecided"
+
+
+def test_holm_against_a_hand_example():
+    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1; the last may not fall below the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_an_adjusted_value_never_exceeds_one():
+    assert holm([0.5, 0.9]) == [1, 1]
 
 
 def test_unpaired_lists_are_refused():

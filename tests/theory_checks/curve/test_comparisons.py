@@ -1,17 +1,6 @@
 """Paired gains, and p values adjusted for looking at every size."""
 
-import pytest
-
-from steering.theory_checks.curve.comparisons import gains, holm
-
-
-def test_holm_against_a_hand_example():
-    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1; the last may not fall below the one before."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def test_an_adjusted_value_never_exceeds_one():
-    assert holm([0.5, 0.9]) == [1, 1]
+from steering.theory_checks.curve.comparisons import gains
 
 
 def test_a_gain_that_is_decided_alone_may_be_undecided_among_many():

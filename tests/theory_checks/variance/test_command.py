@@ -8,6 +8,7 @@ import pytest
 
 from steering import UserError
 from steering.clip.bundled import BUNDLE
+from steering.runs import run as runs
 from steering.theory_checks.variance.command import run
 
 SHORT = ["recipe.steps=3", "recipe.checkpoint_every=3", "recipe.evaluate_every=0"]
@@ -43,7 +44,9 @@ def test_a_task_is_trained_measured_and_reported_and_its_run_gives_the_same(aske
     found = numbers(tmp_path / "report")
     assert list(found["measured"]) == ["erm", "drrho_kl", "best model at hand"]
     assert found["measured"]["erm"]["seeds"] == 2 and found["leak"]["found"] is False
-    for name in ("report.html", "report.md", "plots/ratios.png", "plots/losses.png", "plots/tails.png"):
+    assert [course[-1]["ratio"] for course in found["along_training"]] == found["measured"]["erm"]["ratios"]
+    assert list(found["certificates"]) == ["erm", "drrho_kl"]
+    for name in ("report.html", "report.md", *(f"plots/{plot}.png" for plot in ("ratios", "losses", "tails", "along"))):
         assert (tmp_path / "report" / name).stat().st_size > 0
     said = capsys.readouterr().out
     assert "2 seeds are too few" in said and "report:" in said
@@ -62,6 +65,16 @@ def test_what_was_trained_is_not_trained_again(asked, tmp_path):
     assert numbers(tmp_path / "report") == first
     with pytest.raises(UserError, match="another configuration"):
         run(asked(target="blobs", seeds=1, sets=[*SHORT, "recipe.batch=50"]))
+
+
+def test_a_stop_in_the_middle_of_training_tells_how_the_measurement_goes_on(asked, tmp_path, monkeypatch):
+    def stopped(_):
+        raise runs.Stopped("go on with steer run --resume", 15)
+
+    monkeypatch.setattr(runs.Run, "execute", stopped)
+    with pytest.raises(runs.Stopped, match=f"the same command with --out {tmp_path / 'report'} goes on") as caught:
+        run(asked(target="blobs", seeds=1, sets=SHORT))
+    assert caught.value.signal == 15
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from steering.task import Batch, Losses
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.tasks.digits import Digits
+from steering.theory_checks.variance.bench import cross_fitted
 from steering.theory_checks.variance.losses import Scored, held_out, paired, score, trained_on
 from steering.theory_checks.variance.models import Scaled
 
@@ -108,6 +109,21 @@ def test_losses_that_are_all_alike_have_no_variance_to_compare():
 def test_training_samples_are_all_there_where_they_are_few():
     (batch,) = trained_on(Blobs())
     assert sorted(batch.ids.tolist()) == list(range(200))
+
+
+def test_the_leak_check_takes_some_training_samples_and_the_best_model_at_hand_all_of_them():
+    task = Blobs(samples=5000)
+    assert len(trained_on(task)[0]) == 4096
+    seen = []
+
+    def star(variant, name, seed):
+        seen.append(variant.size)
+        return task.target()
+
+    reference = score(task, task.reference(), held_out(task))
+    assert isinstance(reference, Scored)
+    cross_fitted(task, reference, star, 0)
+    assert seen == [5000 + 1000] * 2
 
 
 def test_asking_a_model_leaves_the_global_generators_alone():
