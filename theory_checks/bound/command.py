@@ -9,7 +9,8 @@ from rich.console import Console
 
 from steering.errors import UserError
 from steering.reports.report import Report, show, write
-from steering.runs.run import new_folder
+from steering.runs.progress import Interrupted, Interrupts
+from steering.runs.run import Stopped, new_folder
 from steering.theory_checks.bound import applied
 from steering.theory_checks.bound.report import report
 from steering.theory_checks.bound.study import QUICK, Extent, study
@@ -20,19 +21,26 @@ def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int,
 
     Raises:
         UserError: options that do not go together.
+        Stopped: SIGINT or SIGTERM came; nothing was written.
     """
     torch.set_num_threads(1)  # of rows this short, threads only cost
     console = Console(soft_wrap=not sys.stdout.isatty())
+    if run_folder is None and width is not None:
+        raise UserError("--width bounds the differences of a run's losses: give it together with --run")
+    interrupts = Interrupts()
+    try:
+        with interrupts:
+            made = _made(run_folder, width, QUICK if quick else Extent(), seed, console)
+    except Interrupted:
+        raise Stopped("stopped; nothing was written: the same command starts anew", interrupts.received or 2) from None
+    _publish(made, out or new_folder("bound" if run_folder is None else "bound-run"), console)
+
+
+def _made(run_folder: Path | None, width: float | None, extent: Extent, seed: int, console: Console) -> Report:
     command = shlex.join(["steer", *sys.argv[1:]])
     if run_folder is None:
-        if width is not None:
-            raise UserError("--width bounds the differences of a run's losses: give it together with --run")
-        found = study(QUICK if quick else Extent(), seed, lambda words: _say(console, words))
-        made, name = report(found, command), "bound"
-    else:
-        made = applied.report(applied.certified(run_folder, width), run_folder, command)
-        name = "bound-run"
-    _publish(made, out or new_folder(name), console)
+        return report(study(extent, seed, lambda words: _say(console, words)), command)
+    return applied.report(applied.certified(run_folder, width), run_folder, command)
 
 
 def _publish(made: Report, folder: Path, console: Console) -> None:

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from steering.reports.figures import BASE, GREY, PALETTE, STYLE, Plot, figure, legend, png
 from steering.theory_checks.bootstrap import interval, means
 from steering.theory_checks.bound.finite_class import FiniteClass
+from steering.theory_checks.bound.own_reference import FACTOR, MIDDLING
 from steering.theory_checks.bound.parametric import Linear
 from steering.theory_checks.bound.study import Study
 
@@ -19,7 +20,7 @@ _OTHERS = [(PALETTE[2], (0, (5, 1.5))), (PALETTE[3], (0, (1.5, 1))), (PALETTE[5]
 def draw(found: Study) -> list[Plot]:
     """Draws every figure of a study."""
     with mpl.rc_context(STYLE):
-        return [_rates(found), _ratios(found), _linear(found), _bounds(found)]
+        return [_rates(found), _ratios(found), _own(found), _linear(found), _bounds(found)]
 
 
 def _rates(found: Study) -> Plot:
@@ -77,6 +78,40 @@ def _ratios(found: Study) -> Plot:
         "hypothesis's. Dashed: the leading term of the bound. Above 1 the reference costs. Bars: 95 % bootstrap."
     )
     return Plot("ratios", "Excess ratio against the variance ratio", caption, png(made))
+
+
+def _own(found: Study) -> Plot:
+    """A reference out of the class: how much worse a target may be, and how many samples it takes."""
+    made, ((left, right),) = figure(3.9, columns=2)
+    sizes = np.array(found.extent.own_sizes)
+    for name, values in found.against[MIDDLING].items():
+        upper = np.quantile(values, 0.95, axis=1)
+        colour = _LOOKS[name][0]
+        left.plot(sizes[upper > 0], upper[upper > 0], color=colour, marker="o", markersize=4, label=name)
+    _sizes(left, found.extent.own_sizes)
+    left.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+    _powers(left)
+    left.set_ylabel("R(target) \u2212 R(reference)")
+    left.set_title("95 % quantile, reference 0.02 off", fontsize=11)
+    fitted = np.array(found.extent.fitted_on)
+    for name, rate in (("ERM", 1.0), ("DRRho", 0.5)):
+        each = [interval(one.by_method[name], one.repetitions) for one in found.needed]
+        values = np.array([one.value for one in each])
+        gaps = np.abs(np.array([[one.low, one.high] for one in each]).T - values)
+        right.errorbar(fitted, values, gaps, fmt="o", color=_LOOKS[name][0], markersize=4.5, linewidth=1.5, zorder=3)
+        right.plot(fitted, values[-1] * (fitted / fitted[-1]) ** rate, color=GREY, linewidth=0.9, zorder=1)
+    _sizes(right, found.extent.fitted_on)
+    _powers(right)
+    right.set(xlabel="samples m of the reference", ylabel="samples n needed")
+    right.set_title("reference fitted on m samples", fontsize=11)
+    legend(made, left.lines)
+    caption = (
+        "References out of the class. Left: 95 % quantile of how much worse the target is than a reference of excess "
+        "risk 0.02, with no point where it is below zero. Right: samples from which on "
+        f"the mean excess risk is at most {FACTOR:g} times the reference's, with 95 % bootstrap intervals. Thin lines: "
+        "m for ERM and \u221am for DRRho, through the last point."
+    )
+    return Plot("own-reference", "References out of the class", caption, png(made))
 
 
 def _linear(found: Study) -> Plot:

@@ -7,16 +7,17 @@ import numpy as np
 
 from steering.reports.grid import MINUS
 from steering.theory_checks.bootstrap import Drawn, Estimate, interval
-from steering.theory_checks.bound import finite_class, parametric
+from steering.theory_checks.bound import finite_class, own_reference, parametric
 from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.certificate import Coverage, coverage
 from steering.theory_checks.bound.claims import Claim, mean, ratio, share, slope, slopes
 from steering.theory_checks.bound.finite_class import FiniteClass
+from steering.theory_checks.bound.own_reference import BEST, MIDDLING, Needed, against, exponent, needed, upper
 from steering.theory_checks.bound.parametric import Fits, Linear
 from steering.theory_checks.bound.tightness import DELTA, Tightness, tightness
 from steering.training.seeds import derive
 
-FINITE, BOUND, LINEAR, CERTIFICATE = "finite class", "bound", "linear model", "certificate"
+FINITE, OWN, BOUND, LINEAR, CERTIFICATE = "finite class", "own reference", "bound", "linear model", "certificate"
 TOLERANCE = 0.15  # of a slope
 RATE = "{} \u00b1 0.15"
 
@@ -29,6 +30,8 @@ class Extent:
         sizes, repetitions: of the finite class.
         spreads, ratio_at: references and sizes of the excess ratio.
         radii: rho, at R = 0.
+        own_sizes, own_repetitions: of the comparison with a reference out of the class.
+        fitted_on: samples m that such references were fitted on.
         tight: sizes of the comparison of bound and truth.
         distances, linear_sizes, rhos, fits: of the linear model.
         collapses: samples drawn for the probability of a collapse, each of ``collapse_at``.
@@ -41,6 +44,9 @@ class Extent:
     spreads: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
     ratio_at: tuple[int, ...] = (1600, 6400)
     radii: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
+    own_sizes: tuple[int, ...] = (50, 100, *finite_class.SIZES)
+    own_repetitions: int = 600
+    fitted_on: tuple[int, ...] = (400, 1600, 6400, 25600)
     tight: tuple[int, ...] = (100, 400, 1600, 6400)
     distances: tuple[float, ...] = (0.1, 0.3, 1.0)
     linear_sizes: tuple[int, ...] = (50, 200, 800, 3200)
@@ -58,6 +64,9 @@ QUICK = Extent(
     spreads=(0.0, 0.05, 0.2),
     ratio_at=(1600,),
     radii=(0.5, 4),
+    own_sizes=(50, 100, 200, 400, 800, 1600, 6400),
+    own_repetitions=100,
+    fitted_on=(400, 1600, 6400),
     tight=(100, 1600),
     distances=(0.3, 1.0),
     linear_sizes=(50, 200, 800),
@@ -81,6 +90,8 @@ class Study:
         disagreement: of the engine's rules with the risks on atoms, by method.
         ratios: excess of DRRho over that of DRO, by spread and size.
         by_radius: slope of DRRho at R = 0, by rho.
+        against: R(target) - R(reference) by the reference's index and method, ``[own_sizes, own_repetitions]``.
+        needed: samples to reach references fitted on m samples.
         bounds: bound against truth.
         fits: of the linear model, by distance and size.
         agreement: share of fits whose collapse the test foretold.
@@ -94,6 +105,8 @@ class Study:
     disagreement: dict[str, float] = field(default_factory=dict)
     ratios: dict[float, dict[int, Drawn]] = field(default_factory=dict)
     by_radius: dict[float, Estimate] = field(default_factory=dict)
+    against: dict[int, dict[str, Array]] = field(default_factory=dict)
+    needed: list[Needed] = field(default_factory=list)
     bounds: list[Tightness] = field(default_factory=list)
     fits: dict[float, dict[int, Fits]] = field(default_factory=dict)
     agreement: Estimate | None = None
@@ -120,6 +133,7 @@ def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
     for words, part in (
         ("rates in a finite class", _rates),
         ("excess risk against the variance ratio", _ratios),
+        ("references out of the class", _own),
         ("bound against truth", _bounds),
         ("linear model", _linear),
         ("collapse onto the reference", _collapse),
@@ -174,6 +188,36 @@ def _ratios(found: Study) -> None:
     measured = interval(Drawn(value, drawn), units=found.extent.repetitions)
     name = f"exponent of R in DRRho / DRO, n = {sizes[-1]}"
     found.claim(FINITE, name, RATE.format(_half(0.5)), measured, 0.5 - TOLERANCE, 0.5 + TOLERANCE)
+
+
+def _own(found: Study) -> None:
+    extent = found.extent
+    for reference, words in ((BEST, "the best hypothesis"), (MIDDLING, "a hypothesis 0.02 worse")):
+        _against_reference(found, reference, words)
+    found.needed = [needed(m, extent.own_repetitions, found.seed) for m in extent.fitted_on]
+    for name, wanted in (("DRRho", 0.5), ("ERM", 1.0), (own_reference.ALONE, 1.0)):
+        words = f"exponent of m in the samples {name} needs"
+        band = (wanted - TOLERANCE, wanted + TOLERANCE)
+        found.claim(OWN, words, RATE.format(_half(wanted)), exponent(found.needed, name), *band)
+
+
+def _against_reference(found: Study, reference: int, words: str) -> None:
+    """How much worse than the reference a target may be, and how often it is."""
+    extent, each = found.extent, []
+    for n in extent.own_sizes:
+        random = np.random.default_rng(derive(found.seed, "own reference", reference, n))
+        each.append(against(np.full(extent.own_repetitions, reference), n, random))
+    found.against[reference] = {name: np.array([one[name] for one in each]) for name in own_reference.NAMES}
+    places = np.array(extent.own_sizes, dtype=float)
+    values, drawn = upper(found.against[reference]["DRRho"], found.chance("upper", reference))
+    rate = interval(Drawn(float(slopes(places, values)), slopes(places, drawn)), units=extent.own_repetitions)
+    predicted = f"{_half(-1)} or below, to 0.15"
+    found.claim(OWN, f"rate of DRRho's upper quantile, {words}", predicted, rate, None, -1 + TOLERANCE)
+    if reference != BEST:
+        middle = extent.own_sizes.index(400)
+        for name, rows in found.against[reference].items():
+            measured = share(int((rows[middle] > 0).sum()), extent.own_repetitions)
+            found.claim(OWN, f"{name} worse than {words}, n = 400", "no theorem", measured, percent=True)
 
 
 def _bounds(found: Study) -> None:

@@ -1,11 +1,14 @@
 """``steer bound`` from the command line to the report."""
 
 import json
+import signal
 
 import pytest
 
 from steering import UserError
 from steering.runs import config as configs
+from steering.runs.run import Stopped
+from steering.theory_checks.bound import command
 from steering.theory_checks.bound.command import run
 from steering.theory_checks.bound.report import report
 from steering.theory_checks.bound.study import Extent, study
@@ -16,6 +19,9 @@ TINY = Extent(
     spreads=(0.0, 0.05, 0.2),
     ratio_at=(400,),
     radii=(4,),
+    own_sizes=(50, 400),
+    own_repetitions=20,
+    fitted_on=(100, 400),
     tight=(100,),
     distances=(1.0,),
     linear_sizes=(30, 60),
@@ -46,15 +52,24 @@ def test_a_small_simulation_says_that_it_is_one(made):
 
 
 def test_the_report_shows_its_figures_and_says_that_bounds_are_loose(made):
-    assert [plot.name for plot in made.plots] == ["rates", "ratios", "linear", "bounds"]
+    assert [plot.name for plot in made.plots] == ["rates", "ratios", "own-reference", "linear", "bounds"]
     assert all(plot.png.startswith(b"\x89PNG") for plot in made.plots)
     assert any("never read them as predicted errors" in sentence for sentence in made.findings)
 
 
 def test_the_same_seed_gives_the_same_claims_and_another_seed_others():
-    small = Extent(**(vars(TINY) | {"radii": (), "covers": 5, "fits": 2, "repetitions": 5}))
+    small = Extent(**(vars(TINY) | {"radii": (), "covers": 5, "fits": 2, "repetitions": 5, "own_repetitions": 5}))
     first, again, other = (study(small, seed, lambda words: None).claims for seed in (0, 0, 1))
     assert first == again and first != other
+
+
+def test_references_out_of_the_class_are_reported_with_both_exponents(made):
+    claims = {claim["name"]: claim for claim in made.numbers["claims"] if claim["part"] == "own reference"}
+    assert {f"exponent of m in the samples {name} needs" for name in ("ERM", "DRRho")} < set(claims)
+    assert claims["ERM worse than a hypothesis 0.02 worse, n = 400"]["verdict"] == "no claim"
+    assert [one["m"] for one in made.numbers["needed"]] == [100, 400]
+    for one in made.numbers["needed"]:
+        assert one["DRRho"]["low"] <= one["DRRho"]["value"] <= one["DRRho"]["high"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +87,14 @@ def test_an_unfinished_run_is_named(tmp_path):
     configs.save(config, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=f"steer run --resume {tmp_path}"):
         run(run_folder=tmp_path, width=None, quick=False, seed=0, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_simulation_with_a_word_and_no_folder(number, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "study", lambda *_: signal.raise_signal(number))
+    with pytest.raises(Stopped, match="the same command starts anew") as stop:
+        run(run_folder=None, width=None, quick=True, seed=0, out=tmp_path / "out")
+    assert stop.value.signal == number and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
