@@ -3,8 +3,9 @@
 import json
 import logging
 import math
-import pickle
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import open_clip
 import pytest
@@ -104,12 +105,14 @@ def test_description_tells_weights_preprocessing_and_tokenizers_apart():
     json.dumps(first.describe())
 
 
+@pytest.mark.slow
 def test_transform_and_tokenizer_can_go_to_another_process():
     towers = build(EMOJI)
-    transform, tokenizer = pickle.loads(pickle.dumps((towers.val_transform(), towers.tokenizer)))
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
-    assert torch.equal(transform(picture), towers.preprocess(picture))
-    assert torch.equal(tokenizer(TEXTS), towers.tokenize(TEXTS))
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        image, tokens = other.submit(towers.val_transform(), picture), other.submit(towers.tokenizer, TEXTS)
+        assert torch.equal(image.result(), towers.preprocess(picture))
+        assert torch.equal(tokens.result(), towers.tokenize(TEXTS))
 
 
 def test_making_a_model_says_nothing_and_leaves_logging_as_it_was(capfd, monkeypatch):

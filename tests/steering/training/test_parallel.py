@@ -202,7 +202,7 @@ def found(tmp_path_factory):
         patch.syspath_prepend(Path(__file__).parents[__name__.count(".")])  # so that the ranks find this module
         for ranks in (2, 4):
             spawn(one_rank, (ranks, str(folder)), nprocs=ranks)
-    return {ranks: torch.load(folder / f"{ranks}.pt", weights_only=False) for ranks in (2, 4)}, folder
+    return {ranks: torch.load(folder / f"{ranks}.pt") for ranks in (2, 4)}, folder
 
 
 @pytest.mark.parametrize("name", cases())
