@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every number of the README and of docs/*.md that a run or a check made, made again: about an hour and a half of two
-# cores. The reports are then in numbers/, joined in numbers/report. Started again, it goes on where it was stopped.
+# Every number of the README and of docs/*.md that a run or a check made, made again: hours of two cores. The
+# reports are then in numbers/, joined in numbers/report. Started again, it goes on where it was stopped.
 #
 #     docs/numbers.sh [FOLDER]
 set -euo pipefail

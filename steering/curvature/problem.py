@@ -16,9 +16,9 @@ from steering.errors import UserError, did_you_mean
 from steering.recipe import Arm, Metric, Recipe
 from steering.runs import config as configs
 from steering.task import Batch, HeldOut, Losses, Stream, Task
-from steering.training import checkpoint
+from steering.training import loop
 from steering.training.loop import evaluate
-from steering.training.seeds import derive, seed_everything, untouched
+from steering.training.seeds import derive, untouched
 
 BATCH = 256  # held-out samples at a time
 
@@ -132,27 +132,10 @@ def of_run(folder: Path, arm: str | None) -> Source:
 
     def model(seed: int) -> tuple[Task, nn.Module]:
         drawn = task.seeded(seed)
-        seed_everything(derive(seed, "model"))
-        target = drawn.target()
-        state = checkpoint.load(found[seed])
-        if state["done"] < config.recipe.steps:
-            raise UserError(f"{name} of seed {seed} is not trained to the end: steer run --resume {folder}")
-        averaged = state["average"]
-        weights = state["model"] if averaged is None else _module_of(averaged)
-        try:
-            target.load_state_dict(weights)
-        except RuntimeError as error:  # torch's way to say that names or shapes differ
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{found[seed]} does not fit {config.task} ({reason}): was the code changed?") from None
-        return drawn, target.eval()
+        return drawn, loop.trained(drawn, found[seed], steps=config.recipe.steps)
 
     _look(task)
     return Source(str(folder), task, config.recipe, name, seeds or sorted(found), model)
-
-
-def _module_of(averaged: dict[str, Any]) -> dict[str, Any]:
-    """Weights in the state of a moving average."""
-    return {name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")}
 
 
 def _arm(recipe: Recipe, wanted: str | None) -> tuple[str, Arm]:

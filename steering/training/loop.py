@@ -236,16 +236,31 @@ def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
     return wanted
 
 
-def trained(task: Task, path: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The model of a checkpoint as it was evaluated: the moving average of its weights where there is one."""
+def trained(task: Task, path: Path, device: torch.device | str = "cpu", *, steps: int = 0) -> nn.Module:
+    """The model of a checkpoint as it was evaluated: the moving average of its weights where there is one.
+
+    Args:
+        task: drawn for that repetition.
+        path: of the checkpoint.
+        device: where the model shall be.
+        steps: that it must have been trained for.
+
+    Raises:
+        UserError: the checkpoint is not there, not that far, or of another model.
+    """
     state = checkpoint.load(path)
-    weights = state["model"]
-    if state["average"] is not None:
-        inner = "module."
-        weights = {n.removeprefix(inner): value for n, value in state["average"].items() if n.startswith(inner)}
     with seeds.untouched():
         model = task.target()
-    model.load_state_dict(weights)
+    try:
+        done, averaged = state["done"], state["average"]
+        inner = "module."
+        whole = {n.removeprefix(inner): x for n, x in (averaged or {}).items() if n.startswith(inner)}
+        model.load_state_dict(whole or state["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit the model of {task!r} ({reason}): was the code changed?") from None
+    if done < steps:
+        raise UserError(f"{path} is not trained to the end ({done} of {steps} steps): steer run --resume the run")
     return model.to(device).eval()
 
 

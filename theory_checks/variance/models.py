@@ -14,7 +14,7 @@ from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.run import Stopped
 from steering.task import Batch, Losses, Stream, Task
-from steering.training import checkpoint, loop
+from steering.training import loop
 from steering.training.cached import ReferenceLosses
 from steering.training.stream import Shuffled
 
@@ -31,26 +31,7 @@ def of_run(folder: Path, config: RunConfig, task: Task, arm: str, seed: int, dev
     path = folder / "arms" / arm / f"seed{seed}" / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{folder} has no {arm} of seed {seed}: finish it first, steer run --resume {folder}")
-    training = loop.Training(
-        task, config.recipe.arms[arm], config.recipe, reference=ReferenceLosses(task, device), seed=seed, device=device
-    )
-    state = checkpoint.load(path)
-    try:
-        done = state["done"]
-        training.result.load_state_dict(_weights(state, training))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit the model of {config.task} ({reason}): was the code changed?") from None
-    if done < config.recipe.steps:
-        raise UserError(f"{arm} of seed {seed} is not trained to the end: steer run --resume {folder}")
-    return training.result.eval()
-
-
-def _weights(state: dict[str, Any], training: loop.Training) -> dict[str, torch.Tensor]:
-    """Those of the model, or of the moving average of its weights."""
-    if training.average is None:
-        return state["model"]
-    return {name.removeprefix("module."): x for name, x in state["average"].items() if name.startswith("module.")}
+    return loop.trained(task, path, device, steps=config.recipe.steps)
 
 
 @dataclass(frozen=True)
