@@ -35,10 +35,10 @@ from steering import Pairs
 from steering.clip import task as clip
 from steering.clip.data.images import Undecodable, decode
 from steering.clip.data.shards import Shards
-from steering.recipe import Arm, Metric, Recipe
 from steering.runs import config
-from steering.runs.processes import joined
+from steering.runs.processes import process_group
 from steering.runs.run import Run
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Losses
 from steering.training.seeds import derive
 
@@ -67,7 +67,7 @@ class Watched(clip.Clip):
 
     @property
     def recipe(self) -> Recipe:
-        arm = Arm(rule="kl(temperature=0.5)", subtract=False, rate=0.5)
+        arm = Arm(rule="kl(temperature=0.5)", subtract=False, gamma=0.5)
         return Recipe(steps=self.steps, batch=BATCH, arms={"only": arm}, baseline="only", checkpoint_every=5)
 
     @property
@@ -140,7 +140,7 @@ def one_process(rank: int, ranks: int, meet: Path, options: dict, folder: Path) 
     code = 1
     try:
         settled, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
-        with joined(torch.device("cpu")) as device:
+        with process_group(torch.device("cpu")) as device:
             Run(settled, task, folder, Console(quiet=True), ["faults"], device).execute()
         code = 0
     except Exception as error:  # what a rank sees when another one is killed first

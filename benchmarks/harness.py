@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from steering import Pairs
+from steering.atomic_files import write, write_json
 from steering.errors import RunError, UserError
-from steering.files import write, write_json
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20

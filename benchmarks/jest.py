@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.harness import Goal, Report, Work
 from benchmarks.official import dense_jest
-from steering.selectors import Jest
+from steering.contrastive.jest import Jest
 from steering.selectors._choose import largest, sample
 
 WIDTH, KEEP, SCALES = 512, 0.2, (30.0, 100.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.harness import Goal, Ratio, Report, Spent, Work
 from benchmarks.official import DenseLoss
-from steering import KL, Levels, Pairs, Steerer
+from steering import KL, DualMemory, Pairs, Steerer
 
 TEMPERATURE, EPSILON, RATE, WIDTH = 0.07, 1e-14, 0.9, 512
 SMALL = {"size": 256}  # of the call that only warms up a process whose memory is measured
@@ -59,7 +59,7 @@ def prepare(*, method: str, size: int, device: str, exact: bool = False) -> Work
 def _ours(sides: list[Tensor], *, known: bool = False, half: bool = False, **budget: int):
     size = len(sides[0])
     epsilon = EPSILON * size / (size - 1)
-    memory = Levels(2 * size, rate=RATE)
+    memory = DualMemory(2 * size, gamma=RATE)
     steerer = Steerer(KL(temperature=TEMPERATURE, epsilon=epsilon), reference_scale=1.0, memory=memory, **budget)
     ids = torch.arange(size, device=sides[0].device)
 
@@ -74,7 +74,7 @@ def _dense(sides: list[Tensor], method: str, *, known: bool = False, learn: bool
     size, device = len(sides[0]), sides[0].device
     scale = torch.tensor(1 / TEMPERATURE, dtype=sides[0].dtype, device=device, requires_grad=learn)
     target, reference = Pairs(sides[0], sides[1], scale), Pairs(sides[2], sides[3])
-    clip, dense = open_clip.ClipLoss(), DenseLoss(size, rate=RATE, epsilon=EPSILON)
+    clip, dense = open_clip.ClipLoss(), DenseLoss(size, gamma=RATE, epsilon=EPSILON)
     ids = torch.arange(size)  # of a table on the CPU, as there
 
     def loss() -> Tensor:

@@ -24,13 +24,13 @@ class DenseLoss:
 
     Args:
         size: number of training samples.
-        rate: gamma of the moving average.
+        gamma: gamma of the moving average.
         epsilon: added to the mean.
         rho: of the term that trains the temperature.
     """
 
-    def __init__(self, size: int, *, rate: float, epsilon: float, rho: float = 8.0):
-        self.rate, self.epsilon, self.rho = rate, epsilon, rho
+    def __init__(self, size: int, *, gamma: float, epsilon: float, rho: float = 8.0):
+        self.gamma, self.epsilon, self.rho = gamma, epsilon, rho
         self.log_u = torch.zeros(2, size, 1)  # of images and of texts, kept on the CPU; 0 where nothing is known
         self.mask: tuple[Tensor, Tensor] | None = None  # 1 at strangers and 1 at own pairs, integers, kept
 
@@ -67,9 +67,9 @@ class DenseLoss:
 
     def _blend(self, old: Tensor, fresh: Tensor) -> Tensor:
         """Moving average of u, in its logarithm, ``[n, 1]``."""
-        if self.rate == 1:
+        if self.gamma == 1:
             return fresh
-        past, new = old + math.log(1 - self.rate), fresh + math.log(self.rate)
+        past, new = old + math.log(1 - self.gamma), fresh + math.log(self.gamma)
         blended = torch.logaddexp(past, new)
         return torch.where((old == 0) | old.isinf() | old.isnan(), fresh, blended)
 

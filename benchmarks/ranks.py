@@ -18,8 +18,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from benchmarks.harness import Goal, Report
-from steering import KL, Levels, Pairs, Steerer
-from steering.files import write_json
+from steering import KL, DualMemory, Pairs, Steerer
+from steering.atomic_files import write_json
 
 GOAL = 0.55
 
@@ -50,16 +50,16 @@ def one_rank(place: int, ranks: int, sizes: list[int], width: int, folder: str) 
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=ranks)
     moved, rows = count(ranks), []
     for batch in sizes:
-        for rate in (1.0, 0.7):
+        for gamma in (1.0, 0.7):
             features = [normalize(torch.randn(batch // ranks, width), dim=-1) for _ in range(4)]
             left, right = (side.requires_grad_() for side in features[:2])
-            steerer = Steerer(KL(temperature=0.01), memory=Levels(2 * batch, rate=rate))
+            steerer = Steerer(KL(temperature=0.01), memory=DualMemory(2 * batch, gamma=gamma))
             moved["bytes"] = 0
             ids = torch.arange(batch // ranks) + place * (batch // ranks)
             steerer(Pairs(left, right), Pairs(*features[2:]), ids=ids).loss.backward()
             official = 6 * batch * width * 4 * (ranks - 1) // ranks + 24 * batch * (ranks - 1) // ranks
             if place == 0:
-                rows.append([batch, rate, moved["bytes"], official])
+                rows.append([batch, gamma, moved["bytes"], official])
     if place == 0:
         write_json(Path(folder) / "rows.json", rows)
     dist.destroy_process_group()
@@ -77,8 +77,8 @@ def main() -> None:
     report = Report("ranks", torch.device("cpu"))
     head = ["batch", "gamma", "bytes, ours", "bytes, official", "share"]
     lines = [
-        [f"{b}", f"{rate:g}", f"{ours:,}", f"{official:,}", f"{ours / official:.3f}"]
-        for b, rate, ours, official in rows
+        [f"{b}", f"{gamma:g}", f"{ours:,}", f"{official:,}", f"{ours / official:.3f}"]
+        for b, gamma, ours, official in rows
     ]
     report.table(f"{given.ranks} ranks, width {given.width}, float32", [head, *lines])
     worst = max(ours / official for *_, ours, official in rows)

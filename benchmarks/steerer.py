@@ -9,13 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import harness
 from benchmarks.harness import Goal, Report, Work
-from steering import KL, CVaR, Levels, Steerer, Uniform
+from steering import KL, CVaR, DualMemory, Steerer, Uniform
 
 SAMPLES, STEPS = 4096, 4  # of training data, and of a timing: short ones meet the same disturbances
 RULES: dict[str, Callable[[], Steerer]] = {
     "uniform": lambda: Steerer(Uniform()),
     "kl, temperature": lambda: Steerer(KL(temperature=0.5)),
-    "kl, temperature, moving average": lambda: Steerer(KL(temperature=0.5), memory=Levels(rate=0.8)),
+    "kl, temperature, moving average": lambda: Steerer(KL(temperature=0.5), memory=DualMemory(gamma=0.8)),
     "kl, rho": lambda: Steerer(KL(rho=80), population=SAMPLES),
     "cvar": lambda: Steerer(CVaR(alpha=0.5)),
 }

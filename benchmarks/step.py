@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.harness import Report, Spent
-from steering import KL, Levels, Pairs, Steerer
+from steering import KL, DualMemory, Pairs, Steerer
 from steering.clip.towers import Towers, build
 
 ARCHITECTURE, TEMPERATURE, RATE = "ViT-B-32", 0.01, 0.9
@@ -23,7 +23,7 @@ class Step:
         self.images = torch.randn(batch, *self.target.preprocessing.input_size, device=device)
         self.tokens = torch.randint(1, 49000, (batch, 77), device=device)
         self.ids = torch.arange(batch, device=device)
-        self.steerer = Steerer(KL(temperature=TEMPERATURE, epsilon=1e-14), memory=Levels(2 * batch, rate=RATE))
+        self.steerer = Steerer(KL(temperature=TEMPERATURE, epsilon=1e-14), memory=DualMemory(2 * batch, gamma=RATE))
 
     def parts(self, device: torch.device) -> dict[str, Spent]:
         """Runs the step; a cached reference skips the second part."""
@@ -57,7 +57,7 @@ def derived(step: dict[str, float], batch: int, sizes: list[int], device: torch.
         sides[0].requires_grad_()
         sides[1].requires_grad_()
         target, known = harness.pairs(sides)
-        memory = Levels(2 * size, rate=RATE)
+        memory = DualMemory(2 * size, gamma=RATE)
         steerer, ids = (
             Steerer(KL(temperature=TEMPERATURE, epsilon=1e-14), memory=memory),
             torch.arange(size, device=device),

@@ -19,9 +19,9 @@ from benchmarks.harness import Goal, Report, median
 from steering.clip import task as clip
 from steering.clip.bundled import shards as bundled
 from steering.clip.data.shards import Shards
-from steering.recipe import Arm, Recipe
-from steering.training.cached import ReferenceLosses
+from steering.settings import Arm, Recipe
 from steering.training.loop import Training
+from steering.training.reference_losses import ReferenceLosses
 
 
 def write(folder: Path, shards: int, pairs: int) -> None:

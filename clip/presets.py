@@ -2,7 +2,7 @@
 
 Numbers are those of the papers' text and scripts; paths, and whatever else is typed, come on top. None of them was run
 here at its size, so each says what was published, or nothing. Where a temperature is learned, its learning rate is
-``scale_rate`` times the others'.
+``scalar_lr_factor`` times the others'.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ JEST = {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2)"}
 def fastclip(radius: float, rate: float = 1.0, decay: float = 0.5, epsilon: float = 1e-14) -> dict[str, Any]:
     """FastCLIP v3: the global contrastive loss with a learned temperature, the rate falling like a cosine."""
     rule = f"global_contrastive(radius={radius:g}, epsilon={epsilon:g})"
-    falling = {"rate": rate, "rate_schedule": "cosine", "rate_decay": decay} if rate < 1 else {}
+    falling = {"gamma": rate, "gamma_schedule": "cosine", "gamma_decay": decay} if rate < 1 else {}
     return {"rule": rule, "subtract": False, "temperature": 0.07, **falling}
 
 
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             steps=262_752,
             batch=5120,
             learning_rate=3.125e-4,
-            scale_rate=0.25,
+            scalar_lr_factor=0.25,
             weight_decay=0.2,
             warmup=500,
             precision="fp16",
@@ -62,11 +62,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options": {**YOURS, "model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
             {"fastclip": fastclip(6.5, rate=0.2, decay=18 / 37)},
-            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "rate": 0.2, "rate_schedule": "cosine"}},
+            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": 0.2, "gamma_schedule": "cosine"}},
             steps=100_000,
             batch=1024,
             learning_rate=1e-3,
-            scale_rate=0.2,
+            scalar_lr_factor=0.2,
             weight_decay=0.1,
             warmup=10_000,
             precision="fp16",
@@ -80,11 +80,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
             {"fastclip": fastclip(8.5, rate=0.2, decay=16 / 33)},
-            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "rate": "auto", "rate_schedule": "cosine"}},
+            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": "auto", "gamma_schedule": "cosine"}},
             steps=148_000,
             batch=2048,
             learning_rate=4e-4,
-            scale_rate=0.25,
+            scalar_lr_factor=0.25,
             weight_decay=0.1,
             warmup=10_000,
             precision="fp16",
@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             batch=1024,
             micro_batch=512,
             learning_rate=5e-4,
-            scale_rate=0.25,
+            scalar_lr_factor=0.25,
             weight_decay=0.2,
             warmup=1000,
             precision="bf16",
@@ -118,7 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"openclip": PLAIN, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
             {"openclip_distill": {**PLAIN, "distill": 1.0}},
             learning_rate=1e-5,
-            scale_rate=0.25,
+            scalar_lr_factor=0.25,
             weight_decay=0.1,
             warmup=100,
             clip_norm=1.0,

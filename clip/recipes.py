@@ -2,7 +2,7 @@
 
 import math
 
-from steering.recipe import Arm, Recipe
+from steering.settings import Arm, Recipe
 
 
 def others(start: float | None = None) -> dict[str, Arm]:
@@ -11,7 +11,7 @@ def others(start: float | None = None) -> dict[str, Arm]:
     The losses of open_clip and FastCLIP learn their temperature, from ``start`` on or from the target's own. The
     settings of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same.
     """
-    falling = {"subtract": False, "rate": 0.2, "rate_schedule": "cosine", "rate_decay": 0.5}
+    falling = {"subtract": False, "gamma": 0.2, "gamma_schedule": "cosine", "gamma_decay": 0.5}
     learnt = {"rule": "info_nce()", "subtract": False, "temperature": start}
     return {
         "openclip": Arm(**learnt),
@@ -35,7 +35,7 @@ def emoji(temperature: float) -> Recipe:
     """The bundled pairs, 30 % of the captions wrong, and a reference that was trained on a clean part.
 
     Command: ``steer run clip``. What to expect is in the README, section "What to expect"; where the scale of 0.3 comes
-    from in "The scale of the reference". Levels are those of the batch (rate 1), as in the paper's main result.
+    from in "The scale of the reference". Levels are those of the batch (gamma 1), as in the paper's main result.
     """
     rule = f"kl(temperature={temperature:g})"
     arms = {

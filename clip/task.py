@@ -28,11 +28,11 @@ from steering.clip.reference.load import load
 from steering.clip.reference.online import Member, Reference, names, stored
 from steering.clip.towers import EMOJI, Towers, build
 from steering.errors import UserError
-from steering.recipe import Metric, Recipe
+from steering.settings import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
-from steering.training.order import WINDOW, Order, Whole, Windows
+from steering.training.loader import ShuffledLoader
+from steering.training.sampler import WINDOW, Permutation, Sampler, Windows
 from steering.training.seeds import derive, generator, untouched
-from steering.training.stream import Shuffled
 
 __all__ = ["Clip"]
 
@@ -197,15 +197,15 @@ class Clip:
         """Which samples' reference features come from files, ``[n]`` bool."""
         return stored(self._caches, self._shards, ids)
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
         order = self._order(batch, seed)
         load = self._pairs.load
-        return Shuffled(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
+        return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
 
-    def _order(self, batch: int, seed: int) -> Order:
+    def _order(self, batch: int, seed: int) -> Sampler:
         shards, name = self._shards, self._shards.fingerprint
         if len(shards) <= MOST_WHOLE and not shards.remote and not self._weights:
-            return Whole(len(shards), seed=seed, left_out=self._held_out, name=name)
+            return Permutation(len(shards), seed=seed, left_out=self._held_out, name=name)
         weights = [self._weights[shard.part] for shard in shards.index] if self._weights else None
         counts = [shard.count for shard in shards.index]
         return Windows(

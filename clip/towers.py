@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steering.clip.bundled import TOKENIZER
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError, did_you_mean
-from steering.pairs import Pairs
 
 EMOJI = "emoji-rn32"  # 1.3 M parameters for 32-pixel pictures, small enough to be trained on one core
 EMOJI_CONFIG = {

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steering.distillation import distil as distil
+    from steering.contrastive.distillation import distil as distil
+    from steering.contrastive.pairs import Pairs as Pairs
+    from steering.dual_memory import DualMemory as DualMemory
     from steering.engine import Steerer as Steerer
     from steering.errors import RunError as RunError
     from steering.errors import UserError as UserError
-    from steering.levels import Levels as Levels
-    from steering.pairs import Pairs as Pairs
     from steering.rows import Steered as Steered
     from steering.rules import KL as KL
     from steering.rules import ChiSquare as ChiSquare
@@ -32,8 +32,8 @@ _HOME = {
     "Steerer": "engine",
     "RunError": "errors",
     "UserError": "errors",
-    "Levels": "levels",
-    "Pairs": "pairs",
+    "DualMemory": "dual_memory",
+    "Pairs": "contrastive.pairs",
     "KL": "rules",
     "ChiSquare": "rules",
     "CVaR": "rules",
@@ -45,7 +45,7 @@ _HOME = {
     "Selector": "selectors",
     "Batch": "task",
     "Losses": "task",
-    "distil": "distillation",
+    "distil": "contrastive.distillation",
     "Task": "task",
 }
 __all__ = sorted(_HOME)

@@ -129,11 +129,11 @@ def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
     settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
 
     from steering.runs import run as runs  # slow to import: mistakes are told before
-    from steering.runs.processes import by_first, joined
+    from steering.runs.processes import on_rank_zero, process_group
     from steering.runs.terminal import show
 
-    with joined(runs.device(settled.device)) as device:
-        folder = Path(by_first(lambda: str(out or runs.new_folder(settled.task))))
+    with process_group(runs.device(settled.device)) as device:
+        folder = Path(on_rank_zero(lambda: str(out or runs.new_folder(settled.task))))
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
         if preset is not None:
             console.print(

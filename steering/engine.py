@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steering.collect import gather, world_size
+from steering.contrastive.pair_rows import PairRows
+from steering.contrastive.pairs import Pairs
+from steering.distributed import all_gather, world_size
+from steering.dual_memory import DualMemory
 from steering.errors import UserError
-from steering.levels import Levels
-from steering.moments import Moments
-from steering.pair_rows import PairRows
-from steering.pairs import Pairs
 from steering.rows import LossRows, Rows, Steered
 from steering.rules.rule import Figures, Recalling, Rule, Tempered
+from steering.running_variance import RunningVariance
 
 
 class Steerer:
@@ -31,7 +31,7 @@ class Steerer:
             the excess vary least and never more than the loss. Which one is better depends on the task: see the
             README, "The scale of the reference".
         population: number of training samples, which rules with a radius rho / n need.
-        memory: moving average of the levels by id, for rows that come back (``Levels(2 * n, rate=0.8)``).
+        memory: moving average of the levels by id, for rows that come back (``Levels(2 * n, gamma=0.8)``).
         budget: bytes of pair similarities that are kept from the pass that finds levels to the one that weighs; the
             others are computed again. 0 takes least memory. None is 256 MiB, on a GPU a twentieth of its memory.
 
@@ -47,7 +47,7 @@ class Steerer:
         *,
         reference_scale: float | Literal["auto"] = 1.0,
         population: int | None = None,
-        memory: Levels | None = None,
+        memory: DualMemory | None = None,
         budget: int | None = None,
     ):
         if reference_scale != "auto" and (isinstance(reference_scale, str) or not math.isfinite(reference_scale)):
@@ -56,8 +56,8 @@ class Steerer:
         self.reference_scale = reference_scale
         self.population = population
         self.budget = budget
-        self.memory = memory or Levels()
-        self.moments = Moments()
+        self.memory = memory or DualMemory()
+        self.moments = RunningVariance()
         self.scale = torch.zeros(())  # of the reference loss, as last used
         self._last: Steered | None = None
         self._alive = torch.zeros(())  # of the checkpoint, until a batch was seen
@@ -77,7 +77,7 @@ class Steerer:
                 line a row of its own, as for tokens), or Pairs (two rows a pair). Features of Pairs in half precision
                 are multiplied in half precision, which costs their gradient about a hundredth of its length.
             reference: the reference's losses of the same samples; None steers by the loss alone (plain DRO).
-            ids: ``[n]`` sample ids, needed when the memory's rate is below 1, unless losses are ``[n]``.
+            ids: ``[n]`` sample ids, needed when the memory's gamma is below 1, unless losses are ``[n]``.
             mask: False (or 0) where there is no loss (padding), like ``losses``; not for Pairs.
 
         Raises:
@@ -130,7 +130,7 @@ class Steerer:
         What is remembered is the level over ``unit``: at a temperature that changes log u lasts, and not t log u.
         """
         recalls = isinstance(rule, Recalling)
-        if self.memory.rate == 1 and not self.memory.keep and not recalls:
+        if self.memory.gamma == 1 and not self.memory.keep and not recalls:
             return rows.level(rule, scale, self.population, None)
         places = rows.places(self.memory, ids)
         old = self.memory.read(places)
@@ -138,11 +138,11 @@ class Steerer:
             old = torch.full((len(places), rule.width), torch.nan, dtype=torch.float64, device=places.device)
         level = rows.level(rule, scale, self.population, old if recalls else None)
         old = old.to(level) * unit
-        blended = rule.blend(old, level, self.memory.rate)
+        blended = rule.blend(old, level, self.memory.gamma)
         level = torch.where(old.isnan() | blended.isnan(), level, blended)
         level = torch.where(rows.filled(), level, old)  # an empty row has nothing new to tell
         kept = level / unit
-        self.memory.write(*((places, kept) if rows.shared else (gather(places), gather(kept))))
+        self.memory.write(*((places, kept) if rows.shared else (all_gather(places), all_gather(kept))))
         return level
 
     def _told(self, steered: Steered, rule: Rule, level: Tensor, temperature: Tensor | None, negatives: int) -> Steered:

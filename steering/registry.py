@@ -14,7 +14,26 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from steering.errors import UserError, did_you_mean
 
 Kind = Literal["rules", "selectors", "tasks"]
-_PROTOCOLS = {"rule", "selector", "solve"}
+_BUILT_IN: dict[Kind, dict[str, str]] = {
+    "rules": {
+        "chi_square": "steering.rules.chi_square:ChiSquare",
+        "cvar": "steering.rules.cvar:CVaR",
+        "global_contrastive": "steering.rules.global_contrastive:GlobalContrastive",
+        "individual": "steering.rules.individual:Individual",
+        "info_nce": "steering.rules.info_nce:InfoNCE",
+        "kl": "steering.rules.kl:KL",
+        "uniform": "steering.rules.uniform:Uniform",
+    },
+    "selectors": {
+        "boltzmann": "steering.selectors.boltzmann:Boltzmann",
+        "jest": "steering.contrastive.jest:Jest",
+        "reference_only": "steering.selectors.reference_only:ReferenceOnly",
+        "top_k": "steering.selectors.top_k:TopK",
+        "top_loss": "steering.selectors.top_loss:TopLoss",
+        "uniform": "steering.selectors.uniform:Uniform",
+    },
+    "tasks": {},
+}
 _NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for in messages
     "rules": ["width normalised level blend weights", "at objective"],
     "selectors": ["keep uses_reference __call__"],
@@ -23,10 +42,8 @@ _NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for i
 
 
 def known(kind: Kind) -> list[str]:
-    """Names that can be used without a module path: our own and those of installed packages."""
-    own = [] if kind == "tasks" else (Path(__file__).parent / kind).glob("*.py")
-    names = {path.stem for path in own if not path.stem.startswith("_")} - _PROTOCOLS
-    return sorted(names | {point.name for point in entry_points(group=f"steering.{kind}")})
+    """Names that can be used without a module path: built in, or entry points of installed packages."""
+    return sorted({*_BUILT_IN[kind], *(point.name for point in entry_points(group=f"steering.{kind}"))})
 
 
 def load(kind: Kind, name: str) -> Any:
@@ -34,8 +51,8 @@ def load(kind: Kind, name: str) -> Any:
 
     Args:
         kind: rules, selectors or tasks.
-        name: ``package.module:Name`` (nothing to install; the working directory is searched too), the name of
-            one of our modules, or of an entry point in the group ``steering.<kind>``.
+        name: ``package.module:Name`` (nothing to install; the working directory is searched too), the name of an entry
+            point in the group ``steering.<kind>``, or of a rule or selector that is built in.
 
     Raises:
         UserError: no such plugin.
@@ -44,10 +61,9 @@ def load(kind: Kind, name: str) -> Any:
         return _from_path(kind, name)
     for point in entry_points(group=f"steering.{kind}", name=name):
         return _imported(name, point.load)
+    if name in _BUILT_IN[kind]:
+        return _from_path(kind, _BUILT_IN[kind][name])
     names = known(kind)
-    if name in names:
-        module = import_module(f"steering.{kind}.{name}")
-        return getattr(module, module.__all__[0])
     raise UserError(
         f"no {kind[:-1]} is named {name!r}{did_you_mean(name, names) or '.'} Known: {', '.join(names) or 'none'}; "
         f"one of your own is named as package.module:Name"

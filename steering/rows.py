@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steering.collect import gather, total, world_size
+from steering.distributed import all_gather, all_reduce_sum, world_size
+from steering.dual_memory import DualMemory
 from steering.errors import UserError
-from steering.levels import Levels
 from steering.rules.rule import Rule, find_level
 
 
@@ -64,7 +64,7 @@ class Rows(Protocol):
         """Rows of losses, of reference losses, and their mask, to estimate variances from; None without reference."""
         ...
 
-    def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
+    def places(self, memory: DualMemory, ids: Tensor | None) -> Tensor:
         """Where in the memory the level of every row lives, ``[rows]``."""
         ...
 
@@ -120,11 +120,11 @@ class LossRows:
             return None
         losses, reference, mask = self.values.detach(), self.known, self.counted
         if self.shared and world_size() > 1:
-            losses, reference = gather(losses[0])[None], gather(reference[0])[None]
-            mask = None if mask is None else gather(mask[0])[None]
+            losses, reference = all_gather(losses[0])[None], all_gather(reference[0])[None]
+            mask = None if mask is None else all_gather(mask[0])[None]
         return losses, reference, mask
 
-    def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
+    def places(self, memory: DualMemory, ids: Tensor | None) -> Tensor:
         if self.shared:
             return torch.zeros(1, dtype=torch.long, device=self.values.device)
         return given(ids, len(self.values))
@@ -134,7 +134,7 @@ class LossRows:
         if mask is None:
             mask = torch.ones_like(excess, dtype=torch.bool)
         if self.shared and world_size() > 1:
-            excess, mask = gather(excess[0])[None], gather(mask[0])[None]
+            excess, mask = all_gather(excess[0])[None], all_gather(mask[0])[None]
         self._mask = mask
         return find_level(rule, excess, mask, population, old)
 
@@ -154,9 +154,9 @@ class LossRows:
                 entries = self.counted.sum(-1).to(weights)
             first, second = weights.sum(-1), torch.linalg.vecdot(weights, weights)
             if self.shared and world_size() > 1:
-                first, second, entries = total(torch.stack([first, second, entries]))
+                first, second, entries = all_reduce_sum(torch.stack([first, second, entries]))
             # The entries of a row share evenly, and so do the rows, of all ranks, that have any.
-            rows = 1 if self.shared else total((entries > 0).sum()).clamp(min=1)
+            rows = 1 if self.shared else all_reduce_sum((entries > 0).sum()).clamp(min=1)
             share = world_size() / (rows * entries.clamp(min=1))
         loss = (torch.linalg.vecdot(weights, excess) * share).sum()
         gated = (first < entries / 2).to(first).mean()
@@ -169,7 +169,7 @@ class LossRows:
 def given(ids: Tensor | None, rows: int) -> Tensor:
     """The ids, which a memory cannot do without, ``[rows]`` int64."""
     if ids is None:
-        raise UserError("a memory with a rate below 1 needs the samples' ids: steerer(..., ids=ids)")
+        raise UserError("a memory with a gamma below 1 needs the samples' ids: steerer(..., ids=ids)")
     if not isinstance(ids, Tensor) or ids.shape != (rows,) or ids.is_floating_point():
         got = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise UserError(f"ids are a tensor of {rows} whole numbers, one for every sample, got {got}")

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
-from steering.pairs import Pairs
-from steering.recipe import Metric, Recipe
+from steering.contrastive.pairs import Pairs
+from steering.settings import Metric, Recipe
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Losses(NamedTuple):
 class Stream(Protocol):
     """Training batches without end, in an order that depends on the seed alone, and that can be resumed.
 
-    ``steering.training.stream.Shuffled`` is one for any data that can be looked up by id.
+    ``steering.training.loader.Shuffled`` is one for any data that can be looked up by id.
     """
 
     def __iter__(self) -> Iterator[Batch]: ...

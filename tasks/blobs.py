@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.recipe import Arm, Metric, Recipe
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
+from steering.training.loader import ShuffledLoader
 from steering.training.seeds import generator
-from steering.training.stream import Shuffled
 
 __all__ = ["Blobs"]
 
@@ -110,8 +110,8 @@ class Blobs:
         x = _points(y, generator(self.seed, "blobs", "reference"))
         return Batch(torch.arange(REFERENCE), {"x": x, "y": y}, {"wrong": torch.zeros(REFERENCE, dtype=torch.bool)})
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """Fresh points, as many as the test set has, with labels as noisy as the training set's."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from steering.errors import UserError
-from steering.recipe import Arm, Metric, Recipe
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
+from steering.training.loader import ShuffledLoader
 from steering.training.seeds import generator
-from steering.training.stream import Shuffled
 
 __all__ = ["Diabetes"]
 
@@ -122,8 +122,8 @@ class Diabetes:
         model.load_state_dict(fitted)
         return model.eval().requires_grad_(False)
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The patients of the test set, as many of their targets swapped as of the training set's."""

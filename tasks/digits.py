@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.recipe import Arm, Metric, Recipe
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
+from steering.training.loader import ShuffledLoader
 from steering.training.seeds import generator
-from steering.training.stream import Shuffled
 
 __all__ = ["Digits"]
 
@@ -149,8 +149,8 @@ class Digits:
         ids = torch.arange(self.reference_samples)
         return Batch(ids, {"x": data.reference_x, "y": data.reference_y}, {"wrong": data.reference_wrong})
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The images of the test set, with labels as noisy as the training set's."""

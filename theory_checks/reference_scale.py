@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from steering.errors import RunError, UserError
-from steering.recipe import Arm, Recipe
 from steering.runs import config as configs
 from steering.runs import run as runs
 from steering.runs.terminal import show
+from steering.settings import Arm, Recipe
 
 DEFAULT = "0,0.15,0.3,0.5,1,auto"
 

@@ -16,7 +16,7 @@ from steering.clip.data.views import Transform, canvas, picture_transform, pictu
 from steering.errors import RunError, UserError
 from steering.task import Batch
 from steering.training import seeds
-from steering.training.stream import Share
+from steering.training.loader import Share
 
 SMALL = 64  # pixels: pictures whose sides are at most this stay in memory,
 MOST_KEPT = 256 << 20  # up to so many bytes in every process that loads; what comes later is decoded each time

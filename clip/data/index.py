@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from steering import files
+from steering import atomic_files
 from steering.clip.data.counts import Counts
 from steering.clip.data.fetch import Files, cache_folder
 from steering.clip.data.manifest import Manifest, Shard, new_name
@@ -71,7 +71,7 @@ def open_index(
     manifest = _known(base, folder) if not rebuild else Manifest(folder, {}, new_name())
     builder = _Builder(named, names, fetching, bad_shards, whole, progress)
     if not names.keys() <= manifest.shards.keys():
-        files.make_folder(folder)
+        atomic_files.make_folder(folder)
         with FileLock(folder / "lock"):
             if not rebuild:
                 manifest = _known(base, folder).moved(folder)  # another process may have been first

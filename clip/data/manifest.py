@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from steering import files
+from steering import atomic_files
 from steering.clip.data.tar import Scan
 from steering.errors import RunError, UserError
 
@@ -111,7 +111,7 @@ class Manifest:
     def moved(self, folder: Path) -> Self:
         """The same in another folder; its JSON is written when something is added."""
         if folder != self.folder:
-            files.write(folder / self.offsets, (self.folder / self.offsets).read_bytes())
+            atomic_files.write(folder / self.offsets, (self.folder / self.offsets).read_bytes())
         return replace(self, folder=folder)
 
     def _add(self, shard: Shard) -> Shard:
@@ -123,7 +123,7 @@ class Manifest:
 
     def append(self, found: Sequence[tuple[Shard, Scan | None]]) -> None:
         """Adds shards after all others: their offsets first, then the manifest that tells of them."""
-        files.make_folder(self.folder)
+        atomic_files.make_folder(self.folder)
         path = self.folder / self.offsets
         try:
             with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as file:
@@ -142,7 +142,9 @@ class Manifest:
             | {"kinds": None if shard.kinds is None else " ".join(shard.kinds)}
             for shard in self.shards.values()
         ]
-        files.write_json(self.folder / "index.json", {"version": VERSION, "offsets": self.offsets, "shards": rows})
+        atomic_files.write_json(
+            self.folder / "index.json", {"version": VERSION, "offsets": self.offsets, "shards": rows}
+        )
 
 
 def _shard(row: dict) -> Shard:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from steering import files, registry
+from steering import atomic_files, registry
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
@@ -19,15 +19,15 @@ from steering.clip.export import CONFIG
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
 from steering.clip.towers import Towers
-from steering.collect import rank, world_size
+from steering.distributed import rank, world_size
 from steering.errors import UserError, did_you_mean
-from steering.recipe import Metric
 from steering.reports.grid import MISSING, Cell, Column, Grid, to_rich
 from steering.runs import config as configs
-from steering.runs.processes import joined
+from steering.runs.processes import process_group
 from steering.runs.run import device as find_device
 from steering.runs.statistics import interval
 from steering.runs.table import Format
+from steering.settings import Metric
 from steering.training.seeds import untouched
 
 
@@ -90,7 +90,7 @@ def run(
     folder = Path(target).expanduser()
     of_run = (folder / "config.yaml").is_file()
     models = list(_of_run(folder, arms)) if of_run else _one(target, arms)
-    with joined(find_device(device)) as here:
+    with process_group(find_device(device)) as here:
         if data is None and zeroshot is None and of_run:
             suites = _task(folder)._suites
         else:
@@ -103,7 +103,7 @@ def run(
             console.print(f"skipped: {reason}, {count} times", markup=False, highlight=False, style="yellow")
         if out is not None and rank() == 0:
             said = {"target": target, "data": data, "zeroshot": zeroshot, "device": str(here), "ranks": world_size()}
-            files.write_json(out, said | _record(found) | {"skipped": skipped})
+            atomic_files.write_json(out, said | _record(found) | {"skipped": skipped})
             console.print(f"written: {out}", markup=False, highlight=False)
 
 

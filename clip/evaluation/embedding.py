@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from steering.clip.data.images import REASONS, Skips, Undecodable
 from steering.clip.towers import Towers, Transform
-from steering.collect import largest, meeting_place, rank, together, total, world_size
+from steering.distributed import (
+    all_reduce_max,
+    all_reduce_sum,
+    communication_device,
+    fail_on_all_ranks,
+    rank,
+    world_size,
+)
 from steering.errors import RunError
 
 BLOCK = 256  # samples encoded at a time
@@ -43,14 +50,16 @@ class Work:
         """What all ranks found; each one's tensor is zero where the others' blocks are."""
         if not self.shared or world_size() == 1:
             return values
-        return total(values.to(meeting_place())).to(values.device)
+        return all_reduce_sum(values.to(communication_device())).to(values.device)
 
     def rows(self, count: int, device: torch.device, parts: Iterator[tuple[Sequence[int], Tensor]]) -> Tensor:
         """Rows of all ranks, ``[count, width]``, from this one's, given with their places."""
-        found = together(lambda: list(parts)) if self.shared else list(parts)  # reading can fail on one rank alone
+        found = (
+            fail_on_all_ranks(lambda: list(parts)) if self.shared else list(parts)
+        )  # reading can fail on one rank alone
         width = torch.tensor(found[0][1].shape[1] if found else 0)
         if self.shared and world_size() > 1:
-            width = largest(width.to(meeting_place()))
+            width = all_reduce_max(width.to(communication_device()))
         rows = torch.zeros(count, int(width), device=device)
         for places, values in found:
             rows[list(places)] = values

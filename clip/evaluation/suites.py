@@ -16,7 +16,7 @@ from steering.clip.evaluation import retrieval
 from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_texts
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.towers import Towers
-from steering.recipe import Metric
+from steering.settings import Metric
 
 TOP = 10  # the k of the headline's recall at k
 KS = (TOP, 5, 1)

@@ -11,7 +11,7 @@ from steering.clip.evaluation.classes import Classes, read_classes
 from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_classes
 from steering.clip.evaluation.retrieval import Share, mean_of_classes, places, share
 from steering.clip.towers import Towers
-from steering.recipe import Metric
+from steering.settings import Metric
 
 TOP = 5
 

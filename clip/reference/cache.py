@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from steering import files
+from steering import atomic_files
 from steering.clip.data.tar import head
 from steering.clip.reference.manifest import Manifest, read_manifest, short_hash, write_manifest
-from steering.collect import rank
+from steering.distributed import rank
 from steering.errors import UserError
 
 NOT_FINITE = "not finite"  # why a sample has no features although it was read
@@ -140,7 +140,7 @@ class Cache:
         tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
         known = {"key": self.manifest.key, "shard": _plain(shard.name)}
         known |= {"bytes": str(shard.size), "head": self._head(shard), "reasons": json.dumps(dict(reasons))}
-        files.write(self.path(shard), save(tensors, known | {"checksum": _checksum(tensors, known["reasons"])}))
+        atomic_files.write(self.path(shard), save(tensors, known | {"checksum": _checksum(tensors, known["reasons"])}))
 
     def reasons(self, shard: Shard) -> Counter[str] | None:
         """Why samples of a shard have no features, from the head of its file; None if it cannot be used."""

@@ -15,7 +15,7 @@ from steering.clip.reference.load import load_reference
 from steering.clip.reference.manifest import Manifest
 from steering.clip.task import Clip
 from steering.errors import RunError, UserError
-from steering.runs.processes import own, place
+from steering.runs.processes import local_device, rank_and_world_size
 from steering.runs.run import device as find_device
 
 MOST_WORKERS = 8  # without another word
@@ -38,7 +38,7 @@ def run(
     task = Clip(data=data, ref=ref, caption_field=caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
     if len(task.refs) > 1:
         raise UserError(f"a cache holds the features of one reference, got {ref!r}: fill one for each")
-    chosen, share = own(find_device(device)), place()
+    chosen, share = local_device(find_device(device)), rank_and_world_size()
     shards = task._shards
     towers = load_reference(task.refs[0]).to(chosen)
     manifest = Manifest.of(towers, ref=task.refs[0], caption_field=caption_field)

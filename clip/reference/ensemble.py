@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from steering.clip.towers import Towers, Transform
-from steering.pairs import Pairs
+from steering.contrastive.pairs import Pairs
 
 
 class Views:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from steering import files
+from steering import atomic_files
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.index import Shard
 from steering.clip.data.shards import Shards
@@ -256,7 +256,7 @@ class _Claims:
         self._held: dict[str, FileLock] = {}
 
     def __enter__(self) -> Self:
-        files.make_folder(self.cache.folder / "claims")
+        atomic_files.make_folder(self.cache.folder / "claims")
         return self
 
     def __exit__(self, *_) -> None:

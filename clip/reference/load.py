@@ -22,7 +22,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 
 from steering.clip.export import CONFIG, WEIGHTS
 from steering.clip.towers import EMOJI, Towers, architecture, assemble, make, one_line, quiet
-from steering.collect import rank
+from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 
 LIST = "python -c \"import open_clip; print(*open_clip.list_pretrained(as_str=True), sep='\\n')\""

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from steering import files
+from steering import atomic_files
 from steering.clip.towers import Towers
 from steering.errors import UserError
 
@@ -57,7 +57,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
-        files.write_json(path, {"format": FORMAT, "key": manifest.key, **asdict(manifest)})
+        atomic_files.write_json(path, {"format": FORMAT, "key": manifest.key, **asdict(manifest)})
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -12,8 +12,8 @@ from steering.clip.reference.cache import Cache, Shard
 from steering.clip.reference.ensemble import Ensemble, Views, side_by_side
 from steering.clip.reference.load import load_reference
 from steering.clip.towers import Towers
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.task import Batch
 from steering.training.seeds import untouched
 

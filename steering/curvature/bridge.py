@@ -15,7 +15,7 @@ from steering.curvature.methods import network
 from steering.curvature.replace import replace_relus
 from steering.curvature.samples import digits, drawn, mislabelled
 from steering.curvature.search import with_relu
-from steering.recipe import Arm
+from steering.settings import Arm
 from steering.task import Batch, HeldOut, Losses, Task
 from steering.training.seeds import derive, generator
 

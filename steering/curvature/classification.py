@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.recipe import Arm, Metric, Recipe
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses, Task
-from steering.training.cached import ReferenceLosses
+from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
-from steering.training.stream import Shuffled
+from steering.training.reference_losses import ReferenceLosses
 
 PLAIN = Arm(rule="uniform", subtract=False)
 AT_A_TIME = 256  # samples, where nothing is learned
@@ -72,8 +72,8 @@ class Classification:
             raise UserError("these samples come without a reference: give the task one, or do not subtract its loss")
         return self.refer()
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=self.size, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))

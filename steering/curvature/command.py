@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 
-from steering import files
+from steering import atomic_files
 from steering.curvature import boundary, bridge, noise, robustness, search, sections, transfer
 from steering.curvature.methods import METHODS, Method
 from steering.curvature.section import Section, answer
@@ -226,7 +226,7 @@ def _measured(study: Study, folder: Path, console: Console) -> list[dict[str, An
         path = folder / "parts" / f"{study.name}-{seed}.json"
         if not path.exists():
             console.print(f"{study.name}: repetition {seed}", markup=False, highlight=False)
-            files.write_json(path, {"settings": settings, "found": study.measure(seed)})
+            atomic_files.write_json(path, {"settings": settings, "found": study.measure(seed)})
         try:
             known = json.loads(path.read_text())
         except ValueError:

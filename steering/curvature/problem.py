@@ -13,8 +13,8 @@ from steering.curvature.replace import Replacement, replace_relus
 from steering.curvature.search import Choice, choose
 from steering.curvature.unit import set_beta
 from steering.errors import UserError, did_you_mean
-from steering.recipe import Arm, Metric, Recipe
 from steering.runs import config as configs
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, HeldOut, Losses, Stream, Task
 from steering.training import loop
 from steering.training.loop import evaluate

@@ -17,9 +17,9 @@ from steering.curvature.section import (
     signed,
     spread,
 )
-from steering.recipe import Metric
 from steering.reports.grid import Cell, Column, Grid
 from steering.runs.statistics import Interval, interval, paired_difference
+from steering.settings import Metric
 
 Found = Sequence[dict[str, Any]]
 FIRST = {"regression": "linear probe, regression", "search": "curvature search, regression"}

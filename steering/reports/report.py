@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steering import files
+from steering import atomic_files
 from steering.errors import UserError
 from steering.reports.environment import environment
 from steering.reports.figures import Plot
@@ -58,11 +58,13 @@ def write(report: Report, folder: Path) -> Path:
     """
     machine = environment()
     for plot in report.plots:
-        files.write(folder / "plots" / f"{plot.name}.png", plot.png)
-    files.write(folder / "report.md", markdown(report))
-    files.write(folder / "report.json", json.dumps(_plain(as_json(report) | {"environment": machine}), indent=1) + "\n")
+        atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
+    atomic_files.write(folder / "report.md", markdown(report))
+    atomic_files.write(
+        folder / "report.json", json.dumps(_plain(as_json(report) | {"environment": machine}), indent=1) + "\n"
+    )
     template = Path(__file__).parent / "findings.html"
-    return files.write(folder / "report.html", page(template, report=report, machine=facts(machine)))
+    return atomic_files.write(folder / "report.html", page(template, report=report, machine=facts(machine)))
 
 
 def show(report: Report, console: Console) -> None:
@@ -135,16 +137,18 @@ def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
     """
     for place, report in enumerate(reports, start=1):
         for plot in report.plots:
-            files.write(folder / "plots" / f"{place}-{plot.name}.png", plot.png)
+            atomic_files.write(folder / "plots" / f"{place}-{plot.name}.png", plot.png)
     renamed = [
         replace(report, plots=[plot._replace(name=f"{place}-{plot.name}") for plot in report.plots])
         for place, report in enumerate(reports, start=1)
     ]
-    files.write(folder / "report.md", "\n".join([f"# {title}\n", *(f"#{markdown(report)}" for report in renamed)]))
+    atomic_files.write(
+        folder / "report.md", "\n".join([f"# {title}\n", *(f"#{markdown(report)}" for report in renamed)])
+    )
     content = {"title": title, "command": command, "reports": [as_json(report) for report in renamed]}
-    files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
+    atomic_files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
     template = Path(__file__).parent / "joined.html"
-    return files.write(folder / "report.html", page(template, reports=reports, title=title, command=command))
+    return atomic_files.write(folder / "report.html", page(template, reports=reports, title=title, command=command))
 
 
 def _list(head: str, lines: list[str]) -> str:

@@ -52,8 +52,8 @@ class ChiSquare:
         slope = (below + (largest - cut)).clamp(min=0).sum(-1, keepdim=True) / entries
         return torch.cat([cut, slope], -1)
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
-        return torch.lerp(old, new, rate)
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
+        return torch.lerp(old, new, gamma)
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         slope = level[:, 1:].to(excess.dtype)

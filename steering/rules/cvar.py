@@ -41,8 +41,8 @@ class CVaR:
         remainder = (entries - above.double() / self.alpha) / equal
         return torch.cat([quantile, remainder.clamp(min=0).to(quantile.dtype)], -1)
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
-        return torch.lerp(old, new, rate)
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
+        return torch.lerp(old, new, gamma)
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         quantile, remainder = level[:, :1], level[:, 1:]

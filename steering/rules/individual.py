@@ -78,10 +78,10 @@ class Individual:
         before = self.momentum * old[:, 3:4].double().nan_to_num()
         return self._after(level, t, drift, before + (1 - self.momentum) * self._slope(level, t, drift, level))
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         fresh, t, drift, momentum, _ = new.split(1, -1)
-        keep = math.log1p(-rate) if rate < 1 else -math.inf
-        level = t * torch.logaddexp(old[:, :1] / old[:, 1:2] + keep, fresh / t + math.log(rate))
+        keep = math.log1p(-gamma) if gamma < 1 else -math.inf
+        level = t * torch.logaddexp(old[:, :1] / old[:, 1:2] + keep, fresh / t + math.log(gamma))
         change = self._slope(level, t, drift, fresh) - self._slope(fresh, t, drift, fresh)
         return self._after(level, t, drift, momentum + (1 - self.momentum) * change)
 

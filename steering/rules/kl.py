@@ -74,11 +74,11 @@ class KL:
         temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population))
         return torch.cat([largest + temperature * log_mean_exp(below / temperature, mask), temperature], -1)
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         if self.temperature is None:
-            return torch.lerp(old, new, rate)
-        keep = math.log1p(-rate) if rate < 1 else -math.inf
-        return self._add(old + self.temperature * keep, new + self.temperature * math.log(rate))
+            return torch.lerp(old, new, gamma)
+        keep = math.log1p(-gamma) if gamma < 1 else -math.inf
+        return self._add(old + self.temperature * keep, new + self.temperature * math.log(gamma))
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
         temperature = level[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature

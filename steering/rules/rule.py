@@ -42,8 +42,8 @@ class Rule(Protocol):
         """
         ...
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
-        """Moving average ``(1 - rate) old + rate new`` in the rule's own unit; all are ``[rows, width]``."""
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
+        """Moving average ``(1 - gamma) old + gamma new`` in the rule's own unit; all are ``[rows, width]``."""
         ...
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Exponential(Rule, Protocol):
 class Recalling(Rule, Protocol):
     """A rule whose fresh level depends on the one that was remembered, a temperature of each row's own say.
 
-    The engine gives it a memory whatever the rate.
+    The engine gives it a memory whatever the gamma.
     """
 
     def recall(self, excess: Tensor, mask: Tensor, old: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Uniform:
     def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
         return excess.new_zeros(len(excess), 1)
 
-    def blend(self, old: Tensor, new: Tensor, rate: float) -> Tensor:
+    def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return new
 
     def weights(self, excess: Tensor, level: Tensor) -> Tensor:

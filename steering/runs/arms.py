@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steering.errors import UserError, did_you_mean
-from steering.recipe import Recipe
+from steering.settings import Recipe
 
 OWN = "steered"  # name of the arm made by --rule, --selector, --reference-scale
 
@@ -26,7 +26,7 @@ def choose(recipe: Recipe, names: str | None, method: Mapping[str, Any]) -> dict
     if method:
         plain = {n: a for n, a in arms.items() if not a["subtract"] and a["selector"] is None}
         first = next((a for a in arms.values() if a["subtract"]), {})
-        own = {k: v for k, v in first.items() if k in ("rule", "reference_scale", "rate")} | dict(method)
+        own = {k: v for k, v in first.items() if k in ("rule", "reference_scale", "gamma")} | dict(method)
         if str(own.get("reference_scale", "auto")) != "auto":
             own["reference_scale"] = _number(own["reference_scale"])
         if set(method) == {"selector"}:

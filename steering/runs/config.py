@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 from yaml import YAMLError
 
-from steering import files, registry
+from steering import atomic_files, registry
 from steering.errors import UserError, did_you_mean
-from steering.recipe import Recipe, Strict
+from steering.settings import Recipe, Strict
 
 if TYPE_CHECKING:  # a typing mistake is told without loading torch
     from steering.task import Task
@@ -113,7 +113,7 @@ def text(config: RunConfig) -> str:
 
 def save(config: RunConfig, path: Path) -> None:
     """Writes config.yaml; ``steer run --config`` runs it again."""
-    files.write(path, text(config))
+    atomic_files.write(path, text(config))
 
 
 def load(path: Path) -> RunConfig:

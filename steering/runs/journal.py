@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from steering import files
+from steering import atomic_files
 from steering.errors import RunError
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         if not path.exists():
-            files.write(path, "")
+            atomic_files.write(path, "")
 
     def records(self) -> list[Record]:
         """All whole lines; a line that a kill cut short is left out."""
@@ -47,4 +47,4 @@ class Journal:
 
         text = "".join(json.dumps(r) + "\n" for r in self.records() if kept(r))
         if text != self.path.read_text():
-            files.write(self.path, text)
+            atomic_files.write(self.path, text)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from steering.collect import meeting_place, rank, world_size
+from steering.distributed import communication_device, rank, world_size
 from steering.errors import RunError, UserError
 
 PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a while
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's number, from 0, and how many there are, as torchrun or srun says; they need not have met."""
     said = os.environ | _from_slurm()
     number, count = said.get("RANK", ""), said.get("WORLD_SIZE", "")
@@ -25,7 +25,7 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def own(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The device of this process: of ``cuda`` without a number, another GPU for each process of a machine."""
     if device.type != "cuda" or device.index is not None:
         return device
@@ -34,20 +34,20 @@ def own(device: torch.device) -> torch.device:
     return torch.device("cuda", int(local or 0) % seen)
 
 
-def started_with_others() -> bool:
+def launched_with_others() -> bool:
     """Whether torchrun, or Slurm's srun, started this process as one of several; tells torch if it was srun."""
     os.environ |= _from_slurm()
     return os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Meets the other processes, if there are any; gives this one's own device."""
-    if not started_with_others():
+    if not launched_with_others():
         yield device
         return
     if device.type == "cuda":
-        device = own(torch.device("cuda"))
+        device = local_device(torch.device("cuda"))
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
@@ -62,7 +62,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def by_first(action: Callable[[], Any]) -> Any:
+def on_rank_zero(action: Callable[[], Any]) -> Any:
     """What ``action`` gives in the first process, in all of them; its UserError or RunError as well.
 
     Args:
@@ -87,7 +87,7 @@ def by_first(action: Callable[[], Any]) -> Any:
 
 def _broadcast(words: bytes) -> bytes:
     """Bytes of the first process, in all of them."""
-    device = meeting_place()
+    device = communication_device()
     length = torch.tensor(len(words), device=device)
     dist.broadcast(length, 0)
     content = torch.zeros(int(length), dtype=torch.uint8, device=device)

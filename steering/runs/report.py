@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steering import files
+from steering import atomic_files
 from steering.errors import UserError
 from steering.reports.page import facts, page
 from steering.reports.report import Report
@@ -43,7 +43,7 @@ def write_report(
     """
     plots = draw(summary, records)
     for plot in plots:
-        files.write(folder / "plots" / f"{plot.name}.png", plot.png)
+        atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
     lead, *more = sentences(summary)
     content = page(
         Path(__file__).parent / "report.html",
@@ -60,7 +60,7 @@ def write_report(
         config=_read(folder / "config.yaml"),
         machine=facts(json.loads(_read(folder / "environment.json") or "{}")),
     )
-    return files.write(folder / "report.html", content)
+    return atomic_files.write(folder / "report.html", content)
 
 
 def as_report(folder: Path) -> Report:

@@ -15,20 +15,20 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
-from steering import files, registry
-from steering.collect import rank
+from steering import atomic_files, registry
+from steering.distributed import rank
 from steering.errors import Elsewhere, RunError, UserError
 from steering.reports.environment import environment
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.runs.journal import Journal
-from steering.runs.processes import by_first
+from steering.runs.processes import on_rank_zero
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.task import Exhibit, Exhibits, Exports, Skips, Task
 from steering.training import loop
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 REFERENCE = "reference"
 LOCK = ".lock"  # held by the process that is at work in the folder
@@ -79,7 +79,7 @@ class Run:
             UserError: the folder is another run's, or some process is at work in it.
         """
         torch.set_num_threads(self.config.threads)
-        if not by_first(self.folder.exists):
+        if not on_rank_zero(self.folder.exists):
             _ = self.task.metrics
             reference = self._drawn(0)[1]
             _ = reference.model  # what cannot be loaded or trained leaves no folder behind
@@ -89,9 +89,9 @@ class Run:
                 loop.candidates_needed(arm, self.recipe, self.task.size)
         self._lock: FileLock | None = None
         try:
-            by_first(self._enter)
+            on_rank_zero(self._enter)
             summary = self._execute()
-            by_first(lambda: None)  # the first one has written the report
+            on_rank_zero(lambda: None)  # the first one has written the report
             return summary
         except OSError as error:  # of the lock, the plots, or the task's own files
             raise RunError(f"cannot read or write {error.filename or self.folder}: {error.strerror}") from None
@@ -102,7 +102,7 @@ class Run:
     def _enter(self) -> None:
         """Makes the run folder, or makes sure that it is this run's, and locks it."""
         self._check_folder()
-        self._lock = FileLock(files.make_folder(self.folder) / LOCK)
+        self._lock = FileLock(atomic_files.make_folder(self.folder) / LOCK)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -127,7 +127,7 @@ class Run:
             raise self._stopped("stopped between two arms", interrupts) from None
         summary = self._summary(results)
         if rank() == 0:
-            files.write(self.folder / "summary.json", summary.model_dump_json(indent=1))
+            atomic_files.write(self.folder / "summary.json", summary.model_dump_json(indent=1))
             write_report(self.folder, summary, journal.records(), self._exhibits())
         return summary
 
@@ -149,9 +149,9 @@ class Run:
         configs.save(self.config, self.folder / "config.yaml")
         if not (self.folder / "environment.json").exists():
             said = {"command": shlex.join(self.command), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-            files.write_json(self.folder / "environment.json", said | environment())
+            atomic_files.write_json(self.folder / "environment.json", said | environment())
         if not (self.folder / "metrics.jsonl").exists():
-            files.write(self.folder / "metrics.jsonl", "")
+            atomic_files.write(self.folder / "metrics.jsonl", "")
         self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
 
     def _drawn(self, seed: int) -> tuple[Task, ReferenceLosses]:
@@ -167,7 +167,7 @@ class Run:
         def look() -> Result:
             if self._known is None or self._known[0] is not reference:
                 watch.note("evaluating the reference")
-                self._known = (reference, by_first(lambda: loop.evaluate(task, reference.model)))
+                self._known = (reference, on_rank_zero(lambda: loop.evaluate(task, reference.model)))
             return Result(seed=seed, metrics=self._known[1], samples=0, candidates=0)
 
         return self._once(REFERENCE, seed, look)
@@ -178,7 +178,7 @@ class Run:
         def train() -> Result:
             training = self._training(name, seed, task, reference)
             path = self._place(name, seed) / "checkpoint.pt"
-            done = by_first(lambda: _steps_done(path))
+            done = on_rank_zero(lambda: _steps_done(path))
             if rank() == 0:
                 journal.cut(name, seed, done)
             watch.begin(f"{name} (seed {seed})", self.recipe.steps, done)
@@ -238,7 +238,7 @@ class Run:
     def _once(self, name: str, seed: int, make: Callable[[], Result]) -> Result:
         """What result.json says, or else what ``make`` finds out."""
         path = self._place(name, seed) / "result.json"
-        known = by_first(lambda: path.read_text() if path.exists() else None)
+        known = on_rank_zero(lambda: path.read_text() if path.exists() else None)
         if known is not None:
             try:
                 return Result.model_validate_json(known)
@@ -249,7 +249,7 @@ class Run:
         skipped = self.task.skipped() if isinstance(self.task, Skips) else {}
         result = result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
         if rank() == 0:
-            files.write(path, result.model_dump_json(indent=1))
+            atomic_files.write(path, result.model_dump_json(indent=1))
         return result
 
     def _training(self, name: str, seed: int, task: Task, reference: ReferenceLosses) -> loop.Training:

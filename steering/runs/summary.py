@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from steering.recipe import Metric, Strict
 from steering.runs.statistics import Interval, interval, paired_difference
+from steering.settings import Metric, Strict
 
 
 class _Record(Strict):

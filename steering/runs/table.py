@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from steering.recipe import Metric
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Column, Grid, Tone
 from steering.runs.statistics import Interval, interval
 from steering.runs.summary import ArmSummary, Result, Summary
+from steering.settings import Metric
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Selectors: one file each, found by file name."""
+"""Selectors, one file each; ``jest`` is with the contrastive subject."""
 
 from steering.selectors.boltzmann import Boltzmann as Boltzmann
-from steering.selectors.jest import Jest as Jest
 from steering.selectors.reference_only import ReferenceOnly as ReferenceOnly
 from steering.selectors.selector import Selector as Selector
 from steering.selectors.top_k import TopK as TopK

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.selectors.selector import score
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.selectors._choose import check_keep, excess, sample
 
 __all__ = ["Boltzmann"]

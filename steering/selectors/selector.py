@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from steering.pairs import Pairs
+from steering.contrastive.pairs import Pairs
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.pairs import Pairs
+from steering.contrastive.pairs import Pairs
 from steering.selectors._choose import check_keep, excess, largest
 
 __all__ = ["TopK"]

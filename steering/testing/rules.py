@@ -244,9 +244,9 @@ def _check_exponential(case: _Case) -> None:
 def _check_blend(case: _Case) -> None:
     old, new = case.level(case.excess.roll(1, 0), case.mask.roll(1, 0)), case.level()
     case.require_same(case.rule.blend(old, new, 1.0), new, "blend(old, new, 1) must be new")
-    for rate in (0.1, 0.5, 1.0):
-        promise = f"blending a level with itself (rate {rate}) must give that level"
-        case.require_same(case.rule.blend(new, new, rate), new, promise)
+    for gamma in (0.1, 0.5, 1.0):
+        promise = f"blending a level with itself (gamma {gamma}) must give that level"
+        case.require_same(case.rule.blend(new, new, gamma), new, promise)
     blended = case.rule.blend(old, new, 0.3)
     promise = f"blend must give {list(new.shape)}"
     assert blended.shape == new.shape, case.fail(f"{promise}, got {list(blended.shape)}")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.selectors.selector import Selector
 from steering.testing._generators import disturb, states
 from steering.training.seeds import untouched

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.task import Batch, Losses, Task
 from steering.testing._generators import disturb, states
 from steering.training.seeds import untouched

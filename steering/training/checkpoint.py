@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import torch
 
-from steering import files
+from steering import atomic_files
 from steering.errors import UserError
 
 
@@ -22,7 +22,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with temporary.open("wb") as file:  # given a path, torch would not tell a full disk from a bug
             torch.save(state, file)
 
-    files.write(path, content)
+    atomic_files.write(path, content)
 
 
 class Saver:
@@ -102,7 +102,7 @@ def _duplicate(path: Path, copy: Path) -> None:
     try:
         os.link(path, copy)
     except OSError:
-        files.write(copy, lambda temporary: shutil.copyfile(path, temporary))
+        atomic_files.write(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def _step(path: Path) -> int:

@@ -6,12 +6,12 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from steering.collect import rank
-from steering.pairs import Pairs
-from steering.recipe import Recipe
+from steering.contrastive.pairs import Pairs
+from steering.distributed import rank
+from steering.settings import Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import seeds
-from steering.training.parallel import ask, quiet
+from steering.training.parallel import call_wrapped, no_sync
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,7 +51,7 @@ class Forward:
             gradients = [_filled(x) for x in _outputs(losses)]
             for number, part in enumerate(parts):
                 last = number == len(parts) - 1
-                with nullcontext() if last else quiet(self.model):
+                with nullcontext() if last else no_sync(self.model):
                     found = first[0] if len(parts) == 1 else self._run(part, step, number)
                     shares = [_part(g, places[number], first=number == 0) for g in gradients]
                     pairs = zip(_outputs(found), shares, strict=True)
@@ -63,7 +63,7 @@ class Forward:
     def _run(self, part: Batch, step: int, number: int) -> Losses:
         seeds.seed_everything(seeds.derive(self.seed, "step", step, rank(), number))  # so there is no state to save
         with autocast(self.recipe, part.ids.device):
-            return ask(self.model, self.task.losses, part)
+            return call_wrapped(self.model, self.task.losses, part)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

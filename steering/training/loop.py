@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.collect import gather, rank, together, total, world_size
-from steering.distillation import distil
+from steering.contrastive.distillation import distil
+from steering.contrastive.pairs import Pairs
+from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, rank, world_size
+from steering.dual_memory import DualMemory
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
-from steering.levels import Levels
-from steering.pairs import Pairs
-from steering.recipe import Arm, Recipe
 from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
+from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, parallel, seeds
-from steering.training.cached import ReferenceLosses
+from steering.training.counters import Counters
 from steering.training.forward import Forward, autocast
-from steering.training.optimise import average_of, learning_rate, make_optimizer
-from steering.training.rates import Rate
-from steering.training.tally import Tally
+from steering.training.gamma import GammaSchedule
+from steering.training.optimizer import average_of, learning_rate, make_optimizer
+from steering.training.reference_losses import ReferenceLosses
 
 Record = dict[str, Any]
 
@@ -68,15 +68,15 @@ class Training:
         self.average = average_of(self.model, recipe)
         if recipe.compile:
             self.model.compile()
-        self.forward = Forward(task, parallel.spread(self.model, recipe.parallel, device), recipe, seed)
+        self.forward = Forward(task, parallel.wrap(self.model, recipe.parallel, device), recipe, seed)
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
-        self.rate = Rate(arm, recipe, task.size)
-        memory = Levels(task.rows, rate=self.rate(0), keep=not self.rate.constant)
+        self.gamma = GammaSchedule(arm, recipe, task.size)
+        memory = DualMemory(task.rows, gamma=self.gamma(0), keep=not self.gamma.constant)
         rule = registry.build("rules", arm.rule)
         self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
         self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
-        self.tally = Tally()
+        self.tally = Counters()
         self.done = 0  # steps
 
     def step(self) -> Record:
@@ -89,16 +89,16 @@ class Training:
             RunError: the loss is not a finite number; the model is as it was before the step.
         """
         began = time.process_time()
-        candidates = together(lambda: next(self.stream).to(self.device))  # what can fail on one rank alone
+        candidates = fail_on_all_ranks(lambda: next(self.stream).to(self.device))  # what can fail on one rank alone
         batch = self._choose(candidates)
-        known, taught = together(lambda: self._told(batch))
+        known, taught = fail_on_all_ranks(lambda: self._told(batch))
         self.model.train()
         losses, backward = self.forward(batch, self.done)
-        self.steerer.memory.rate = self.rate(self.done)
+        self.steerer.memory.gamma = self.gamma(self.done)
         steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
         lesson = None if taught is None else self._distil(losses, taught, steered)
         whole = steered.loss if lesson is None else steered.loss + self.arm.distill * lesson
-        loss = float(total(whole.detach()) / world_size())
+        loss = float(all_reduce_sum(whole.detach()) / world_size())
         if not math.isfinite(loss):
             raise RunError(_not_finite(loss, self.done, losses, batch))
         backward(self.scaler.scale(whole))
@@ -141,11 +141,11 @@ class Training:
         """The samples worth a gradient step, scored without side effects."""
         if self.selector is None:
             return candidates
-        parallel.agree(self.model)  # whose eyes choose
+        parallel.broadcast_buffers(self.model)  # whose eyes choose
         self.model.eval()
         with torch.no_grad(), seeds.untouched(), autocast(self.recipe, candidates.ids.device):
             losses = self.task.losses(self.model, candidates).values
-        known = together(lambda: self.reference(candidates).values) if self.selector.uses_reference else None
+        known = fail_on_all_ranks(lambda: self.reference(candidates).values) if self.selector.uses_reference else None
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
         return candidates.take(self.selector(losses, known, number=number, generator=chance))
@@ -155,7 +155,7 @@ class Training:
         rate = learning_rate(self.recipe, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        parallel.finish(self.model)
+        parallel.average_scalar_gradients(self.model)
         self.scaler.unscale_(self.optimizer)  # after averaging: what overflowed on one rank is skipped by all
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -173,8 +173,8 @@ class Training:
         if parallel.is_sharded(model):
             with seeds.untouched():
                 model = self.task.target().to(self.device)
-            model.load_state_dict(parallel.whole(self.model.state_dict()))
-        parallel.agree(model)
+            model.load_state_dict(parallel.full_state_dict(self.model.state_dict()))
+        parallel.broadcast_buffers(model)
         return model
 
     def _record(self, loss: float, steered: Steered, pace: float) -> Record:
@@ -185,7 +185,7 @@ class Training:
             "loss": loss,
             "scale": float(steered.scale) if self.arm.subtract else None,
             "variance_ratio": None if moments.values is None else float(moments.ratio(steered.scale.double())),
-            "rate": self.steerer.memory.rate,
+            "gamma": self.steerer.memory.gamma,
             "learning_rate": pace,
             "cpu_seconds": round(self.tally.cpu_seconds, 3),
         }
@@ -199,8 +199,8 @@ class Training:
         """All of it, whole, whatever the number of ranks; every rank has to ask for it."""
         return {
             "done": self.done,
-            "model": parallel.whole(self.model.state_dict()),
-            "optimizer": parallel.whole(self.optimizer.state_dict()),
+            "model": parallel.full_state_dict(self.model.state_dict()),
+            "optimizer": parallel.full_state_dict(self.optimizer.state_dict()),
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
             "tally": self.tally.state_dict(),
@@ -214,7 +214,7 @@ class Training:
         parallel.load_optimizer(self.optimizer, state["optimizer"])
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
-        self.tally = Tally(**state["tally"])
+        self.tally = Counters(**state["tally"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -316,7 +316,7 @@ def run(
                 _check_weights(training)
                 _save(saver, training)
             if halt:
-                together(saver.wait)  # a launcher ends all processes when the first of them has gone
+                fail_on_all_ranks(saver.wait)  # a launcher ends all processes when the first of them has gone
                 return False
     return True
 
@@ -329,7 +329,7 @@ def _late(saver: checkpoint.Saver, minutes: float) -> bool:
 def _save(saver: checkpoint.Saver, training: Training) -> None:
     """Begins to write a checkpoint, on the first rank."""
     state = training.state_dict() if rank() == 0 or parallel.is_sharded(training.model) else {}
-    together(lambda: saver.save(state) if rank() == 0 else None)
+    fail_on_all_ranks(lambda: saver.save(state) if rank() == 0 else None)
 
 
 def _restore(training: Training, path: Path) -> None:
@@ -348,14 +348,14 @@ def _restore(training: Training, path: Path) -> None:
 
 def _anyone(says_so: bool, device: torch.device | str) -> bool:
     """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
-    return bool(total(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
+    return bool(all_reduce_sum(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
 
 
 def _means(**figures: Tensor | None) -> dict[str, float | None]:
     """Means over ranks of scalars, in one exchange."""
     known = {name: value.detach().double() for name, value in figures.items() if value is not None}
     device = next(iter(known.values())).device
-    means = total(torch.stack([value.to(device) for value in known.values()])) / world_size()
+    means = all_reduce_sum(torch.stack([value.to(device) for value in known.values()])) / world_size()
     return dict.fromkeys(figures) | dict(zip(known, means.tolist(), strict=True))
 
 
@@ -381,7 +381,7 @@ def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
         rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
     if len(rows) != len(batch):
         rows = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
-    ids, rows = gather(batch.ids), gather(rows.detach().to(batch.ids))
+    ids, rows = all_gather(batch.ids), all_gather(rows.detach().to(batch.ids))
     bad = ids[rows > 0] if rows.any() else ids
     shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
     return f"the loss became {loss} in step {step + 1}; sample ids {shown}"

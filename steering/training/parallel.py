@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from steering.collect import total, world_size
+from steering.distributed import all_reduce_sum, world_size
 
 
 class _Asked(nn.Module):
@@ -33,7 +33,7 @@ class Replicated(DistributedDataParallel):
     """
 
 
-def spread(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
+def wrap(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
     """What to run in place of the model, on every rank at the same time; the model itself with a single process.
 
     Args:
@@ -48,7 +48,7 @@ def spread(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module
     return Replicated(_Asked(model), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
-def ask(running: nn.Module, question: Callable[..., Any], *more: Any) -> Any:
+def call_wrapped(running: nn.Module, question: Callable[..., Any], *more: Any) -> Any:
     """What ``question(model, *more)`` gives, with gradients that are averaged over ranks.
 
     Args:
@@ -78,21 +78,21 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [block for block in found if block not in inner]
 
 
-def quiet(running: nn.Module) -> AbstractContextManager:
+def no_sync(running: nn.Module) -> AbstractContextManager:
     """Within it no gradients are exchanged, because more of them are to come."""
     return running.no_sync() if isinstance(running, Replicated) else nullcontext()
 
 
-def finish(model: nn.Module) -> None:
+def average_scalar_gradients(model: nn.Module) -> None:
     """Averages over ranks what is left to: gradients of scalars that are on every rank of a sharded model."""
     if not is_sharded(model):
         return
     for parameter in model.parameters():
         if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
-            parameter.grad.copy_(total(parameter.grad) / world_size())
+            parameter.grad.copy_(all_reduce_sum(parameter.grad) / world_size())
 
 
-def agree(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Takes over the first rank's buffers: running means, say, which every rank moves by its own part of a batch."""
     if world_size() > 1:
         for buffer in model.buffers():
@@ -103,14 +103,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole(state: Any) -> Any:
+def full_state_dict(state: Any) -> Any:
     """The same state with tensors that are in parts made whole, on the CPU; every rank has to ask for it."""
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()  # one at a time: a GPU need not hold the whole
     if isinstance(state, Mapping):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: full_state_dict(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
+        return type(state)(full_state_dict(value) for value in state)
     return state
 
 

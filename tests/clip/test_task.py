@@ -12,11 +12,11 @@ from steering.clip.export import export
 from steering.clip.reference.online import Reference
 from steering.clip.task import Clip
 from steering.clip.towers import Towers, build
-from steering.recipe import Recipe
 from steering.runs import config as configs
+from steering.settings import Recipe
 from steering.training import loop
-from steering.training.cached import ReferenceLosses
-from steering.training.order import Windows
+from steering.training.reference_losses import ReferenceLosses
+from steering.training.sampler import Windows
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "gray", "orange", "purple", "brown"]
 

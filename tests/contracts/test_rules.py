@@ -58,8 +58,8 @@ class Whole:
     def level(self, excess, mask, population):
         return KL(temperature=1.0).level(excess, mask)
 
-    def blend(self, old, new, rate):
-        return KL(temperature=1.0).blend(old, new, rate)
+    def blend(self, old, new, gamma):
+        return KL(temperature=1.0).blend(old, new, gamma)
 
     def weights(self, excess, level):
         return 0.5 + 0.5 * KL(temperature=1.0).weights(excess, level)
@@ -108,8 +108,8 @@ class DependsOnShift(Whole):
     def weights(self, excess, level):
         return (1 + (excess > 0).to(excess.dtype)) / level.to(excess.dtype)
 
-    def blend(self, old, new, rate):
-        return torch.lerp(old, new, rate)
+    def blend(self, old, new, gamma):
+        return torch.lerp(old, new, gamma)
 
 
 class IgnoresMask(Whole):
@@ -153,13 +153,13 @@ class AssumesLayout(Whole):
 
 
 class BlendsBackwards(Whole):
-    def blend(self, old, new, rate):
-        return super().blend(new, old, rate)
+    def blend(self, old, new, gamma):
+        return super().blend(new, old, gamma)
 
 
 class BlendsTooMuch(Whole):
-    def blend(self, old, new, rate):
-        return new + (1 - rate)
+    def blend(self, old, new, gamma):
+        return new + (1 - gamma)
 
 
 class NotNormalisedAndUneven(Whole):
@@ -211,7 +211,7 @@ BROKEN = {
     NaNForEmptyRows: "a row without a True in its mask needs a finite level",
     AssumesLayout: "transposed views must weigh like plain tensors",
     BlendsBackwards: r"blend\(old, new, 1\) must be new",
-    BlendsTooMuch: r"blending a level with itself \(rate 0.1\) must give that level",
+    BlendsTooMuch: r"blending a level with itself \(gamma 0.1\) must give that level",
     NotNormalisedAndUneven: "all equal must weigh the same",
 }
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from steering import Pairs, Selector, UserError, registry
-from steering.selectors import Boltzmann, Jest, ReferenceOnly, TopK, TopLoss, Uniform
+from steering.contrastive.jest import Jest
+from steering.selectors import Boltzmann, ReferenceOnly, TopK, TopLoss, Uniform
 from steering.testing import check_selector
 
 SELECTORS = [

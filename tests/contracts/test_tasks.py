@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from steering import Losses, registry
 from steering.clip.task import Clip
-from steering.recipe import Arm, Recipe
+from steering.settings import Arm, Recipe
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.tasks.digits import Digits
 from steering.testing import check_task
-from steering.training.stream import Shuffled
+from steering.training.loader import ShuffledLoader
 
 # A repr holds all options; a task that takes longer than a second gets pytest.mark.slow.
 TASKS = [
@@ -48,14 +48,14 @@ def test_the_check_leaves_the_global_generators_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Resumes(Shuffled):
+class Resumes(ShuffledLoader):
     """Starts every time at the beginning."""
 
     def load_state_dict(self, state):
         self.position = 0
 
 
-class Opaque(Shuffled):
+class Opaque(ShuffledLoader):
     def state_dict(self):
         return super().state_dict() | {"random": random.Random(0)}
 

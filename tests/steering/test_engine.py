@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, UserError
+from steering import KL, ChiSquare, CVaR, DualMemory, Pairs, Steerer, Uniform, UserError
 
 RULES = [
     Uniform(),
@@ -136,7 +136,7 @@ def test_a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient(rule):
 
 def test_a_row_that_is_all_padding_leaves_its_remembered_level_alone():
     losses = draw(2, 4)
-    steerer = Steerer(KL(temperature=0.5), memory=Levels(2, rate=0.5))
+    steerer = Steerer(KL(temperature=0.5), memory=DualMemory(2, gamma=0.5))
     ids, mask = torch.tensor([0, 1]), torch.ones(2, 4, dtype=torch.bool)
     steerer(losses, ids=ids)
     before = remembered(steerer, 0, 1)
@@ -195,17 +195,17 @@ def test_a_reference_of_equal_losses_steers_like_none():
 
 
 def test_one_row_blends_its_level_from_step_to_step():
-    """Equal losses log 2 and then log 8 at temperature 1, rate 1/2: u is 2 and then (2 + 8) / 2 = 5, so the
+    """Equal losses log 2 and then log 8 at temperature 1, gamma 1/2: u is 2 and then (2 + 8) / 2 = 5, so the
     second batch weighs 8 / 5."""
-    steerer = Steerer(KL(temperature=1.0), memory=Levels(rate=0.5))
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(gamma=0.5))
     assert steerer(torch.full((3,), 2.0).log()).weights.tolist() == pytest.approx([1] * 3)
     assert steerer(torch.full((3,), 8.0).log()).weights.tolist() == pytest.approx([1.6] * 3)
 
 
 def test_rows_find_their_own_level_again_by_id():
-    """Temperature 1, rate 1/2. Id 0 had exponentials of 6 and has 4: u = 5 and the weight is 4 / 5. Id 1 was
+    """Temperature 1, gamma 1/2. Id 0 had exponentials of 6 and has 4: u = 5 and the weight is 4 / 5. Id 1 was
     never seen: its weight is one."""
-    steerer = Steerer(KL(temperature=1.0), memory=Levels(5, rate=0.5))
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(5, gamma=0.5))
     rows = torch.tensor([[2.0, 2.0], [6.0, 6.0]]).log()
     steerer(rows, ids=torch.tensor([4, 0]))
     found = steerer(torch.tensor([[4.0, 4.0], [9.0, 9.0]]).log(), ids=torch.tensor([0, 1])).weights
@@ -213,14 +213,14 @@ def test_rows_find_their_own_level_again_by_id():
 
 
 def test_a_batch_of_a_single_row_still_goes_by_its_id():
-    steerer = Steerer(KL(temperature=1.0), memory=Levels(5, rate=0.5))
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(5, gamma=0.5))
     steerer(torch.tensor([[2.0, 2.0]]).log(), ids=torch.tensor([3]))
     assert remembered(steerer, 3).exp().item() == pytest.approx(2)
     assert remembered(steerer, 0).isnan().all()
 
 
 def test_pairs_remember_left_and_right_side_by_side_so_that_data_can_be_added():
-    steerer = Steerer(KL(temperature=0.5), memory=Levels(20, rate=0.5))
+    steerer = Steerer(KL(temperature=0.5), memory=DualMemory(20, gamma=0.5))
     some, ids = pairs(3), torch.tensor([7, 2, 5])
     steerer(some, ids=ids)
     level = KL(temperature=0.5).level(*some.rows())
@@ -229,7 +229,7 @@ def test_pairs_remember_left_and_right_side_by_side_so_that_data_can_be_added():
 
 
 def test_a_rate_of_one_that_will_fall_remembers_what_it_saw():
-    steerer = Steerer(KL(temperature=0.5), memory=Levels(20, rate=1.0, keep=True))
+    steerer = Steerer(KL(temperature=0.5), memory=DualMemory(20, gamma=1.0, keep=True))
     some, ids = pairs(3), torch.tensor([7, 2, 5])
     fresh = steerer(some, ids=ids).loss
     assert torch.equal(fresh, Steerer(KL(temperature=0.5))(some).loss)
@@ -248,7 +248,7 @@ def test_a_rate_of_one_remembers_nothing(rule):
 @every_rule
 def test_a_checkpoint_continues_as_if_nothing_had_happened(rule, tmp_path):
     def fresh():
-        return Steerer(rule, reference_scale="auto", population=100, memory=Levels(6, rate=0.3))
+        return Steerer(rule, reference_scale="auto", population=100, memory=DualMemory(6, gamma=0.3))
 
     batches = [(draw(3, 6), draw(3, 6), torch.randperm(6)[:3]) for _ in range(4)]
     steerer, again = fresh(), fresh()
@@ -346,19 +346,19 @@ def test_an_unknown_scale_is_explained():
 @pytest.mark.parametrize("losses", [torch.zeros(1, 3), torch.zeros(2, 3), pairs()], ids=type)
 def test_a_memory_without_ids_is_explained(losses):
     with pytest.raises(UserError, match=r"needs the samples' ids: steerer\(..., ids=ids\)"):
-        Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))(losses)
+        Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))(losses)
 
 
 @pytest.mark.parametrize("ids", [torch.arange(3), torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), [0, 1]], ids=str)
 def test_ids_that_do_not_fit_are_explained(ids):
-    steerer = Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))
     for losses in (torch.zeros(2, 3), pairs(2)):
         with pytest.raises(UserError, match="ids are a tensor of 2 whole numbers, one for every sample, got"):
             steerer(losses, ids=ids)
 
 
 def test_small_ids_may_be_of_any_whole_type():
-    steerer = Steerer(KL(temperature=1.0), memory=Levels(9, rate=0.5))
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))
     steerer(torch.zeros(2, 3), ids=torch.tensor([0, 5], dtype=torch.int32))
     assert remembered(steerer, 5).isfinite().all()
 

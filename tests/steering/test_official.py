@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steering import KL, Levels, Pairs, Steerer
+from steering import KL, DualMemory, Pairs, Steerer
 
 CASES = json.loads((Path(__file__).parent / "data" / "drrho_clip.json").read_text())["cases"]
 
@@ -36,7 +36,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def test_gradients_and_moving_averages_equal_those_of_the_official_code(case):
     samples, tau, n = case["samples"], case["tau"], len(case["steps"][0]["ids"])
     rule = KL(temperature=tau, epsilon=case["eps"] * n / (n - 1))
-    memory = Levels(2 * samples, rate=case["gamma"])
+    memory = DualMemory(2 * samples, gamma=case["gamma"])
     steerer = Steerer(rule, reference_scale=1.0, memory=memory)
     for step in case["steps"]:
         ids = torch.tensor(step["ids"])

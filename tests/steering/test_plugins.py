@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from steering import Batch, Losses
-from steering.recipe import Arm, Metric, Recipe
-from steering.training.stream import Shuffled
+from steering.settings import Arm, Metric, Recipe
+from steering.training.loader import Shuffled
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
-from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, levels
-from steering.collect import rank, total, world_size
+from steering import KL, ChiSquare, CVaR, DualMemory, Pairs, Steerer, Uniform, dual_memory
+from steering.distributed import all_reduce_sum, rank, world_size
 from steering.rules import GlobalContrastive, Individual, InfoNCE
 
 pytestmark = pytest.mark.slow
@@ -57,10 +57,10 @@ def losses(kind: str, model, x, y, reference, mask):
     return errors.mean(-1), reference.mean(-1), mask[:, 0] if kind == "masked" else None
 
 
-def train(kind: str, rule, rate: float) -> dict:
+def train(kind: str, rule, gamma: float) -> dict:
     """A few steps of gradient descent on this process's share of the batches."""
     model = torch.linspace(-1, 1, 25, dtype=torch.float64).view(5, 5).requires_grad_()
-    memory = Levels(1 if kind in ("samples", "masked") else 4 * BATCH, rate=rate)
+    memory = DualMemory(1 if kind in ("samples", "masked") else 4 * BATCH, gamma=gamma)
     steerer = Steerer(rule, reference_scale="auto", population=50, memory=memory)
     share = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     gradients, scales, effective, alive = [], [], [], []
@@ -68,12 +68,12 @@ def train(kind: str, rule, rate: float) -> dict:
         given, known, counts = losses(kind, model, x[share], y[share], reference[share], mask[share])
         steered = steerer(given, known, ids=ids[share], mask=counts)
         (gradient,) = torch.autograd.grad(steered.loss, model)
-        gradient = total(gradient) / world_size()
+        gradient = all_reduce_sum(gradient) / world_size()
         model = (model.detach() - 0.1 * gradient).requires_grad_()
         gradients.append(gradient)
         scales.append(steered.scale)
-        effective.append(total(steered.effective.mean()) / world_size())
-        alive.append(total(steerer.alive) / world_size())
+        effective.append(all_reduce_sum(steered.effective.mean()) / world_size())
+        alive.append(all_reduce_sum(steerer.alive) / world_size())
     table = torch.zeros(0) if memory.table is None else memory.table.nan_to_num(-99)
     return {
         "gradients": torch.stack(gradients),
@@ -86,13 +86,13 @@ def train(kind: str, rule, rate: float) -> dict:
 
 
 def scenarios() -> dict[str, tuple]:
-    """Kind of loss, rule and rate of the memory, by name."""
+    """Kind of loss, rule and gamma of the memory, by name."""
     found = {}
     for kind in ("samples", "masked", "rows", "pairs"):
         found |= {f"{kind}-{rule!r}": (kind, rule, 1.0) for rule in RULES}
         found |= {f"{kind}-{rule!r}-remembered": (kind, rule, 0.5) for rule in RULES}
     for rule in (InfoNCE(), GlobalContrastive(radius=2.0, epsilon=1e-3)):
-        found |= {f"tempered-{rule!r}-{rate}": ("tempered", rule, rate) for rate in (1.0, 0.5)}
+        found |= {f"tempered-{rule!r}-{gamma}": ("tempered", rule, gamma) for gamma in (1.0, 0.5)}
     return found
 
 
@@ -102,7 +102,7 @@ def everything() -> dict[str, dict]:
 
 def one_rank(place: int, folder: str, ranks: int, near: int) -> None:
     torch.set_num_threads(1)
-    levels.NEAR = near
+    dual_memory.NEAR = near
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=ranks)
     torch.save(everything(), f"{folder}/rank{place}.pt")
     torch.distributed.destroy_process_group()
@@ -113,7 +113,7 @@ def alone() -> dict[str, dict]:
     return everything()
 
 
-@pytest.fixture(scope="module", params=[(2, levels.NEAR), (4, 100)], ids=["2 ranks", "4 ranks, memory shared"])
+@pytest.fixture(scope="module", params=[(2, dual_memory.NEAR), (4, 100)], ids=["2 ranks", "4 ranks, memory shared"])
 def together(request, tmp_path_factory) -> list[dict]:
     """What every rank found; with a table each, or one for all where it is larger than 100 bytes."""
     ranks, near = request.param

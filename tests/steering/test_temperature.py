@@ -5,7 +5,7 @@ import torch
 from open_clip import ClipLoss
 from torch.nn.functional import normalize
 
-from steering import KL, Levels, Pairs, Steerer, UserError
+from steering import KL, DualMemory, Pairs, Steerer, UserError
 from steering.rules import GlobalContrastive, InfoNCE
 
 
@@ -53,7 +53,7 @@ def test_the_global_contrastive_loss_has_the_gradients_of_its_definition(with_re
 def test_the_memory_outlives_a_change_of_the_temperature():
     """u is an average of exponentials, whatever they were divided by."""
     left, right = features(3)
-    steerer = Steerer(GlobalContrastive(epsilon=0), memory=Levels(6, rate=0.25))
+    steerer = Steerer(GlobalContrastive(epsilon=0), memory=DualMemory(6, gamma=0.25))
     ids = torch.arange(3)
     logs = []
     for scale in (5.0, 20.0):

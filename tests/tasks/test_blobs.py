@@ -8,8 +8,8 @@ import torch
 
 from steering import UserError, registry
 from steering.tasks.blobs import CLASSES, SPREAD, Blobs
-from steering.training.cached import ReferenceLosses
 from steering.training.loop import Training
+from steering.training.reference_losses import ReferenceLosses
 
 
 def everything(task):

@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 
 from steering import UserError, registry
 from steering.tasks.digits import Digits
-from steering.training.cached import ReferenceLosses
 from steering.training.loop import Training
+from steering.training.reference_losses import ReferenceLosses
 
 
 def everything(task):

@@ -1,7 +1,7 @@
 import pytest
 
 from steering import UserError
-from steering.recipe import Arm, Recipe
+from steering.settings import Arm, Recipe
 from steering.tasks.digits import Digits
 from steering.theory_checks.reference_scale import arms_of, main
 

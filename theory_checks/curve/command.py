@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
-from steering import files
+from steering import atomic_files
 from steering.errors import UserError, did_you_mean
 from steering.registry import explain
 from steering.reports.report import show, write
@@ -56,7 +56,7 @@ def run(
     console = Console(soft_wrap=not sys.stdout.isatty())
     analysis, chosen = execute(plan, folder, jobs=jobs or os.cpu_count() or 1, console=console)
     made = report(analysis, chosen, frozen, shlex.join(["steer", *sys.argv[1:]]))
-    files.write(folder / "errors.csv", seeds_table(analysis))
+    atomic_files.write(folder / "errors.csv", seeds_table(analysis))
     page = write(made, folder)
     show(made, console)
     console.print(f"report: {page}", markup=False, highlight=False)
@@ -159,7 +159,7 @@ def _completed(old: dict[str, Any]) -> dict[str, Any]:
 
 def _enter(plan: Plan, folder: Path) -> FileLock:
     """Makes the folder, or makes sure that its trainings are those of this plan, as far as both have them."""
-    lock = FileLock(files.make_folder(folder) / LOCK)
+    lock = FileLock(atomic_files.make_folder(folder) / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -175,7 +175,7 @@ def _enter(plan: Plan, folder: Path) -> FileLock:
             raise UserError(f"{folder} holds a curve with other {', '.join(changed)}: choose another --out")
     elif {entry.name for entry in folder.iterdir()} - {LOCK}:
         raise UserError(f"{folder} is no folder of a curve (it has no plan.json) nor empty: choose another --out")
-    files.write_json(path, new | {"methods": {**known, **new["methods"]}})
+    atomic_files.write_json(path, new | {"methods": {**known, **new["methods"]}})
     return lock
 
 

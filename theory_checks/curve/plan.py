@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from steering.recipe import Arm, AtLeastOne, Recipe, Share, Strict
+from steering.settings import Arm, AtLeastOne, Recipe, Share, Strict
 from steering.task import Task
 from steering.theory_checks.curve.samples import ReferenceData
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from steering.errors import UserError
-from steering.recipe import Metric, Recipe
+from steering.settings import Metric, Recipe
 from steering.task import Batch, Task
-from steering.training.cached import ReferenceLosses
+from steering.training.loader import ShuffledLoader
+from steering.training.reference_losses import ReferenceLosses
 from steering.training.seeds import untouched
-from steering.training.stream import Shuffled
 
 
 @runtime_checkable
@@ -71,8 +71,8 @@ class Held:
         with untouched():
             return self.task.reference().eval().requires_grad_(False)
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(lambda ids, _: self.samples.take(ids), size=self.size, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(lambda ids, _: self.samples.take(ids), size=self.size, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch):
         return self.task.losses(model, batch)

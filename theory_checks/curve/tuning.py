@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from steering.recipe import Arm
+from steering.settings import Arm
 from steering.theory_checks.curve.plan import Method, Plan
 from steering.theory_checks.curve.units import Outcome, Unit, unit
 

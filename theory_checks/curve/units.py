@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from steering import files, registry
+from steering import atomic_files, registry
 from steering.errors import UserError
-from steering.recipe import Strict
+from steering.settings import Strict
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
 from steering.theory_checks.curve.samples import Asked, Held, ReferenceData, filtered, first, held, joined
 from steering.training.loop import Training, evaluate
@@ -83,7 +83,7 @@ class Unit(Strict):
         """Trains and writes the file, whole or not at all."""
         torch.set_num_threads(1)
         outcome = perform(plan, self)
-        files.write(folder / self.place, outcome.model_dump_json(indent=1) + "\n")
+        atomic_files.write(folder / self.place, outcome.model_dump_json(indent=1) + "\n")
         return outcome
 
 

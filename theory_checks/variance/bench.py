@@ -17,7 +17,7 @@ from steering.theory_checks.variance.losses import Scored
 from steering.theory_checks.variance.measure import Paired, Samples
 from steering.theory_checks.variance.models import Variant, joined
 from steering.theory_checks.variance.pairs import Features, views
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 STAR = "theta_star"
 

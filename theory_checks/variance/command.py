@@ -11,12 +11,12 @@ from torch import nn
 
 from steering import registry
 from steering.errors import UserError
-from steering.recipe import Recipe
 from steering.reports.report import Report, show, write
 from steering.runs import config as configs
 from steering.runs import run as runs
 from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
+from steering.settings import Recipe
 from steering.task import HeldOut, Task
 from steering.theory_checks.variance import bench, models, trajectory, validation
 from steering.theory_checks.variance.measure import Measured, measure

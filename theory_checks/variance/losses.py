@@ -9,8 +9,8 @@ from numpy import ndarray
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
+from steering.contrastive.pairs import Pairs
 from steering.errors import RunError, UserError
-from steering.pairs import Pairs
 from steering.task import Batch, HeldOut, Task
 from steering.theory_checks.variance.measure import Samples
 from steering.theory_checks.variance.pairs import Features

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from steering.errors import UserError
-from steering.recipe import Arm, Metric, Recipe
 from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.run import Stopped
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses, Stream, Task
 from steering.training import loop
-from steering.training.cached import ReferenceLosses
-from steering.training.stream import Shuffled
+from steering.training.loader import ShuffledLoader
+from steering.training.reference_losses import ReferenceLosses
 
 
 def of_run(folder: Path, config: RunConfig, task: Task, arm: str, seed: int, device: torch.device) -> nn.Module:
@@ -76,7 +76,7 @@ class Variant:
     def stream(self, batch: int, *, seed: int) -> Stream:
         if self.data is None:
             return self.task.stream(batch, seed=seed)
-        return Shuffled(self._load, size=self.size, batch=min(batch, self.size), seed=seed)
+        return ShuffledLoader(self._load, size=self.size, batch=min(batch, self.size), seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         if isinstance(model, OfOthers):

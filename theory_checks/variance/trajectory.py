@@ -12,7 +12,7 @@ from numpy import ndarray
 from scipy.stats import t as student
 from torch import nn
 
-from steering import files
+from steering import atomic_files
 from steering.errors import RunError, UserError
 from steering.runs.run import Run
 from steering.task import Task
@@ -20,7 +20,7 @@ from steering.theory_checks.bootstrap import LEVEL
 from steering.theory_checks.variance.bench import bench
 from steering.theory_checks.variance.words import EARLY, short
 from steering.training import loop
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 from steering.training.seeds import untouched
 
 FIRST, MOMENTS = 5, 8  # first step, and how many; geometric in between
@@ -179,4 +179,4 @@ def _saved(path: Path) -> list[Moment]:
 
 
 def _save(path: Path, seen: Sequence[Moment]) -> None:
-    files.write_json(path, [asdict(one) for one in sorted(seen, key=lambda one: one.step)])
+    atomic_files.write_json(path, [asdict(one) for one in sorted(seen, key=lambda one: one.step)])

@@ -10,10 +10,10 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from steering.errors import UserError
-from steering.recipe import Recipe
 from steering.reports.grid import Cell, Column, Grid
 from steering.reports.report import Report
 from steering.runs.config import RunConfig
+from steering.settings import Recipe
 from steering.task import Batch, Task
 from steering.theory_checks.bootstrap import OUTER, Drawn, Estimate, interval
 from steering.theory_checks.variance import losses, plots

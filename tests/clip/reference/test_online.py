@@ -22,7 +22,7 @@ from steering.clip.task import Clip
 from steering.clip.towers import build
 from steering.errors import UserError
 from steering.task import Batch
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 BUNDLED = f"local-dir:{BUNDLE}"
 IDS = torch.tensor([41, 3, 25, 58, 20, 0])  # of all three shards of 20

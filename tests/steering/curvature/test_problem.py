@@ -38,8 +38,8 @@ def test_models_of_a_run_are_those_that_were_trained(finished):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.update(done=2), "erm of seed 0 is not trained to the end: steer run --resume"),
-        (lambda state: state["model"].popitem(), r"does not fit blobs .*: was the code changed\?"),
+        (lambda state: state.update(done=2), r"is not trained to the end \(2 of 3 steps\): steer run --resume"),
+        (lambda state: state["model"].popitem(), r"does not fit the model of Blobs.*: was the code changed\?"),
     ],
 )
 def test_a_checkpoint_that_is_unfinished_or_misfits_is_refused(finished, tmp_path, change, words):

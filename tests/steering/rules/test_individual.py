@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from steering import Levels, Pairs, Steerer, UserError
+from steering import DualMemory, Pairs, Steerer, UserError
 from steering.rules import KL, Individual
 
 
@@ -45,7 +45,7 @@ def test_what_is_remembered_goes_into_the_average_and_into_the_gradient():
     rule = Individual(radius=0.2, start=0.4, learning_rate=0.02, momentum=0.0, epsilon=1e-6)
     (first, mask), (second, _) = rows(), rows(1)
     old = rule.level(first, mask, None)
-    level = rule.blend(old, rule.recall(second, mask, old), rate=0.5)
+    level = rule.blend(old, rule.recall(second, mask, old), gamma=0.5)
     t = old[:, 4]
     torch.testing.assert_close(level[:, 1], t)
     u_old = (old[:, 0] / old[:, 1]).exp()
@@ -60,7 +60,7 @@ def test_momentum_keeps_a_share_of_the_past():
     rule = Individual(start=0.4, momentum=0.75, radius=0.2)
     excess, mask = rows()
     old = rule.level(excess, mask, None)
-    new = rule.blend(old, rule.recall(excess, mask, old), rate=1.0)
+    new = rule.blend(old, rule.recall(excess, mask, old), gamma=1.0)
     alone = Individual(start=0.4, momentum=0.0, radius=0.2).recall(excess, mask, old)
     torch.testing.assert_close(new[:, 3], 0.75 * old[:, 3] + 0.25 * alone[:, 3])
 
@@ -75,7 +75,7 @@ def test_a_temperature_stays_within_its_bounds(radius, end):
 def test_every_anchor_of_pairs_comes_to_a_temperature_of_its_own():
     chance = torch.Generator().manual_seed(3)
     left, right = (torch.nn.functional.normalize(torch.randn(8, 4, generator=chance), dim=-1) for _ in range(2))
-    steerer = Steerer(Individual(start=0.3, radius=0.5, learning_rate=0.05), memory=Levels(16))
+    steerer = Steerer(Individual(start=0.3, radius=0.5, learning_rate=0.05), memory=DualMemory(16))
     first = steerer(Pairs(left, right), ids=torch.arange(8))
     second = steerer(Pairs(left, right), ids=torch.arange(8))
     assert first.temperature == pytest.approx(0.3) and second.temperature != pytest.approx(0.3)
@@ -86,7 +86,7 @@ def test_every_anchor_of_pairs_comes_to_a_temperature_of_its_own():
 
 def test_without_ids_it_is_refused():
     with pytest.raises(UserError, match="needs the samples' ids"):
-        Steerer(Individual(), memory=Levels(6))(torch.zeros(6, 3))
+        Steerer(Individual(), memory=DualMemory(6))(torch.zeros(6, 3))
 
 
 @pytest.mark.parametrize(

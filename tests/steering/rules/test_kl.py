@@ -47,19 +47,19 @@ def test_epsilon_is_added_to_the_mean_of_the_exponentials():
 
 
 def test_levels_are_averaged_as_exponentials():
-    """Temperature 2, levels 2 log 1 and 2 log 5, rate 1/4: 3/4 * 1 + 1/4 * 5 = 2, the level is 2 log 2."""
+    """Temperature 2, levels 2 log 1 and 2 log 5, gamma 1/4: 3/4 * 1 + 1/4 * 5 = 2, the level is 2 log 2."""
     old, new = 2 * row(1.0).log(), 2 * row(5.0).log()
     blended = KL(temperature=2.0).blend(old, new, 0.25)
     assert float((blended / 2).exp()) == pytest.approx(2)
 
 
 def test_a_constrained_level_is_averaged_number_by_number():
-    """[0, 1] and [4, 3] at rate 1/2 give [2, 2]."""
+    """[0, 1] and [4, 3] at gamma 1/2 give [2, 2]."""
     assert KL(rho=1).blend(row(0.0, 1.0), row(4.0, 3.0), 0.5).tolist() == [[2, 2]]
 
 
 def test_a_level_remembered_from_easier_times_weighs_at_most_entries_over_rate():
-    """The old level lies far below: mean weights explode, but never beyond n / rate."""
+    """The old level lies far below: mean weights explode, but never beyond n / gamma."""
     rule = KL(temperature=0.01)
     excess = row(5.0, 6.0)
     level = rule.blend(row(-100.0), rule.level(excess, ALL), 0.1)

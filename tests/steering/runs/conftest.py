@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from steering.recipe import Metric
 from steering.runs.summary import ArmSummary, Result, Summary
+from steering.settings import Metric
 
 ACCURACY = {"accuracy": Metric(label="Accuracy", chance=0.1, percent=True)}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from steering import UserError
-from steering.recipe import Arm, Recipe
 from steering.runs.arms import choose
+from steering.settings import Arm, Recipe
 
 RECIPE = Recipe(
     steps=1,
@@ -12,7 +12,7 @@ RECIPE = Recipe(
     arms={
         "erm": Arm(rule="uniform", subtract=False),
         "chosen": Arm(rule="uniform", selector="top_k", subtract=False),
-        "kl": Arm(rule="kl(rho=8)", reference_scale=1.0, rate=0.5),
+        "kl": Arm(rule="kl(rho=8)", reference_scale=1.0, gamma=0.5),
         "cvar": Arm(rule="cvar(alpha=0.5)"),
     },
     baseline="erm",
@@ -54,12 +54,12 @@ def test_an_unknown_arm_is_refused_with_the_nearest_name():
 def test_an_arm_of_ones_own_stands_beside_those_without_reference_and_selector():
     recipe = chosen(rule="kl(rho=80)")
     assert list(recipe.arms) == ["erm", "steered"]
-    assert recipe.arms["steered"] == Arm(rule="kl(rho=80)", reference_scale=1.0, rate=0.5)
+    assert recipe.arms["steered"] == Arm(rule="kl(rho=80)", reference_scale=1.0, gamma=0.5)
 
 
 def test_what_is_not_said_of_it_comes_from_the_first_steered_arm():
     own = chosen(selector="jest", reference_scale="auto").arms["steered"]
-    assert own == Arm(rule="kl(rho=8)", selector="jest", reference_scale="auto", rate=0.5)
+    assert own == Arm(rule="kl(rho=8)", selector="jest", reference_scale="auto", gamma=0.5)
 
 
 def test_it_can_be_run_alone():

@@ -69,8 +69,8 @@ def test_an_option_wins_over_a_constructor_call():
 
 
 def test_one_setting_of_an_arm_changes_nothing_else_of_it():
-    before, after = settle().recipe.arms, settle("recipe.arms.drrho_kl.rate=0.5").recipe.arms
-    assert after["drrho_kl"] == before["drrho_kl"].model_copy(update={"rate": 0.5})
+    before, after = settle().recipe.arms, settle("recipe.arms.drrho_kl.gamma=0.5").recipe.arms
+    assert after["drrho_kl"] == before["drrho_kl"].model_copy(update={"gamma": 0.5})
     assert list(after) == list(before)
 
 
@@ -111,7 +111,7 @@ def test_an_empty_file_or_group_says_nothing(tmp_path, text):
         ("recipe.steps=1.5", "recipe.steps: input should be a valid integer, got a number with a fractional part"),
         ("recipe.learning_rate=0", "recipe.learning_rate: input should be greater than 0, got 0"),
         ("recipe.optimizer=lion", "recipe.optimizer: input should be 'adamw', 'adam' or 'sgd', got 'lion'"),
-        ("recipe.arms.erm.rate=2", "recipe.arms.erm.rate: input should be less than or equal to 1, got 2"),
+        ("recipe.arms.erm.gamma=2", "recipe.arms.erm.gamma: input should be less than or equal to 1, got 2"),
         (
             "recipe.arms.erm.reference_scale=-1",
             "recipe.arms.erm.reference_scale: input should be greater than or equal",

@@ -101,41 +101,41 @@ def environment(monkeypatch):
 )
 def test_the_place_in_a_job_is_what_torchrun_or_srun_says(environment, settings, place):
     environment(settings)
-    assert processes.place() == place
+    assert processes.rank_and_world_size() == place
     assert set(TORCHRUN) & set(os.environ) == set(TORCHRUN) & set(settings), "asking changes nothing"
 
 
 def test_srun_is_told_to_torch(environment):
     environment(SRUN)
-    assert processes.started_with_others()
+    assert processes.launched_with_others()
     assert os.environ["RANK"] == "3" and os.environ["LOCAL_RANK"] == "1" and os.environ["MASTER_PORT"] == "20077"
 
 
 def test_a_number_of_processes_that_is_none_is_a_mistake_in_one_line(environment):
     environment({"WORLD_SIZE": "many"})
     with pytest.raises(UserError, match=r"^WORLD_SIZE is many, but the processes cannot meet [^\n]*$"):
-        processes.joined(torch.device("cpu")).__enter__()
+        processes.process_group(torch.device("cpu")).__enter__()
 
 
 @pytest.mark.parametrize("seen, local, own", [(8, "3", 3), (1, "3", 0), (8, "", 0), (0, "1", 0)])
 def test_every_process_of_a_machine_takes_another_gpu_of_those_it_sees(environment, monkeypatch, seen, local, own):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     environment({"LOCAL_RANK": local})
-    assert processes.own(torch.device("cuda")) == torch.device("cuda", own)
+    assert processes.local_device(torch.device("cuda")) == torch.device("cuda", own)
     environment(SRUN)
-    assert processes.own(torch.device("cuda")) == torch.device("cuda", 1 if seen == 8 else 0)
-    assert processes.own(torch.device("cuda:1")) == torch.device("cuda:1")
-    assert processes.own(torch.device("cpu")) == torch.device("cpu")
+    assert processes.local_device(torch.device("cuda")) == torch.device("cuda", 1 if seen == 8 else 0)
+    assert processes.local_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert processes.local_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_alone_the_first_is_everyone():
-    assert processes.by_first(lambda: {"a": 1}) == {"a": 1}
+    assert processes.on_rank_zero(lambda: {"a": 1}) == {"a": 1}
 
     def mistake():
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        processes.by_first(mistake)
+        processes.on_rank_zero(mistake)
 
 
 @pytest.mark.slow

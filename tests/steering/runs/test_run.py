@@ -115,7 +115,7 @@ def test_a_finished_run_is_read_back_and_not_trained_again(finished, whole, monk
 
 
 def test_the_written_configuration_gives_the_same_numbers_in_another_folder(tmp_path):
-    sets = ("recipe.arms.dro.rate=0.5", "options.noise=0.2", "recipe.seeds=1")
+    sets = ("recipe.arms.dro.gamma=0.5", "options.noise=0.2", "recipe.seeds=1")
     first = prepare(tmp_path / "a", *sets).execute()
     again = prepare(tmp_path / "b", settings=(), file=tmp_path / "a" / "config.yaml").execute()
     assert numbers(again) == numbers(first)

@@ -6,7 +6,6 @@ import math
 import pytest
 from rich.console import Console
 
-from steering.recipe import Metric
 from steering.reports.grid import MISSING, to_markdown, to_rich
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.runs.table import (
@@ -16,6 +15,7 @@ from steering.runs.table import (
     settings_table,
     tables,
 )
+from steering.settings import Metric
 
 
 def column(grid, name):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from steering.recipe import Arm, Metric, Recipe
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training.cached import ReferenceLosses
+from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
-from steering.training.stream import Shuffled
+from steering.training.reference_losses import ReferenceLosses
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Toy:
         model.load_state_dict({"weight": weights, "bias": torch.zeros(3)})
         return model
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=self.samples, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=self.samples, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         if not model.training:

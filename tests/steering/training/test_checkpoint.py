@@ -13,7 +13,7 @@ from steering.training import checkpoint
 
 @pytest.fixture
 def saved(training, tmp_path) -> Path:
-    mine = training(rule="kl(rho=8)", rate=0.5)
+    mine = training(rule="kl(rho=8)", gamma=0.5)
     mine.step()
     checkpoint.save(tmp_path / "c.pt", mine.state_dict())
     return tmp_path / "c.pt"
@@ -27,7 +27,7 @@ def refusal(path: Path) -> str:
 
 def test_a_checkpoint_of_a_training_loads_without_running_code(saved):
     state = torch.load(saved, weights_only=True)
-    assert state["done"] == 1 and state["steerer"]["memory"]["rate"] == 0.5
+    assert state["done"] == 1 and state["steerer"]["memory"]["gamma"] == 0.5
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):

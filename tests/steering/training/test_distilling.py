@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from steering import Losses, UserError
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 PLAIN = {"rule": "uniform", "subtract": False}
 

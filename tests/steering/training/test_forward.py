@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from steering import KL, Pairs, Steerer
-from steering.recipe import Arm, Recipe
 from steering.rules import GlobalContrastive, InfoNCE
+from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses
 from steering.training.forward import Forward
 

@@ -12,18 +12,18 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 
 from steering import RunError, UserError, registry
-from steering.collect import rank, world_size
-from steering.recipe import Arm
+from steering.distributed import rank, world_size
+from steering.settings import Arm
 from steering.training import checkpoint, loop, seeds
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 ARMS = {
     "plain": {"subtract": False},
     "steered": {"rule": "kl(temperature=0.5)"},
-    "memory": {"rule": "kl(rho=8)", "rate": 0.5},
+    "memory": {"rule": "kl(rho=8)", "gamma": 0.5},
     "selector": {"selector": "uniform(keep=0.5)", "rule": "cvar(alpha=0.5)", "reference_scale": 1.0},
-    "schedule": {"rule": "kl(temperature=0.5)", "rate": 0.2, "rate_schedule": "cosine_per_step"},
-    "reference chooses": {"selector": "top_k(keep=0.5)", "rule": "chi_square(temperature=1.0)", "rate": 0.9},
+    "schedule": {"rule": "kl(temperature=0.5)", "gamma": 0.2, "gamma_schedule": "cosine_per_step"},
+    "reference chooses": {"selector": "top_k(keep=0.5)", "rule": "chi_square(temperature=1.0)", "gamma": 0.9},
 }
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_stops_and_resumes_is_the_same_to_the_bit(training, tmp_path,
 def test_every_small_task_resumes_to_the_bit(training, tmp_path, name):
     task = registry.build("tasks", name).seeded(1)
     settings = {"steps": 9, "evaluate_every": 4, "batch": 20}
-    arm = {"rule": "kl(rho=8)", "rate": 0.5, "selector": "boltzmann(keep=0.5)"}
+    arm = {"rule": "kl(rho=8)", "gamma": 0.5, "selector": "boltzmann(keep=0.5)"}
     expected = finish(whole := training(task, 1, settings, tmp_path / "whole", **arm), tmp_path / "whole.pt")
     records = finish(training(task, 1, settings, tmp_path / "parts", **arm), tmp_path / "parts.pt", 5)
     records += finish(second := training(task, 1, settings, tmp_path / "parts", **arm), tmp_path / "parts.pt")
@@ -289,7 +289,7 @@ def train_blobs(folder: str, file: str, steps: int, stop_at: int | None = None) 
     """A steered arm with a memory; on the last rank alone is there a wish to stop."""
     task = registry.build("tasks", "blobs")
     recipe = task.recipe.model_copy(update={"steps": steps, "batch": 40, "evaluate_every": 0, "checkpoint_every": 5})
-    arm = Arm(rule="kl(rho=8)", rate=0.5, reference_scale="auto")
+    arm = Arm(rule="kl(rho=8)", gamma=0.5, reference_scale="auto")
     reference = ReferenceLosses(task, folder=Path(folder) / "losses")
     mine = loop.Training(task, arm, recipe, reference=reference, seed=0)
     wish = rank() == world_size() - 1

@@ -17,26 +17,26 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from steering import Pairs, UserError
-from steering.collect import gather, rank, world_size
-from steering.recipe import Arm, Metric, Recipe
+from steering.distributed import all_gather, rank, world_size
+from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
 from steering.training import checkpoint, parallel
-from steering.training.cached import ReferenceLosses
+from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training, run
-from steering.training.stream import Shuffled
+from steering.training.reference_losses import ReferenceLosses
 
 pytestmark = pytest.mark.slow
 
 SAMPLES, WIDTH, STEPS = 64, 6, 3
 ARMS = {
     "openclip": {"rule": "info_nce()", "subtract": False},
-    "fastclip_v0": {"rule": "global_contrastive(scaled=False)", "subtract": False, "rate": 0.6},
-    "fastclip_v1": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "subtract": False, "rate": 0.6},
-    "fastclip_v2": {"rule": "individual(start=0.2, radius=1)", "subtract": False, "rate": 0.6},
-    "fastclip_v3": {"rule": "global_contrastive(radius=2)", "subtract": False, "rate": 0.6},
-    "drrho_clip": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "rate": 0.6},
-    "drrho_learned": {"rule": "global_contrastive(radius=2)", "rate": 0.6, "reference_scale": "auto"},
-    "drrho_individual": {"rule": "individual(start=0.2, radius=1)", "rate": 0.6},
+    "fastclip_v0": {"rule": "global_contrastive(scaled=False)", "subtract": False, "gamma": 0.6},
+    "fastclip_v1": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "subtract": False, "gamma": 0.6},
+    "fastclip_v2": {"rule": "individual(start=0.2, radius=1)", "subtract": False, "gamma": 0.6},
+    "fastclip_v3": {"rule": "global_contrastive(radius=2)", "subtract": False, "gamma": 0.6},
+    "drrho_clip": {"rule": "kl(temperature=0.2, epsilon=1e-4)", "gamma": 0.6},
+    "drrho_learned": {"rule": "global_contrastive(radius=2)", "gamma": 0.6, "reference_scale": "auto"},
+    "drrho_individual": {"rule": "individual(start=0.2, radius=1)", "gamma": 0.6},
     "kl_rho": {"rule": "kl(rho=20)"},
     "cvar": {"rule": "cvar(alpha=0.3)"},
     "chi_square": {"rule": "chi_square(rho=20)"},
@@ -118,8 +118,8 @@ class Contrast:
             torch.manual_seed(5 + self.other)
             return Blocks()
 
-    def stream(self, batch: int, *, seed: int) -> Shuffled:
-        return Shuffled(self._load, size=SAMPLES, batch=batch, seed=seed)
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self._load, size=SAMPLES, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         if not self.methods:
@@ -146,11 +146,15 @@ def trained(arm: Mapping, path: Path | None = None, methods: bool = False, **rec
     mine = begun(arm, Contrast(methods=methods), **recipe)
     if path is not None:
         run(mine, path, record=lambda _: None)
-        return {"evaluation": mine.evaluate(), "model": parallel.whole(mine.model.state_dict())}
+        return {"evaluation": mine.evaluate(), "model": parallel.full_state_dict(mine.model.state_dict())}
     records = [mine.step() for _ in range(STEPS)]
     for record in records:
         del record["cpu_seconds"]
-    return {"records": records, "model": parallel.whole(mine.model.state_dict()), "evaluation": mine.evaluate()}
+    return {
+        "records": records,
+        "model": parallel.full_state_dict(mine.model.state_dict()),
+        "evaluation": mine.evaluate(),
+    }
 
 
 def cases() -> dict[str, dict]:
@@ -191,7 +195,7 @@ def running_means(**recipe) -> torch.Tensor:
     mine = begun(ARMS["openclip"], Contrast(normed=True), micro_batch=4, **recipe)
     for _ in range(2):
         mine.step()
-    return gather(mine.result.get_buffer("norm.running_mean")[None])
+    return all_gather(mine.result.get_buffer("norm.running_mean")[None])
 
 
 @pytest.fixture(scope="module")

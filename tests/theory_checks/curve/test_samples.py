@@ -8,7 +8,7 @@ from steering.tasks.blobs import Blobs
 from steering.tasks.digits import Digits
 from steering.testing import check_task
 from steering.theory_checks.curve.samples import Asked, filtered, first, held, joined
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 
 def losses(task, batch, reference=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steering import UserError
-from steering.recipe import Arm
+from steering.settings import Arm
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.curve.plan import Method, Plan, methods_of
 from steering.theory_checks.curve.samples import Asked, first, held

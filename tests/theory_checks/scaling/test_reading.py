@@ -1,8 +1,8 @@
 import pytest
 
 from steering import UserError
-from steering.recipe import Metric
 from steering.runs.summary import ArmSummary, Result, Summary
+from steering.settings import Metric
 from steering.theory_checks.scaling.points import Point
 from steering.theory_checks.scaling.reading import from_csv, from_runs
 

@@ -8,8 +8,8 @@ from steering.runs import config as configs
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.variance.losses import Scored, held_out, score
 from steering.theory_checks.variance.models import OfOthers, Scaled, Variant, halves, joined, of_run
-from steering.training.cached import ReferenceLosses
 from steering.training.loop import Training
+from steering.training.reference_losses import ReferenceLosses
 
 
 def test_a_variant_trains_on_the_data_it_is_given():

@@ -19,7 +19,7 @@ from steering.theory_checks.variance.trajectory import (
     steps,
 )
 from steering.training import loop
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 UNITS = 2000
 SHORT = ["recipe.steps=8", "recipe.seeds=1", "recipe.evaluate_every=0"]

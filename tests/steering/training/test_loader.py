@@ -3,16 +3,16 @@ import pytest
 import torch
 
 from steering import Batch, UserError
-from steering.training import stream as streams
-from steering.training.order import Order, Whole, Windows
-from steering.training.stream import Shuffled
+from steering.training import loader as streams
+from steering.training.loader import ShuffledLoader
+from steering.training.sampler import Permutation, Sampler, Windows
 
 
 def load(ids: torch.Tensor, generator: torch.Generator) -> Batch:
     return Batch(ids, {"chance": torch.rand(len(ids), generator=generator)})
 
 
-def ids_of(stream: Shuffled, batches: int) -> list[list[int]]:
+def ids_of(stream: ShuffledLoader, batches: int) -> list[list[int]]:
     return [next(stream).ids.tolist() for _ in range(batches)]
 
 
@@ -21,37 +21,37 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def test_an_epoch_shows_every_sample_once_but_for_less_than_a_batch():
-    seen = flat(ids_of(Shuffled(load, size=23, batch=5, seed=0), 4))
+    seen = flat(ids_of(ShuffledLoader(load, size=23, batch=5, seed=0), 4))
     assert len(set(seen)) == len(seen) == 20
 
 
 def test_two_epochs_have_different_orders():
-    first, second = ids_of(Shuffled(load, size=8, batch=8, seed=0), 2)
+    first, second = ids_of(ShuffledLoader(load, size=8, batch=8, seed=0), 2)
     assert first != second and sorted(first) == sorted(second)
 
 
 def test_the_order_depends_on_the_seed_alone():
     torch.manual_seed(5)
-    one = ids_of(Shuffled(load, size=23, batch=5, seed=3), 9)
+    one = ids_of(ShuffledLoader(load, size=23, batch=5, seed=3), 9)
     torch.manual_seed(6)
-    assert ids_of(Shuffled(load, size=23, batch=5, seed=3), 9) == one
-    assert ids_of(Shuffled(load, size=23, batch=5, seed=4), 9) != one
+    assert ids_of(ShuffledLoader(load, size=23, batch=5, seed=3), 9) == one
+    assert ids_of(ShuffledLoader(load, size=23, batch=5, seed=4), 9) != one
 
 
 def test_a_larger_batch_is_made_of_the_same_samples():
-    small = ids_of(Shuffled(load, size=40, batch=5, seed=0), 8)
-    large = ids_of(Shuffled(load, size=40, batch=10, seed=0), 4)
+    small = ids_of(ShuffledLoader(load, size=40, batch=5, seed=0), 8)
+    large = ids_of(ShuffledLoader(load, size=40, batch=10, seed=0), 4)
     assert flat(large) == flat(small)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_stream_goes_on_with_the_next_batch(workers):
-    whole = Shuffled(load, size=23, batch=5, seed=0)
+    whole = ShuffledLoader(load, size=23, batch=5, seed=0)
     batches = [next(whole) for _ in range(9)]
-    part = Shuffled(load, size=23, batch=5, seed=0, workers=workers)
+    part = ShuffledLoader(load, size=23, batch=5, seed=0, workers=workers)
     for _ in range(6):
         next(part)
-    again = Shuffled(load, size=23, batch=5, seed=0, workers=workers)
+    again = ShuffledLoader(load, size=23, batch=5, seed=0, workers=workers)
     again.load_state_dict(part.state_dict())
     for expected in batches[6:]:
         got = next(again)
@@ -60,31 +60,31 @@ def test_a_resumed_stream_goes_on_with_the_next_batch(workers):
 
 
 def test_a_checkpoint_of_another_order_is_refused():
-    stream = Shuffled(load, size=23, batch=5, seed=0)
+    stream = ShuffledLoader(load, size=23, batch=5, seed=0)
     with pytest.raises(UserError, match="another data order"):
-        stream.load_state_dict(Shuffled(load, size=23, batch=5, seed=1).state_dict())
+        stream.load_state_dict(ShuffledLoader(load, size=23, batch=5, seed=1).state_dict())
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="a batch of 9 does not fit a training set of 8 samples: use 1 to 8"):
-        Shuffled(load, size=8, batch=9, seed=0)
+        ShuffledLoader(load, size=8, batch=9, seed=0)
 
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 400, 37)]  # unequal shards
 SAMPLES = sum(LENGTHS)
 
 
-def orders() -> list[Order]:
-    return [Whole(SAMPLES, seed=3), Windows(LENGTHS, batch=48, seed=3, window=100)]
+def orders() -> list[Sampler]:
+    return [Permutation(SAMPLES, seed=3), Windows(LENGTHS, batch=48, seed=3, window=100)]
 
 
-def run_part(order: Order, monkeypatch, state: dict | None, ranks: int, workers: int, batches: int):
+def run_part(order: Sampler, monkeypatch, state: dict | None, ranks: int, workers: int, batches: int):
     """Some batches on all ranks, one after the other: ids by batch and rank, and the state to go on from."""
     seen, end = [], {}
     for rank in range(ranks):
         monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(streams, "world_size", lambda: ranks)
-        stream = Shuffled(load, order=order, batch=48, seed=3, workers=workers)
+        stream = ShuffledLoader(load, order=order, batch=48, seed=3, workers=workers)
         if state is not None:
             stream.load_state_dict(state)
         seen.append(ids_of(stream, batches))
@@ -109,14 +109,14 @@ def test_an_epoch_that_is_interrupted_twice_on_other_ranks_and_workers_shows_eve
 
 
 def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(monkeypatch):
-    order = Whole(100, seed=0)  # 6 batches of 16, 4 left out; the next epoch leaves out others
+    order = Permutation(100, seed=0)  # 6 batches of 16, 4 left out; the next epoch leaves out others
     for ranks in (1, 2):
         monkeypatch.setattr(streams, "world_size", lambda ranks=ranks: ranks)
         offered = []
         for rank in range(ranks):
             monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
             offered.append([])
-            stream = Shuffled(
+            stream = ShuffledLoader(
                 lambda ids, _, share, rank=rank: offered[rank].append(share.stand_ins.tolist()) or Batch(ids, {}),  # noqa: B023
                 order=order,
                 batch=16,
@@ -131,25 +131,25 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
 
 
 def test_an_order_that_leaves_nothing_out_offers_none():
-    stream = Shuffled(
+    stream = ShuffledLoader(
         lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, details=True
     )
-    assert torch.equal(next(stream)["n"], Whole(16, seed=0).ids(0, 0, 8))
+    assert torch.equal(next(stream)["n"], Permutation(16, seed=0).ids(0, 0, 8))
 
 
 def test_a_checkpoint_of_grown_data_is_refused_with_what_differs():
-    old = Shuffled(load, order=Windows([10, 20], batch=5, seed=0), batch=5, seed=0)
-    new = Shuffled(load, order=Windows([10, 20, 7], batch=5, seed=0), batch=5, seed=0)
+    old = ShuffledLoader(load, order=Windows([10, 20], batch=5, seed=0), batch=5, seed=0)
+    new = ShuffledLoader(load, order=Windows([10, 20, 7], batch=5, seed=0), batch=5, seed=0)
     with pytest.raises(UserError, match=r"it has size 30, order \w+, this run size 37, order \w+; leave data"):
         new.load_state_dict(old.state_dict())
 
 
 def test_a_checkpoint_from_before_there_were_orders_is_a_whole_one():
-    stream = Shuffled(load, size=23, batch=5, seed=0)
+    stream = ShuffledLoader(load, size=23, batch=5, seed=0)
     stream.load_state_dict({"position": 3, "size": 23, "batch": 5, "seed": 0})
     assert stream.position == 3
 
 
 def test_a_stream_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"needs the number of samples \(size\) or an order"):
-        Shuffled(load, batch=5, seed=0)
+        ShuffledLoader(load, batch=5, seed=0)

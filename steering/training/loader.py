@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from steering.collect import rank, world_size
+from steering.distributed import rank, world_size
 from steering.errors import RunError, UserError
 from steering.task import Batch
-from steering.training.order import Order, Whole
+from steering.training.sampler import Permutation, Sampler
 from steering.training.seeds import generator
 
 Load = Callable[..., Batch]
@@ -32,7 +32,7 @@ class Share(NamedTuple):
     stand_ins: Tensor
 
 
-class Shuffled:
+class ShuffledLoader:
     """Batches of data that can be looked up by id; every epoch is a fresh order, each id at most once.
 
     The ids of batch b are a function of (seed, b) alone, so methods that are compared see the same order, and
@@ -60,13 +60,13 @@ class Shuffled:
         batch: int,
         seed: int,
         workers: int = 0,
-        order: Order | None = None,
+        order: Sampler | None = None,
         details: bool = False,
     ):
         if order is None:
             if size is None:
                 raise UserError("Shuffled needs the number of samples (size) or an order")
-            order = Whole(size, seed=seed)
+            order = Permutation(size, seed=seed)
         if not order.length(0):
             raise UserError("an epoch has no samples: all are held out, or the source that weighs most is empty")
         if not 0 < batch <= order.length(0):
@@ -123,7 +123,7 @@ class Shuffled:
 class _Plan:
     """Which ids belong to which batch."""
 
-    def __init__(self, order: Order, *, batch: int, seed: int, rank: int, world: int, details: bool = False):
+    def __init__(self, order: Sampler, *, batch: int, seed: int, rank: int, world: int, details: bool = False):
         self.order, self.batch, self.seed = order, batch, seed
         self.rank, self.world, self.details = rank, world, details
         self._epoch, self._began = 0, 0  # the last epoch that was asked for and its first batch

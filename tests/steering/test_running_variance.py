@@ -1,19 +1,19 @@
 import pytest
 import torch
 
-from steering.moments import MEMORY, Moments
+from steering.running_variance import MEMORY, RunningVariance
 
 
 def updated(losses, reference, mask=None):
     """Moments after one batch of rows."""
     losses, reference = (torch.tensor(x, dtype=torch.float64) for x in (losses, reference))
     counted = torch.ones_like(losses, dtype=torch.bool) if mask is None else torch.tensor(mask)
-    moments = Moments()
+    moments = RunningVariance()
     moments.update(losses, reference, counted)
     return moments
 
 
-def values(moments: Moments) -> list[float]:
+def values(moments: RunningVariance) -> list[float]:
     """Var(loss), Var(reference) and their covariance."""
     assert moments.values is not None
     return moments.values.tolist()
@@ -71,7 +71,7 @@ def test_at_the_best_scale_the_excess_never_varies_more_than_the_loss():
 
 def test_a_large_offset_does_not_spoil_the_variance_in_single_precision():
     losses = torch.tensor([[1000.0, 1000.5]])
-    moments = Moments()
+    moments = RunningVariance()
     moments.update(losses, losses, torch.ones_like(losses, dtype=torch.bool))
     assert values(moments)[0] == pytest.approx(0.0625)
 
@@ -84,6 +84,6 @@ def test_one_broken_batch_does_not_spoil_the_figures_for_good():
 
 
 def test_moments_are_saved_and_restored():
-    moments, again = updated([[0.0, 2.0]], [[1.0, 5.0]]), Moments()
+    moments, again = updated([[0.0, 2.0]], [[1.0, 5.0]]), RunningVariance()
     again.load_state_dict(moments.state_dict())
     assert values(again) == values(moments)

@@ -6,7 +6,7 @@ from torch import nn
 
 from steering import Batch, Losses, Pairs
 from steering.training import seeds
-from steering.training.cached import ReferenceLosses
+from steering.training.reference_losses import ReferenceLosses
 
 
 class Counting:
@@ -88,7 +88,7 @@ def test_pairs_keep_the_scale_of_the_reference(tmp_path):
 
 @pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
 def test_rows_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_batch(tmp_path, monkeypatch, form):
-    monkeypatch.setattr("steering.training.cached.MOST_KEPT", 10 * 4 - 1)
+    monkeypatch.setattr("steering.training.reference_losses.MOST_KEPT", 10 * 4 - 1)
     task = Counting(form)
     known = ReferenceLosses(task, folder=tmp_path / "losses")  # type: ignore[arg-type]
     first, second = known(batch(3, 1)), known(batch(3, 1))
@@ -98,7 +98,7 @@ def test_rows_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_ba
 
 
 def test_rows_at_the_limit_are_remembered(monkeypatch):
-    monkeypatch.setattr("steering.training.cached.MOST_KEPT", 10 * 4)
+    monkeypatch.setattr("steering.training.reference_losses.MOST_KEPT", 10 * 4)
     task = Counting()
     known = ReferenceLosses(task)  # type: ignore[arg-type]
     for _ in range(2):

@@ -5,10 +5,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steering.collect import gather, largest, total, world_size
-from steering.contrast import Contrast
+from steering.contrastive.contrast import Contrast
+from steering.contrastive.tiles import NEVER, Tiles
+from steering.distributed import all_gather, all_reduce_max, all_reduce_sum, world_size
 from steering.rules.rule import Exponential, Rule, find_level
-from steering.tiles import NEVER, Tiles
 
 TILE = 512, 1024  # small enough for the caches of a core, large enough for its products
 GPU_TILE = 4096, 4096
@@ -89,7 +89,7 @@ class Exponentials:
     def prepare(self, level: Tensor) -> None:
         n = len(self.contrast.own)
         against = (self.contrast.own.repeat(2) + level[:, 0].double()) / self.unit
-        self.against = against[:n], gather(against[n:])  # p of own lefts, q of everyone's rights
+        self.against = against[:n], all_gather(against[n:])  # p of own lefts, q of everyone's rights
         self._level = against
         exact = self.tiles.exact
         low = torch.cat([part.aminmax().min[None] for part in self.against]).min()
@@ -158,8 +158,8 @@ class EachRow:
 
     def prepare(self, level: Tensor) -> None:
         n, exact = len(self.contrast.own), self.tiles.exact
-        self.levels = level[:n], gather(level[n:])
-        self.owns = self.contrast.own.to(exact), gather(self.contrast.own).to(exact)
+        self.levels = level[:n], all_gather(level[n:])
+        self.owns = self.contrast.own.to(exact), all_gather(self.contrast.own).to(exact)
         self.found = [level.new_zeros(2, len(own), dtype=torch.float64) for own in self.owns]  # weights, squares
 
     def weigh(self, place: Place) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ class EachRow:
         return (both[0] + both[1].T).contiguous(), tile
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        rights = total(self.found[1])[:, self.contrast.mine]
+        rights = all_reduce_sum(self.found[1])[:, self.contrast.mine]
         first, second = torch.cat([self.found[0], rights], 1)
         return first, second
 
@@ -205,9 +205,9 @@ class _Sums:
         """Adds what every rank has."""
         if world_size() == 1:
             return
-        highest = largest(self.top)
+        highest = all_reduce_max(self.top)
         scale = (self.top - highest).exp()
-        self.first, self.second = total(torch.stack([self.first * scale, self.second * scale.square()]))
+        self.first, self.second = all_reduce_sum(torch.stack([self.first * scale, self.second * scale.square()]))
         self.top = highest
 
     def log(self) -> Tensor:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.collect import gather, rank
-from steering.pairs import Pairs
+from steering.contrastive.pairs import Pairs
+from steering.distributed import all_gather, rank
 
 Sides = tuple[Tensor, Tensor]
 
@@ -48,8 +48,8 @@ class Contrast:
 
     def turned(self) -> tuple[Sides, Sides | None]:
         """Everyone's lefts and own rights, of target and reference."""
-        known = None if self.known is None else (gather(self.known[0]), self.known[1])
-        return (gather(self.target[0]), self.target[1]), known
+        known = None if self.known is None else (all_gather(self.known[0]), self.known[1])
+        return (all_gather(self.target[0]), self.target[1]), known
 
 
 def sides(pairs: Pairs, like: Tensor | None = None) -> Sides:

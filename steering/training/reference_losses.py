@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from steering import files
-from steering.pairs import Pairs
+from steering import atomic_files
+from steering.contrastive.pairs import Pairs
 from steering.task import Batch, Losses, Stores, Task, Taught
 from steering.training.seeds import untouched
 
@@ -103,7 +103,7 @@ class ReferenceLosses:
             }
             self._lay_out(layout)
             if self.folder is not None:
-                files.write_json(self.folder / "rows.json", layout)
+                atomic_files.write_json(self.folder / "rows.json", layout)
         for name, row in rows.items():
             self._rows[name][ids[new]] = row[new.to(row.device)].to(self._rows[name])
         self._known[ids[new]] = 1
@@ -120,5 +120,5 @@ class ReferenceLosses:
         whole = torch.Size([self.task.size, *shape])
         if self.folder is None:
             return torch.zeros(whole, dtype=dtype)
-        path = files.allocate(self.folder / f"{name}.bin", whole.numel() * dtype.itemsize)
+        path = atomic_files.allocate(self.folder / f"{name}.bin", whole.numel() * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=whole.numel(), dtype=dtype).view(whole)

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from steering.collect import total, world_size
+from steering.distributed import all_reduce_sum, world_size
 
 MEMORY = 0.9  # share of the past kept at every step
 
 
-class Moments:
+class RunningVariance:
     """Moving averages of Var(loss), Var(reference loss) and their covariance, within rows, over all ranks.
 
     Only what varies inside a row matters: adding a constant to a row changes no weight. With one row (the
@@ -32,7 +32,7 @@ class Moments:
             entries = mask.sum().to(losses)
         sums = torch.stack([losses * losses, reference * reference, losses * reference]).sum((1, 2))
         if isinstance(entries, Tensor):
-            *_, entries = sums = total(torch.cat([sums, entries[None]]))
+            *_, entries = sums = all_reduce_sum(torch.cat([sums, entries[None]]))
             sums, entries = sums[:3], entries.clamp(min=1)
         fresh = sums.double() / entries
         if self.values is not None:

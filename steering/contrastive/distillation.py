@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steering.collect import gather, scatter_sum
-from steering.contrast import Contrast, Sides, sides, similarity
+from steering.contrastive.contrast import Contrast, Sides, sides, similarity
+from steering.contrastive.pair_rows import Linear, add_product
+from steering.contrastive.pairs import Pairs
+from steering.contrastive.passes import Exponentials
+from steering.contrastive.tiles import room
+from steering.distributed import all_gather, reduce_scatter_sum
 from steering.errors import UserError
-from steering.pair_rows import Linear, add_product
-from steering.pairs import Pairs
-from steering.passes import Exponentials
 from steering.rules.kl import KL
-from steering.tiles import room
 
 
 def distil(student: Tensor | Pairs, teacher: Tensor | Pairs, *, budget: int | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class _Match:
         linear = share * (drift * mine.unit + (own * mine.contrast.own).sum())
         if not wanted:
             return linear.to(exact), None
-        by_right, pull = scatter_sum(by_right), own[:, None].to(exact)
+        by_right, pull = reduce_scatter_sum(by_right), own[:, None].to(exact)
         by_left.addcmul_(pull, mine.contrast.target[1].to(exact)).mul_(share)
         by_right.addcmul_(pull, left.to(exact)).mul_(share)
         return linear.to(exact), (by_left, by_right)
@@ -100,7 +100,7 @@ class _Softmax:
     def __init__(self, pairs: Pairs, budget: int):
         self.unit = 1 / torch.as_tensor(pairs.scale, device=pairs.left.device).detach().double()
         target = sides(pairs)
-        n, rights = len(target[0]), gather(target[1])
+        n, rights = len(target[0]), all_gather(target[1])
         self.contrast = Contrast(target, None, (rights, None), self.unit.new_zeros(()), similarity(target), budget)
         self.passes = Exponentials(self.contrast, KL(temperature=self.unit))  # type: ignore[arg-type]
         self.passes.level(None)

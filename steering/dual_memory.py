@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from steering.collect import barrier, first_on_node, node_memory, world_size
+from steering.distributed import barrier, first_on_node, node_shared_memory, world_size
 from steering.errors import UserError
 
 NEAR = 1 << 30  # bytes: a larger table does not lie beside the levels but once a machine, in shared memory
 
 
-class Levels:
+class DualMemory:
     """Remembers the level of every row as a moving average, by id; the same on every rank.
 
     For KL per anchor this is the paper's table u (SogCLR, FastCLIP, DRRho-CLIP), in units of the loss.
@@ -17,26 +17,26 @@ class Levels:
     Args:
         size: number of rows worth remembering: 1 when the row is the data set, 2 n for a contrastive task
             (left and right anchor of pair i at 2 i and 2 i + 1, so that the memory can grow).
-        rate: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
+        gamma: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
             May be changed between steps.
-        keep: remembers levels at a rate of 1, too, for a rate that will fall.
+        keep: remembers levels at a gamma of 1, too, for a gamma that will fall.
     """
 
-    def __init__(self, size: int = 1, *, rate: float = 1.0, keep: bool = False):
+    def __init__(self, size: int = 1, *, gamma: float = 1.0, keep: bool = False):
         if size < 1:
             raise UserError(f"Levels needs a size of at least 1, got {size}")
         self.size, self.keep = size, keep
-        self.rate = rate
+        self.gamma = gamma
         self.table: Tensor | None = None  # [size, width]; NaN where nothing was written yet
 
     @property
-    def rate(self) -> float:
+    def gamma(self) -> float:
         return self._rate
 
-    @rate.setter
-    def rate(self, value: float) -> None:
+    @gamma.setter
+    def gamma(self, value: float) -> None:
         if not 0 < value <= 1:
-            raise UserError(f"the rate of a moving average lies above 0 and at most 1, got {value:g}")
+            raise UserError(f"the gamma of a moving average lies above 0 and at most 1, got {value:g}")
         self._rate = float(value)
 
     def read(self, ids: Tensor) -> Tensor | None:
@@ -75,7 +75,7 @@ class Levels:
         shape = self.size, like.shape[1]
         if shape[0] * shape[1] * like.itemsize <= NEAR:
             return like.new_full(shape, torch.nan)
-        table = node_memory(shape[0] * shape[1], like.dtype).view(shape)
+        table = node_shared_memory(shape[0] * shape[1], like.dtype).view(shape)
         if first_on_node():
             table.fill_(torch.nan)
         barrier()  # nobody reads what is not yet unset
@@ -92,7 +92,7 @@ class Levels:
                 )
 
     def state_dict(self) -> dict:
-        return {"size": self.size, "rate": self.rate, "table": self.table}
+        return {"size": self.size, "gamma": self.gamma, "table": self.table}
 
     def load_state_dict(self, state: dict) -> None:
         """Takes over a memory of the same or a smaller size: what is new since then is unset."""
@@ -101,7 +101,7 @@ class Levels:
                 f"the checkpoint remembers {state['size']} levels, this run {self.size}: "
                 f"was it made with another data set?"
             )
-        self.rate, self.table = state["rate"], None
+        self.gamma, self.table = state["gamma"], None
         if state["table"] is not None:
             self.table = self._allocate(state["table"])
             if not self._shared or first_on_node():

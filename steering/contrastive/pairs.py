@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steering.collect import gather, rank
+from steering.distributed import all_gather, rank
 
 
 class Pairs(NamedTuple):
@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
         The mask is False at the anchor's own pair.
         """
         left, right = _exact(self.left), _exact(self.right)
-        return anchors((left, right), (gather(left), gather(right)), rank() * len(left))
+        return anchors((left, right), (all_gather(left), all_gather(right)), rank() * len(left))
 
     def per_sample(self, scale: float | Tensor | None = None) -> Tensor:
         """Contrastive loss of every pair among this rank's, ``[n]``: the mean of both directions, in nats."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from steering.recipe import Recipe
+from steering.settings import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -18,7 +18,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [
         {"params": [p for p in learned if p.dim() >= 2], "weight_decay": recipe.weight_decay, "factor": 1.0},
         {"params": [p for p in learned if p.dim() == 1], "weight_decay": 0.0, "factor": 1.0},
-        {"params": [p for p in learned if p.dim() == 0], "weight_decay": 0.0, "factor": recipe.scale_rate},
+        {"params": [p for p in learned if p.dim() == 0], "weight_decay": 0.0, "factor": recipe.scalar_lr_factor},
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":

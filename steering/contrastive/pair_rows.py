@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steering.collect import gather, rank, scatter_sum, world_size
-from steering.contrast import Contrast, Sides, sides, similarity
+from steering.contrastive.contrast import Contrast, Sides, sides, similarity
+from steering.contrastive.pairs import Pairs, anchors
+from steering.contrastive.passes import EachRow, Exponentials, Pass
+from steering.contrastive.tiles import room
+from steering.distributed import all_gather, rank, reduce_scatter_sum, world_size
+from steering.dual_memory import DualMemory
 from steering.errors import UserError
-from steering.levels import Levels
-from steering.pairs import Pairs, anchors
-from steering.passes import EachRow, Exponentials, Pass
 from steering.rows import Steered, given
 from steering.rules.rule import Exponential, Rule
-from steering.tiles import room
 
 SAMPLED = 128  # pairs of a batch, over all ranks, that variances are estimated from
 
@@ -50,7 +50,7 @@ class PairRows:
         self.pairs, self.budget = pairs, room(pairs.left.device) if budget is None else budget
         self.target = sides(pairs)
         self.known = None if reference is None else sides(reference, like=self.target[0])
-        self.rights = gather(self.target[1]), None if self.known is None else gather(self.known[1])
+        self.rights = all_gather(self.target[1]), None if self.known is None else all_gather(self.known[1])
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
         if self.known is None:
@@ -65,11 +65,11 @@ class PairRows:
             assert rights is not None
             lefts, rights = mine[0][places].to(exact), rights[everywhere].to(exact)
             own = rights[rank() * some : (rank() + 1) * some]
-            found.append(anchors((lefts, own), (gather(lefts), rights), rank() * some))
+            found.append(anchors((lefts, own), (all_gather(lefts), rights), rank() * some))
         (values, mask), (known, _) = found
         return values, known, mask
 
-    def places(self, memory: Levels, ids: Tensor | None) -> Tensor:
+    def places(self, memory: DualMemory, ids: Tensor | None) -> Tensor:
         ids = given(ids, len(self.target[0]))
         return torch.cat([2 * ids, 2 * ids + 1])
 
@@ -131,7 +131,7 @@ class _Sweep:
         loss = share * (value * passes.tiles.unit - (pull * contrast.own).sum())
         if by_left is None or by_right is None:
             return loss.to(exact), None
-        by_right = scatter_sum(by_right)
+        by_right = reduce_scatter_sum(by_right)
         pull = pull[:, None].to(exact)
         by_left.addcmul_(pull, contrast.target[1].to(exact), value=-1).mul_(share)
         by_right.addcmul_(pull, left.to(exact), value=-1).mul_(share)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steering import UserError
-from steering.training.order import Whole, Windows
+from steering.training.sampler import Permutation, Windows
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 400, 37)]  # unequal shards
 
@@ -53,7 +53,7 @@ def test_neighbours_in_a_shard_are_shown_far_from_each_other():
 def test_samples_that_are_left_out_never_occur():
     total = sum(LENGTHS)
     left_out = [0, 1, 5, LENGTHS[0], 3000, total - 1]
-    for order in (windows(left_out=left_out), Whole(total, seed=0, left_out=left_out)):
+    for order in (windows(left_out=left_out), Permutation(total, seed=0, left_out=left_out)):
         assert order.size == order.length(0) == total - 6
         assert sorted(epoch(order)) == sorted(set(range(total)) - set(left_out))
 
@@ -83,9 +83,9 @@ def test_fingerprints_tell_orders_apart_but_not_seeds():
         windows(left_out=[3]),
         windows(weights=LENGTHS),
         windows(name="other"),
-        Whole(sum(LENGTHS), seed=0),
-        Whole(sum(LENGTHS), seed=0, left_out=[3]),
-        Whole(sum(LENGTHS), seed=0, name="other"),
+        Permutation(sum(LENGTHS), seed=0),
+        Permutation(sum(LENGTHS), seed=0, left_out=[3]),
+        Permutation(sum(LENGTHS), seed=0, name="other"),
     ]
     assert len({order.fingerprint for order in orders}) == len(orders)
     assert windows(seed=5).fingerprint == windows().fingerprint

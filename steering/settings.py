@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -24,11 +24,12 @@ class Arm(Strict):
         selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
         subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
         reference_scale: that scale, a number of at least 0 or ``auto``.
-        rate: weight of the newest level in the moving average of levels (the paper's gamma), at the end of its
-            schedule; 1 remembers nothing. ``auto`` is min(1, 4.177 epochs^-0.7265), the rule of DRRho-CLIP's authors.
-        rate_schedule: ``constant``, or a cosine from 1 down to the rate, in steps of an epoch (``cosine``, the first
+        gamma: weight of the newest level in the moving average of levels (gamma of SogCLR, FastCLIP and DRRho-CLIP), at
+            the end of its schedule; 1 remembers nothing. ``auto`` is min(1, 4.177 epochs^-0.7265), the rule of
+            DRRho-CLIP's authors.
+        gamma_schedule: ``constant``, or a cosine from 1 down to gamma, in steps of an epoch (``cosine``, the first
             epoch is at 1) or of a batch (``cosine_per_step``).
-        rate_decay: share of the run after which the cosine has come down: 1 for DRRho-CLIP, 0.5 for FastCLIP.
+        gamma_decay: share of the run after which the cosine has come down: 1 for DRRho-CLIP, 0.5 for FastCLIP.
         temperature: at which the target's own temperature begins, for rules that learn it; null leaves it to the task.
         distill: weight of a second loss, the mean KL(teacher || target) of their answers; 0 for none. In the unit of
             the steered loss: nats, or for Pairs whose rule has a temperature nats times that of the target. The
@@ -39,9 +40,12 @@ class Arm(Strict):
     selector: str | None = None
     subtract: bool = True
     reference_scale: Scale = 1.0
-    rate: Share | Literal["auto"] = 1.0
-    rate_schedule: Literal["constant", "cosine", "cosine_per_step"] = "constant"
-    rate_decay: Share = 1.0
+    gamma: Annotated[Share | Literal["auto"], Field(validation_alias=AliasChoices("gamma", "rate"))] = 1.0
+    gamma_schedule: Annotated[
+        Literal["constant", "cosine", "cosine_per_step"],
+        Field(validation_alias=AliasChoices("gamma_schedule", "rate_schedule")),
+    ] = "constant"
+    gamma_decay: Annotated[Share, Field(validation_alias=AliasChoices("gamma_decay", "rate_decay"))] = 1.0
     temperature: Positive | None = None
     distill: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -72,7 +76,7 @@ class Recipe(Strict):
         checkpoint_every: steps between checkpoints; one is always written at the end and on a signal.
         checkpoint_minutes: most minutes between them, on top of that.
         keep_checkpoints: how many of an arm and seed are kept, the newest as ``checkpoint.pt``.
-        scale_rate: learning rate of scalars, such as a temperature that is learned, as a share of the others'.
+        scalar_lr_factor: learning rate of scalars, such as a temperature that is learned, as a share of the others'.
         arms: what is compared, by name. ``reference`` is always evaluated beside them.
         more: arms that are there for the asking, ``--arms all`` or by name.
         baseline: the arm that differences are taken against.
@@ -100,7 +104,7 @@ class Recipe(Strict):
     checkpoint_every: AtLeastOne = 200
     checkpoint_minutes: Positive | None = None
     keep_checkpoints: AtLeastOne = 1
-    scale_rate: Positive = 1.0
+    scalar_lr_factor: Annotated[Positive, Field(validation_alias=AliasChoices("scalar_lr_factor", "scale_rate"))] = 1.0
     arms: dict[str, Arm]
     more: dict[str, Arm] = {}
     baseline: str

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steering.recipe import Recipe
-from steering.training.optimise import learning_rate, make_optimizer
+from steering.settings import Recipe
+from steering.training.optimizer import learning_rate, make_optimizer
 
 
 def recipe(**settings) -> Recipe:
@@ -35,7 +35,7 @@ def test_a_warm_up_longer_than_the_run_only_rises():
 def test_only_matrices_are_decayed_and_scalars_have_a_learning_rate_of_their_own():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     model.register_parameter("scale", nn.Parameter(torch.zeros(())))
-    matrices, vectors, scalars = make_optimizer(model, recipe(weight_decay=0.3, scale_rate=0.25)).param_groups
+    matrices, vectors, scalars = make_optimizer(model, recipe(weight_decay=0.3, scalar_lr_factor=0.25)).param_groups
     assert matrices["weight_decay"] == 0.3 and [p.dim() for p in matrices["params"]] == [2]
     assert vectors["weight_decay"] == 0.0 and [p.dim() for p in vectors["params"]] == [1, 1, 1]
     assert scalars["weight_decay"] == 0.0 and scalars["params"] == [model.scale]

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from steering.collect import total
+from steering.distributed import all_reduce_sum
 from steering.task import Batch
 
 
 @dataclass
-class Tally:
+class Counters:
     """Running totals of one arm, over all ranks.
 
     Attributes:
@@ -35,9 +35,9 @@ class Tally:
         if not batch.facts:
             return
         share = weights if weights.shape == batch.ids.shape else weights.new_ones(len(batch))
-        self.weight += float(total(share.sum()))
+        self.weight += float(all_reduce_sum(share.sum()))
         for name, value in batch.facts.items():
-            self.facts[name] = self.facts.get(name, 0.0) + float(total((value.to(share) * share).sum()))
+            self.facts[name] = self.facts.get(name, 0.0) + float(all_reduce_sum((value.to(share) * share).sum()))
 
     def means(self) -> dict[str, float]:
         """Weighted mean of every fact over what was trained on."""

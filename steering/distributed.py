@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from steering import files
+from steering import atomic_files
 from steering.errors import Elsewhere, RunError, UserError
 
 SHARED = Path("/dev/shm")  # memory with names
@@ -27,7 +27,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def meeting_place() -> torch.device:
+def communication_device() -> torch.device:
     """Where tensors must lie to be exchanged."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
@@ -43,17 +43,17 @@ def first_on_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", rank())) == 0
 
 
-def node_memory(size: int, dtype: torch.dtype) -> Tensor:
+def node_shared_memory(size: int, dtype: torch.dtype) -> Tensor:
     """Memory that all processes of a machine share, ``[size]`` zeros; freed when the last of them ends.
 
     Every rank has to ask for it at the same time.
     """
     if world_size() == 1:
         return torch.zeros(size, dtype=dtype)
-    number = torch.tensor(int.from_bytes(os.urandom(6)) if rank() == 0 else 0, device=meeting_place())
-    number = total(number)  # one name for all
+    number = torch.tensor(int.from_bytes(os.urandom(6)) if rank() == 0 else 0, device=communication_device())
+    number = all_reduce_sum(number)  # one name for all
     path = SHARED / f"steering-{int(number):x}"
-    together(lambda: _claim(path, size * dtype.itemsize) if first_on_node() else None)
+    fail_on_all_ranks(lambda: _claim(path, size * dtype.itemsize) if first_on_node() else None)
     memory = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
     dist.barrier()  # everyone has opened it
     if first_on_node():
@@ -64,17 +64,17 @@ def node_memory(size: int, dtype: torch.dtype) -> Tensor:
 def _claim(path: Path, size: int) -> None:
     """Takes the space at once: a process that runs out of it later would be ended without a word."""
     try:
-        files.allocate(path, size)
+        atomic_files.allocate(path, size)
     except RunError as error:
         path.unlink(missing_ok=True)
         room = shutil.disk_usage(path.parent).free
         raise RunError(
             f"the levels of all samples need {size / 1e9:.1f} GB in {path.parent}, which has {room / 1e9:.1f}: give "
-            f"the container more shared memory (docker run --shm-size), or use a rate of 1"
+            f"the container more shared memory (docker run --shm-size), or use a gamma of 1"
         ) from error
 
 
-def together(action: Callable[[], Result]) -> Result:
+def fail_on_all_ranks(action: Callable[[], Result]) -> Result:
     """Does something that can fail on one rank alone; then all fail, instead of waiting for it for ever.
 
     Raises:
@@ -88,7 +88,7 @@ def together(action: Callable[[], Result]) -> Result:
         found = action()
     except (UserError, RunError) as error:
         trouble = error
-    failed = int(total(torch.tensor(float(trouble is not None), device=meeting_place())))
+    failed = int(all_reduce_sum(torch.tensor(float(trouble is not None), device=communication_device())))
     if trouble is not None:
         trouble.local = True
         raise trouble
@@ -97,7 +97,7 @@ def together(action: Callable[[], Result]) -> Result:
     return cast(Result, found)
 
 
-def gather(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``; gradients flow to their owner.
 
     Every rank must hold the same number of rows (streams drop the remainder of an epoch, so they do).
@@ -107,7 +107,7 @@ def gather(values: Tensor) -> Tensor:
     return _Gather.apply(values) if values.requires_grad else _all_gather(values)  # type: ignore[return-value]
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over ranks of a detached tensor, the same on every rank."""
     if world_size() > 1:
         values = values.detach().clone(memory_format=torch.contiguous_format)
@@ -115,7 +115,7 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def largest(values: Tensor) -> Tensor:
+def all_reduce_max(values: Tensor) -> Tensor:
     """Largest over ranks of a detached tensor, the same on every rank."""
     if world_size() > 1:
         values = values.detach().clone(memory_format=torch.contiguous_format)
@@ -123,7 +123,7 @@ def largest(values: Tensor) -> Tensor:
     return values
 
 
-def scatter_sum(values: Tensor) -> Tensor:
+def reduce_scatter_sum(values: Tensor) -> Tensor:
     """Own rows of the sum over ranks, ``[world * n, ...] -> [n, ...]``, of a detached tensor."""
     if world_size() == 1:
         return values
@@ -148,5 +148,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> Tensor:
-        summed = total(gradients[0])
+        summed = all_reduce_sum(gradients[0])
         return summed[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -2,48 +2,48 @@ import itertools
 
 import pytest
 
-from steering.recipe import Arm, Recipe
-from steering.training.rates import Rate
+from steering.settings import Arm, Recipe
+from steering.training.gamma import GammaSchedule
 
 
-def rate(steps=100, batch=10, size=100, **arm) -> Rate:
+def schedule(steps=100, batch=10, size=100, **arm) -> GammaSchedule:
     recipe = Recipe(steps=steps, batch=batch, arms={"a": Arm(**arm)}, baseline="a")
-    return Rate(recipe.arms["a"], recipe, size)
+    return GammaSchedule(recipe.arms["a"], recipe, size)
 
 
 def test_a_constant_rate_stays():
-    gamma = rate(rate=0.3)
+    gamma = schedule(gamma=0.3)
     assert [gamma(step) for step in (0, 50, 99)] == [0.3] * 3 and gamma.constant
 
 
 def test_a_cosine_per_epoch_begins_at_one_and_changes_with_the_epochs_alone():
     """Ten epochs of ten steps, down to 0.2: half way, at 0.6, in the sixth epoch."""
-    gamma = rate(rate=0.2, rate_schedule="cosine")
+    gamma = schedule(gamma=0.2, gamma_schedule="cosine")
     assert [gamma(step) for step in range(10)] == [1.0] * 10
     assert gamma(50) == gamma(59) == pytest.approx(0.6)
     assert gamma(49) == gamma(40) > gamma(50)
 
 
 def test_a_cosine_per_step_falls_at_every_step():
-    gamma = rate(rate=0.2, rate_schedule="cosine_per_step")
+    gamma = schedule(gamma=0.2, gamma_schedule="cosine_per_step")
     values = [gamma(step) for step in range(101)]
     assert values[0] == 1 and values[50] == pytest.approx(0.6) and values[100] == pytest.approx(0.2)
     assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_the_decay_may_end_before_the_run():
-    gamma = rate(rate=0.2, rate_schedule="cosine_per_step", rate_decay=0.5)
+    gamma = schedule(gamma=0.2, gamma_schedule="cosine_per_step", gamma_decay=0.5)
     assert gamma(25) == pytest.approx(0.6) and gamma(50) == gamma(80) == pytest.approx(0.2)
 
 
 def test_a_selector_changes_nothing_because_levels_are_visited_as_often(training):
     """Of 16 candidates 8 are trained on: an epoch of the data is half as long, one of visits is as long as before."""
-    settings = {"rule": "kl(rho=8)", "rate": 0.2, "rate_schedule": "cosine"}
+    settings = {"rule": "kl(rho=8)", "gamma": 0.2, "gamma_schedule": "cosine"}
     plain, selected = training(**settings), training(**settings, selector="uniform(keep=0.5)")
     for _ in range(3):
-        assert plain.step()["rate"] == selected.step()["rate"] == 1, "in the first epoch"
+        assert plain.step()["gamma"] == selected.step()["gamma"] == 1, "in the first epoch"
         assert plain.tally.samples == selected.tally.samples
-    assert plain.step()["rate"] == selected.step()["rate"] < 1
+    assert plain.step()["gamma"] == selected.step()["gamma"] < 1
     assert selected.tally.candidates == 2 * plain.tally.candidates
 
 
@@ -51,4 +51,4 @@ def test_a_selector_changes_nothing_because_levels_are_visited_as_often(training
     "epochs, final", [(5, 1.0), (7, 1.0), (8, 0.922), (10, 0.784), (24, 0.415), (37, 0.303), (50, 0.244)]
 )
 def test_the_authors_rule_for_the_final_rate(epochs, final):
-    assert rate(steps=10 * epochs, rate="auto").final == pytest.approx(final, abs=6e-4)
+    assert schedule(steps=10 * epochs, gamma="auto").final == pytest.approx(final, abs=6e-4)

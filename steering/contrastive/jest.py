@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
-from steering.pairs import Pairs
 from steering.selectors._choose import check_keep, largest, sample
 
 __all__ = ["Jest"]

@@ -1,12 +1,12 @@
-"""The rate of the moving average of levels (gamma) over a run."""
+"""The gamma of the moving average of levels (gamma) over a run."""
 
 import math
 from functools import cached_property
 
-from steering.recipe import Arm, Recipe
+from steering.settings import Arm, Recipe
 
 
-class Rate:
+class GammaSchedule:
     """gamma as a function of the step.
 
     FastCLIP's schedule (Wei et al. 2024, section 4) begins at 1, when nothing is worth remembering yet, and comes down
@@ -17,7 +17,7 @@ class Rate:
     gradient step, so a selector makes epochs of the data shorter, but not these.
 
     Args:
-        arm: whose ``rate``, ``rate_schedule`` and ``rate_decay`` these are.
+        arm: whose ``gamma``, ``gamma_schedule`` and ``gamma_decay`` these are.
         recipe: its steps and batch.
         size: number of training samples, or a bound on it; samples held out make the epochs by as much too long.
     """
@@ -28,20 +28,20 @@ class Rate:
 
     @cached_property
     def final(self) -> float:
-        """The rate at the end of the schedule."""
-        if self.arm.rate == "auto":
+        """The gamma at the end of the schedule."""
+        if self.arm.gamma == "auto":
             return min(1.0, 4.177 * max(1.0, self.steps / self.per_epoch) ** -0.7265)
-        return self.arm.rate
+        return self.arm.gamma
 
     @property
     def constant(self) -> bool:
-        return self.arm.rate_schedule == "constant" or self.final == 1
+        return self.arm.gamma_schedule == "constant" or self.final == 1
 
     def __call__(self, step: int) -> float:
-        """The rate of the step after ``step`` others."""
+        """The gamma of the step after ``step`` others."""
         if self.constant:
             return self.final
-        if self.arm.rate_schedule == "cosine":
+        if self.arm.gamma_schedule == "cosine":
             step -= step % self.per_epoch
-        done = min(1.0, step / (self.arm.rate_decay * self.steps))
+        done = min(1.0, step / (self.arm.gamma_decay * self.steps))
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2

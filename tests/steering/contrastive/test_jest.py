@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from steering import Pairs, UserError
-from steering.selectors import Jest, jest
+from steering.contrastive import jest
+from steering.contrastive.jest import Jest
 
 
 def generator(seed=0):

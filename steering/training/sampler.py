@@ -17,7 +17,7 @@ LANES = 64  # at most; as many ranks then read neighbouring samples
 WINDOW = 32_768  # samples of a lane that are shuffled together
 
 
-class Order(Protocol):
+class Sampler(Protocol):
     """Which samples an epoch shows, one after the other."""
 
     @property
@@ -39,7 +39,7 @@ class Order(Protocol):
         ...
 
 
-class Whole:
+class Permutation:
     """A permutation of all samples, held in memory: for up to some millions.
 
     Args:

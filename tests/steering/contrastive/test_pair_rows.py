@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from steering import KL, ChiSquare, CVaR, Levels, Pairs, Steerer, Uniform, UserError, passes
+from steering import KL, ChiSquare, CVaR, DualMemory, Pairs, Steerer, Uniform, UserError
+from steering.contrastive import passes
 
 RULES = [
     Uniform(),
@@ -61,8 +62,8 @@ def test_tiles_find_what_the_whole_matrix_finds(rule, budget, tiles):
 
 @every_rule
 def test_remembered_levels_and_the_automatic_scale_are_those_of_the_matrix(rule, tiles):
-    steerer = Steerer(rule, population=100, reference_scale="auto", memory=Levels(60, rate=0.3))
-    plain = Steerer(rule, population=100, reference_scale="auto", memory=Levels(60, rate=0.3))
+    steerer = Steerer(rule, population=100, reference_scale="auto", memory=DualMemory(60, gamma=0.3))
+    plain = Steerer(rule, population=100, reference_scale="auto", memory=DualMemory(60, gamma=0.3))
     for _ in range(3):
         some, known, ids = pairs(), pairs(), torch.randperm(30)[:13]
         found = steerer(some, known, ids=ids)
@@ -169,7 +170,7 @@ def test_the_same_call_gives_the_same_bits():
 
 
 def test_variances_are_estimated_from_a_part_of_a_large_batch(monkeypatch):
-    monkeypatch.setattr("steering.pair_rows.SAMPLED", 4)
+    monkeypatch.setattr("steering.contrastive.pair_rows.SAMPLED", 4)
     some, known = pairs(12), pairs(12)
     steerer = Steerer(KL(temperature=0.5))
     steerer(some, known)
@@ -186,16 +187,16 @@ def test_pairs_that_are_not_the_same_are_refused(known):
         Steerer(Uniform())(pairs(4), known)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
 @pytest.mark.parametrize("scale", [0.7, "auto"])
-def test_on_a_device_nothing_waits_for_a_number(rate, scale, monkeypatch):
+def test_on_a_device_nothing_waits_for_a_number(gamma, scale, monkeypatch):
     """Meta tensors hold no numbers: whatever asked for one would raise."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which knows no meta device
 
     def features():
         return torch.zeros(12, 4, device="meta", requires_grad=True)
 
-    steerer = Steerer(KL(temperature=0.1, epsilon=1e-4), reference_scale=scale, memory=Levels(40, rate=rate))
+    steerer = Steerer(KL(temperature=0.1, epsilon=1e-4), reference_scale=scale, memory=DualMemory(40, gamma=gamma))
     ids = torch.zeros(12, dtype=torch.long, device="meta")
     for _ in range(2):
         some = Pairs(features(), features())
