@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -192,3 +192,55 @@ class Stores(Protocol):
     def stored(self, ids: Tensor) -> Tensor:
         """To which of ``[n]`` samples, ``[n]`` bool."""
         ...
+
+
+def exchange(task: Task, **parts: Any) -> Task:
+    """A task some of whose parts are exchanged for others; all else, optional parts included, is the task's own.
+
+    Args:
+        task: what all other parts are of.
+        parts: members of Task, or of an optional protocol such as HeldOut, by name: values for ``size``, ``rows``,
+            ``recipe`` and ``metrics``, functions without ``self`` for methods. Another repetition (``seeded``) has the
+            same parts, unless ``seeded`` is among them.
+
+    Example:
+        >>> from steering.tasks.blobs import Blobs
+        >>> exchange(Blobs(), evaluate=lambda model: {"error": 0.5}).evaluate(None)
+        {'error': 0.5}
+    """
+    return cast(Task, _ExchangedTask(task, **parts))
+
+
+class _ExchangedTask:
+    def __init__(self, task: Task, **parts: Any):
+        self.task, self.parts = task, parts
+        methods = [name for name in dir(type(task)) if not name.startswith("_") and callable(getattr(type(task), name))]
+        for name in {*methods, *parts} - {"size", "rows", "recipe", "metrics"} - ({"seeded"} - parts.keys()):
+            setattr(self, name, parts.get(name) or getattr(task, name))
+
+    @property
+    def size(self) -> int:
+        return self.parts["size"] if "size" in self.parts else self.task.size
+
+    @property
+    def rows(self) -> int:
+        return self.parts["rows"] if "rows" in self.parts else self.task.rows
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.parts["recipe"] if "recipe" in self.parts else self.task.recipe
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return self.parts["metrics"] if "metrics" in self.parts else self.task.metrics
+
+    def seeded(self, seed: int) -> "_ExchangedTask":
+        return _ExchangedTask(self.task.seeded(seed), **self.parts)
+
+    def __repr__(self) -> str:
+        return f"{self.task!r} with another {', '.join(self.parts)}"
+
+    def __getattr__(self, name: str) -> Any:  # for what is no member of a protocol, such as an option of the task
+        if name.startswith("__") or "task" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.task, name)
