@@ -16,6 +16,8 @@ FOLDERS = {
 # Every part may import those before it, and itself.
 ORDER = [
     ["steering.errors", "steering.settings", "steering.atomic_files"],
+    ["steering.training.seeds"],
+    ["steering.curvature"],
     ["steering.distributed"],
     ["steering.dual_memory", "steering.running_variance", "steering.rules", "steering.contrastive.pairs"],
     ["steering.rows"],
@@ -26,7 +28,6 @@ ORDER = [
     ["steering.training"],
     ["steering.reports"],
     ["steering.testing", "steering.runs"],
-    ["steering.curvature"],
     ["steering.tasks", "steering.clip"],
     ["steering.theory_checks"],
     ["steering.cli", "steering.__main__"],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from steering.curvature.boundary import length, lines, measure, turning
+from steering.theory_checks.curvature.boundary import length, lines, measure, turning
 
 
 def circle(points: int) -> np.ndarray:
@@ -54,8 +54,8 @@ class Biased(nn.Module):
 @pytest.mark.slow
 def test_turning_falls_with_beta():
     """Measured over seeds 0 to 4 the turning at 0.7 is at most 0.6 of that of ReLU."""
-    found = measure(0, [0.7, 0.9], steps=400)
-    assert found["betas"] == [1.0, 0.9, 0.7]
-    relu, _, smooth = found["turning"]
+    result = measure(0, [0.7, 0.9], steps=400)
+    assert result["betas"] == [1.0, 0.9, 0.7]
+    relu, _, smooth = result["turning"]
     assert smooth < 0.85 * relu
-    assert set(found["lines"]) == {"1", "0.9", "0.7"}
+    assert set(result["lines"]) == {"1", "0.9", "0.7"}

@@ -13,10 +13,10 @@ def _paint(folder: Path, classes: int = 2, number: int = 8, size: int = 40) -> P
     chance = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
-        for place in range(number):
+        for index in range(number):
             pixels = chance.integers(0, 60, (size, size + 8, 3), dtype=np.uint8)
             pixels[..., label % 3] += 150
-            Image.fromarray(pixels).save(folder / f"class{label}" / f"{place}.png")
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{index}.png")
     return folder
 
 

@@ -1,8 +1,9 @@
-"""Classification of samples in memory: what the studies of curvature train on, and how they train."""
+"""Classification of samples in memory: the networks of the curvature studies, and how they are trained."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,13 @@ from torch.nn.functional import cross_entropy
 from steering.errors import UserError
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses, Task
+from steering.theory_checks.curvature.samples import Split
 from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
 from steering.training.reference_losses import ReferenceLosses
 
 PLAIN = Arm(rule="uniform", subtract=False)
-AT_A_TIME = 256  # samples, where nothing is learned
-
-
-class Split(NamedTuple):
-    """Samples ``[n, ...]`` and their classes ``[n]``."""
-
-    x: Tensor
-    y: Tensor
-
-    def take(self, places: Tensor) -> "Split":
-        return Split(self.x[places], self.y[places])
+CHUNK = 256  # samples at a time, where nothing is learned
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +31,7 @@ class Classification:
         validation: samples to choose on.
         test: samples that nothing is chosen on.
         recipe: how to train.
-        refer: makes the reference, where there is one.
+        make_reference: makes the reference, where there is one.
     """
 
     start: Callable[[], nn.Module]
@@ -47,7 +39,7 @@ class Classification:
     validation: Split
     test: Split
     recipe: Recipe
-    refer: Callable[[], nn.Module] | None = None
+    make_reference: Callable[[], nn.Module] | None = None
 
     @property
     def size(self) -> int:
@@ -58,7 +50,7 @@ class Classification:
         return 1
 
     @property
-    def metrics(self) -> Mapping[str, Metric]:
+    def metrics(self) -> dict[str, Metric]:
         return {"error": Metric(label="test error", better="low", percent=True)}
 
     def seeded(self, seed: int) -> Self:
@@ -68,12 +60,12 @@ class Classification:
         return self.start()
 
     def reference(self) -> nn.Module:
-        if self.refer is None:
+        if self.make_reference is None:
             raise UserError("these samples come without a reference: give the task one, or do not subtract its loss")
-        return self.refer()
+        return self.make_reference()
 
     def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
+        return ShuffledLoader(lambda ids, _: _batch(self.training, ids), size=self.size, batch=batch, seed=seed)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
@@ -82,22 +74,21 @@ class Classification:
         return {"error": error(model, self.test)}
 
     def held_out(self, batch: int) -> Iterator[Batch]:
-        for places in torch.arange(len(self.validation.y)).split(batch):
-            some = self.validation.take(places)
-            yield Batch(places, {"x": some.x, "y": some.y})
-
-    def _load(self, ids: Tensor, _: torch.Generator) -> Batch:
-        some = self.training.take(ids)
-        return Batch(ids, {"x": some.x, "y": some.y})
+        for ids in torch.arange(len(self.validation.y)).split(batch):
+            yield _batch(self.validation, ids)
 
 
-def recipe(steps: int, batch: int, rate: float, *, weight_decay: float = 0.0) -> Recipe:
+def _batch(samples: Split, ids: Tensor) -> Batch:
+    return Batch(ids, samples.take(ids)._asdict())
+
+
+def recipe(steps: int, batch: int, learning_rate: float, *, weight_decay: float = 0.0) -> Recipe:
     """Adam with a cosine to zero."""
     return Recipe(
         steps=steps,
         batch=batch,
         optimizer="adamw",
-        learning_rate=rate,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         arms={"plain": PLAIN},
         baseline="plain",
@@ -113,12 +104,23 @@ def trained(task: Task, settings: Recipe, seed: int, arm: Arm = PLAIN, device: s
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model gives for ``[n, ...]`` samples, some at a time, on its own device."""
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model gives for ``[n, ...]`` samples, computed on its own device a chunk at a time."""
     device = next((parameter.device for parameter in model.parameters()), x.device)
-    return torch.cat([model(some.to(device)).cpu() for some in x.split(AT_A_TIME)])
+    return torch.cat([model(chunk.to(device)).cpu() for chunk in x.split(CHUNK)])
+
+
+def correct(model: nn.Module, samples: Split) -> Tensor:
+    """Which samples a model puts into the right class, ``[n]`` bool."""
+    return outputs(model, samples.x).argmax(-1) == samples.y
 
 
 def error(model: nn.Module, samples: Split) -> float:
     """Share of samples that a model puts into a wrong class."""
-    return float((answers(model, samples.x).argmax(-1) != samples.y).double().mean())
+    return float((~correct(model, samples)).double().mean())
+
+
+def network(inputs: int, width: int, depth: int, classes: int) -> nn.Sequential:
+    """A plain network with ReLUs."""
+    layers = [part for i, o in pairwise([inputs, *[width] * depth]) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(width, classes))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from steering.curvature.classification import Split
-from steering.curvature.robustness import attack, measure, stands, under_attack
+from steering.theory_checks.curvature.classification import error
+from steering.theory_checks.curvature.robustness import attack, measure, under_attack
+from steering.theory_checks.curvature.samples import Split
 
 
 def linear() -> nn.Module:
@@ -48,15 +49,15 @@ def test_an_attack_never_lowers_the_loss():
 def test_a_sample_stands_under_both_only_if_it_stands_under_each():
     model, samples = linear(), Split(torch.rand(40, 4), torch.arange(40) % 2)
     carried = attack(model, samples, 0.5, seed=3)
-    found = under_attack(model, samples, 0.05, carried, 0)
-    assert found["both"] <= min(found["white"], found["carried"])
-    assert found["carried"] == float(stands(model, carried, samples.y).double().mean())
+    accuracy = under_attack(model, samples, 0.05, carried, 0)
+    assert accuracy["both"] <= min(accuracy["white"], accuracy["carried"])
+    assert accuracy["carried"] == 1 - error(model, Split(carried, samples.y))
 
 
 @pytest.mark.slow
 def test_a_measurement_tests_relu_and_the_chosen_beta_alone():
-    found = measure(0, [0.8], radii=(0.1,), steps=20)
-    (at,) = found["radii"]
+    result = measure(0, [0.8], radii=(0.1,), steps=20)
+    (at,) = result["radii"]
     assert at["betas"] == [1.0, 0.8] and len(at["validation"]) == 2
     assert set(at["test"]) == {"relu", "search"}
     scores = [seen["both"] for seen in at["validation"]]

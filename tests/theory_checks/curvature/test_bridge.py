@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from steering import registry
-from steering.curvature import TunedReference, units
-from steering.curvature.bridge import measure, variance_ratio
-from steering.curvature.classification import PLAIN, Classification, Split, recipe, trained
+from steering.curvature import units
 from steering.errors import UserError
 from steering.task import HeldOut
+from steering.tasks.blobs import Blobs
 from steering.testing import check_task
+from steering.theory_checks.curvature.bridge import measure, tuned_reference, variance_ratio
+from steering.theory_checks.curvature.classification import Classification, recipe, trained
+from steering.theory_checks.curvature.samples import Split
 
 
 def small(refer=None) -> Classification:
@@ -32,12 +34,12 @@ def small(refer=None) -> Classification:
 
 def test_classification_and_the_task_with_a_tuned_reference_keep_the_contract_of_tasks():
     check_task(small(), batch=8)
-    check_task(TunedReference(small(), 0.7), batch=8)
+    check_task(tuned_reference(small(), 0.7), batch=8)
 
 
 def test_the_reference_has_units_and_everything_else_is_the_other_task():
     task = small()
-    tuned = TunedReference(task, 0.5)
+    tuned = tuned_reference(task, 0.5)
     assert [unit.beta for unit in units(tuned.reference())] == [0.5]
     assert not units(task.reference())
     assert isinstance(tuned, HeldOut)
@@ -46,25 +48,26 @@ def test_the_reference_has_units_and_everything_else_is_the_other_task():
 
 def test_at_beta_one_it_is_the_reference_as_it_was():
     task, x = small(), torch.randn(9, 3)
-    assert torch.equal(TunedReference(task, 1.0).reference()(x), task.reference()(x))
+    assert torch.equal(tuned_reference(task, 1.0).reference()(x), task.reference()(x))
 
 
 def test_it_can_be_named_on_the_command_line(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
-        "from tests_of_bridge import small\ndef Mine(size: int = 1):\n    return small()\n"
+    (tmp_path / "relu_reference.py").write_text(
+        "from torch import nn\nfrom steering.tasks.blobs import Blobs\n"
+        "class Own(Blobs):\n"
+        "    def reference(self):\n"
+        "        return nn.Sequential(super().reference(), nn.ReLU())\n"
     )
-    (tmp_path / "tests_of_bridge.py").write_text("small = None\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    import tests_of_bridge  # type: ignore[import-not-found]
-
-    tests_of_bridge.small = small
-    task = registry.build("tasks", "steering.curvature:TunedReference(task='mine:Mine()', beta=0.6)")
-    assert [unit.beta for unit in units(task.seeded(1).reference())] == [0.6]
+    text = "steering.theory_checks.curvature.bridge:tuned_reference(task='relu_reference:Own(seed=3)', beta=0.6)"
+    task = registry.build("tasks", text)
+    for drawn, seed in ((task, 3), (task.seeded(1), 4)):
+        assert [unit.beta for unit in units(drawn.reference())] == [0.6]
+        assert torch.equal(drawn.reference()[0].weight, Blobs(seed=seed).reference().weight)
 
 
 def test_a_reference_without_relu_is_named():
-    task = TunedReference(small(lambda: nn.Linear(3, 2).eval()), 0.9)
+    task = tuned_reference(small(lambda: nn.Linear(3, 2).eval()), 0.9)
     with pytest.raises(UserError, match="no ReLU to replace"):
         task.reference()
 
@@ -86,14 +89,14 @@ def test_the_variance_ratio_is_that_of_the_difference():
 
 def test_training_depends_on_the_seed_alone():
     task = small()
-    models = [trained(task, task.recipe, seed, PLAIN) for seed in (0, 0, 1)]
+    models = [trained(task, task.recipe, seed) for seed in (0, 0, 1)]
     first, second, third = (model.state_dict()["weight"] for model in models)
     assert torch.equal(first, second) and not torch.equal(first, third)
 
 
 @pytest.mark.slow
 def test_a_measurement_has_a_ratio_and_an_error_for_every_beta():
-    found = measure(0, [0.5], steps=10)
-    assert found["betas"] == [1.0, 0.5]
-    assert all(ratio > 0 for ratio in found["ratio"])
-    assert all(0 <= share <= 1 for key in ("reference", "steered") for share in found[key])
+    result = measure(0, [0.5], steps=10)
+    assert result["betas"] == [1.0, 0.5]
+    assert all(ratio > 0 for ratio in result["ratio"])
+    assert all(0 <= share <= 1 for key in ("reference", "steered") for share in result[key])

@@ -38,24 +38,7 @@ def tune(
 
     steer tune resnet18=resnet18.pt --data pictures
     """
-    from steering.curvature.command import Asked, run
+    options = dict(locals())
+    from steering.theory_checks.curvature.command import TuneOptions, run
 
-    run(
-        Asked(
-            target=target,
-            data=data,
-            parts=parts,
-            betas=betas,
-            seeds=seeds,
-            refit=refit,
-            methods=methods,
-            steps=steps,
-            size=size,
-            arm=arm,
-            sets=sets or [],
-            quick=quick,
-            device=device,
-            out=out,
-            command=shlex.join(["steer", *sys.argv[1:]]),
-        )
-    )
+    run(TuneOptions(**options, command=shlex.join(["steer", *sys.argv[1:]])))

@@ -1,21 +1,17 @@
 """A torchvision or timm network from a local file, and pictures in a folder for each class."""
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from steering.curvature.classification import Split
-from steering.curvature.methods import without_head
-from steering.curvature.samples import drawn
 from steering.errors import UserError, did_you_mean
+from steering.theory_checks.curvature.methods import without_head
+from steering.theory_checks.curvature.samples import Split, random_parts
 from steering.training.seeds import generator
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
@@ -33,10 +29,7 @@ class Normalised(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.mean: Tensor
-        self.spread: Tensor
-        self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("spread", torch.tensor(SPREAD).reshape(3, 1, 1), persistent=False)
+        self.mean, self.spread = (nn.Buffer(torch.tensor(v).reshape(3, 1, 1), persistent=False) for v in (MEAN, SPREAD))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network((x / 255 - self.mean) / self.spread)
@@ -53,11 +46,11 @@ def load_network(name: str, path: Path) -> nn.Module:
         UserError: the name is unknown, or the file is missing, damaged or another network's.
     """
     state = _weights(path)
-    network = _made(name, 1000)
+    network = _network(name, 1000)
     head = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     weight = state.get(f"{head[-1]}.weight") if head else None
     if weight is not None and len(weight) != 1000:
-        network = _made(name, len(weight))
+        network = _network(name, len(weight))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -84,20 +77,19 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in inner.items()}
 
 
-def _made(name: str, classes: int) -> nn.Module:
+def _network(name: str, classes: int) -> nn.Module:
     import timm
     from torchvision import models
 
-    own, other = models.list_models(module=models), timm.list_models()
     plain = name.removeprefix("timm/")
     with warnings.catch_warnings():  # initial weights, which are replaced
         warnings.simplefilter("ignore")
-        if plain == name and name in own:
+        if name in models.list_models(module=models):
             return models.get_model(name, weights=None, num_classes=classes)
-        if plain in other:
+        if plain in timm.list_models():
             return timm.create_model(plain, pretrained=False, num_classes=classes)
-    hint = did_you_mean(plain, [*own, *other])
-    raise UserError(f"neither torchvision nor timm has a network {plain!r}{hint or ': resnet18, say'}")
+    hint = did_you_mean(plain, [*models.list_models(module=models), *timm.list_models()]) or ": resnet18, say"
+    raise UserError(f"neither torchvision nor timm has a network {plain!r}{hint}")
 
 
 def backbone(network: nn.Module) -> tuple[nn.Module, int]:
@@ -115,45 +107,35 @@ def load_pictures(folder: Path, size: int) -> tuple[Split, list[str]]:
     Raises:
         UserError: there are fewer than two classes, too few pictures, or one that cannot be read.
     """
+    from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
     if not folder.is_dir():
         raise UserError(f"--data takes a folder with one folder of pictures for each class, got {folder}")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    paths = [(p, label) for label, name in enumerate(names) for p in sorted((folder / name).rglob("*"))]
-    paths = [(path, label) for path, label in paths if path.suffix.lower() in ENDINGS]
-    counts = Counter(label for _, label in paths)
-    few = [name for label, name in enumerate(names) if counts[label] < FEWEST]
+    paths = [[p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in ENDINGS] for name in names]
+    few = [name for name, of_class in zip(names, paths, strict=True) if len(of_class) < FEWEST]
     if len(names) < 2 or few:
         raise UserError(
             f"{folder} needs two or more folders of at least {FEWEST} pictures, got {len(names)}"
             + (f" with too few in {', '.join(few[:3])}" if few else "")
         )
-    x = torch.stack([_picture(path, size) for path, _ in paths])
-    return Split(x, torch.tensor([label for _, label in paths])), names
+
+    def picture(path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (size, size))
+                pixels = pil_to_tensor(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"the picture {path} cannot be read ({error}): repair or remove it") from None
+        return center_crop(resize(pixels, [size]), [size])
+
+    labels = torch.tensor([label for label, of_class in enumerate(paths) for _ in of_class])
+    return Split(torch.stack([picture(path) for of_class in paths for path in of_class]), labels), names
 
 
-def _picture(path: Path, size: int) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))
-            picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"the picture {path} cannot be read ({error}): repair or remove it") from None
-    height, width = picture.shape[-2:]
-    scale = size / min(height, width)
-    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-    scaled = functional.interpolate(picture.float(), shape, mode="bilinear", antialias=True, align_corners=False)
-    top, left = ((length - size) // 2 for length in shape)
-    return scaled[0, :, top : top + size, left : left + size].round().clamp(0, 255).byte()
-
-
-def splits(samples: Split, seed: int) -> tuple[Split, Split, Split]:
+def splits(samples: Split, seed: int) -> tuple[Split, ...]:
     """Half of every class to learn from, a quarter to choose on, a quarter to test on."""
     chance = generator(seed, "curvature", "pictures")
-    parts: list[list[Split]] = [[], [], []]
-    for label in samples.y.unique():
-        mine = samples.take((samples.y == label).nonzero().flatten())
-        number = len(mine.y)
-        for part, some in zip(parts, drawn(mine, [number // 2, number // 4], chance), strict=True):
-            part.append(some)
-    first, second, third = (Split(torch.cat([s.x for s in part]), torch.cat([s.y for s in part])) for part in parts)
-    return first, second, third
+    of_class = [samples.take((samples.y == label).nonzero().flatten()) for label in samples.y.unique()]
+    parts = [random_parts(one, [len(one.y) // 2, len(one.y) // 4], chance) for one in of_class]
+    return tuple(Split(*map(torch.cat, zip(*part, strict=True))) for part in zip(*parts, strict=True))

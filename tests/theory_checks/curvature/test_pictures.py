@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steering.curvature import pictures, replace_relus
+from steering.curvature import replace_relus
 from steering.errors import UserError
+from steering.theory_checks.curvature import pictures
 
 timm = pytest.importorskip("timm")
 models = pytest.importorskip("torchvision.models")
@@ -61,14 +62,14 @@ def test_a_pickle_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "harmed").exists()
 
 
-@pytest.mark.parametrize(("name", "words"), [("resnet81", "did you mean"), ("nothing like it", "resnet18, say")])
-def test_unknown_networks_are_named(tmp_path, name, words):
+@pytest.mark.parametrize(("name", "message"), [("resnet81", "did you mean"), ("nothing like it", "resnet18, say")])
+def test_unknown_networks_are_named(tmp_path, name, message):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         pictures.load_network(name, tmp_path / "w.pt")
 
 
-def test_weights_that_are_missing_or_do_not_fit_are_told_in_one_line(tmp_path):
+def test_weights_that_are_missing_or_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match="no weights at"):
         pictures.load_network("resnet18", tmp_path / "none.pt")
     with pytest.raises(UserError, match="no weights at"):

@@ -1,0 +1,84 @@
+"""A network that has learned wrong labels by heart, and whether less curvature undoes some of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from steering.curvature import replace_relus, set_beta
+from steering.reports.grid import Cell
+from steering.theory_checks.curvature import plots, section
+from steering.theory_checks.curvature.classification import Classification, error, network, recipe, trained
+from steering.theory_checks.curvature.methods import without_head
+from steering.theory_checks.curvature.samples import digits, mislabelled, random_parts
+from steering.theory_checks.curvature.search import choose, probe_error
+from steering.training.seeds import generator
+
+NOISE = 0.4  # share of the training and validation labels that are wrong
+TRAINING, VALIDATION = 400, 200
+CLASSES = 10
+PAIRS = {  # name of the searched row: name of the same at beta = 1, what the search is called in the answer
+    "search": ("trained", "wrong labels"),
+    "search_regression": ("regression", "wrong labels with a head fitted anew"),
+}
+LABELS = {
+    "trained": "as it was trained",
+    "search": "beta searched",
+    "regression": "head fitted anew",
+    "search_regression": "head fitted anew, beta searched",
+}
+
+
+def measure(seed: int, betas: Sequence[float], steps: int = 600) -> dict[str, Any]:
+    """One repetition: the network as it was trained, and with beta chosen on noisy samples that it never saw.
+
+    Returns:
+        ``rows`` by way: test error on clean labels; ``searches``: every beta with its validation error, with the head
+        as it was and with one that is fitted anew on the noisy training samples; ``fitted``: training error.
+    """
+    chance = generator(seed, "curvature", "noise")
+    training, validation, test = random_parts(digits(), [TRAINING, VALIDATION], chance)
+    training, validation = (mislabelled(split, NOISE, CLASSES, chance) for split in (training, validation))
+    task = Classification(lambda: network(64, 64, 3, CLASSES), training, validation, test, recipe(steps, 100, 1e-2))
+    model = trained(task, task.recipe, seed)
+    example = (test.x[:2],)
+    tuned, body = (replace_relus(part, example=example).model for part in (model, without_head(model)[0]))
+
+    def at(beta: float, evaluated=validation) -> float:
+        set_beta(tuned, beta)
+        return error(tuned, evaluated)
+
+    def fitted_at(beta: float, evaluated=validation) -> float:
+        return probe_error(body, beta, training, evaluated)
+
+    rows, searches = {}, {}
+    for (name, (baseline, _)), score in zip(PAIRS.items(), (at, fitted_at), strict=True):
+        choice = choose(betas, score)
+        rows[baseline] = {"test": score(1.0, test), "chosen": 1.0, "tried": 1}
+        rows[name] = {"test": score(choice.chosen, test), "chosen": choice.chosen, "tried": len(choice.betas)}
+        searches[name] = vars(choice)
+    counts = [TRAINING, VALIDATION, len(test.y)]
+    return {"rows": rows, "searches": searches, "fitted": error(model, training), "sizes": counts}
+
+
+def summarise(results: section.Results) -> section.Section:
+    """Wrong labels learned by heart."""
+    tests = {name: [result["rows"][name]["test"] for result in results] for name in LABELS}
+    changes = {name: section.fewer(tests[name], tests[baseline]) for name, (baseline, _) in PAIRS.items()}
+    rows = []
+    for name, label in LABELS.items():
+        chosen = section.chosen([result["rows"][name]["chosen"] for result in results])
+        error, change = section.percent(tests[name]), section.gain(changes.get(name))
+        rows.append((label, error, change, str(results[0]["rows"][name]["tried"]), Cell(chosen, "quiet")))
+    title = "Wrong labels: a network trained on 40 % wrong labels"
+    columns = "network|test error (%)|fewer errors than at beta = 1|candidates|beta"
+    headings = {"search": "head as trained", "search_regression": "head fitted anew"}
+    curves = {label: [result["searches"][name] for result in results] for name, label in headings.items()}
+    return section.Section(
+        changes={label: changes[name] for name, (_, label) in PAIRS.items()},
+        grids=[section.grid(title, columns, rows, results, section.CANDIDATES)],
+        plots=[plots.search("noise", "Wrong labels", "Error on noisy validation samples", curves)],
+        method=[
+            "Wrong labels: 40 % of the training and validation labels of scikit-learn's digits are replaced by "
+            f"another class; the test labels are right. {section.sizes(results)} At the end of training the network "
+            f"got {section.percent([result['fitted'] for result in results])} % of its own noisy labels wrong."
+        ],
+    )
