@@ -1,8 +1,7 @@
-"""Curvature units in place of every ReLU of a model, however it is called, and back again."""
+"""Curvature units in place of every ReLU of a model, however it is called."""
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
@@ -44,10 +43,10 @@ class Site:
 
 @dataclass
 class Replacement:
-    """A model with curvature units, and what was done to it.
+    """A copy of a model with curvature units, and what was done to it.
 
     Attributes:
-        model: the copy, or the model itself with ``in_place``.
+        model: the copy; ``set_beta(model, 1)`` makes its units ReLUs again.
         replaced: one site for every unit.
         missed: what is no ReLU, or could not be seen or replaced, and why.
     """
@@ -57,14 +56,6 @@ class Replacement:
     missed: list[Site] = field(default_factory=list)
     _owners: list[tuple[nn.Module, str]] = field(default_factory=list, repr=False)  # module and attribute of each unit
     _uncalled: set[tuple[int, str]] = field(default_factory=set, repr=False)  # ReLUs that nobody calls any more
-    _undo_steps: list[Callable[[], None]] = field(default_factory=list, repr=False)
-
-    def undo(self) -> nn.Module:
-        """Puts every ReLU back, and gives the model; what was trained beside the units stays trained."""
-        for step in reversed(self._undo_steps):
-            step()
-        self._undo_steps.clear()
-        return self.model
 
     def _miss(self, name: str, what: str) -> None:
         self.missed.append(Site(name, what))
@@ -79,7 +70,6 @@ def replace_relus(
     per_channel: bool = False,
     example: tuple | None = None,
     axis: int | None = None,
-    in_place: bool = False,
 ) -> Replacement:
     """Replaces every ReLU: modules, also those that are called several times or have several names, and functions.
 
@@ -90,7 +80,7 @@ def replace_relus(
     the names of its parameters too, is as before.
 
     Args:
-        model: stays as it is, unless ``in_place``.
+        model: stays as it is.
         beta: of every unit, or where it begins.
         coefficient: likewise.
         trainable: whether the units are learned.
@@ -98,7 +88,6 @@ def replace_relus(
         example: arguments of the forward pass. With it, the model is run once with ReLUs at the new sites, and has
             to give what it gave before.
         axis: of the channels, where they are neither the second axis of images nor the last of anything else.
-        in_place: whether to change the model itself.
 
     Raises:
         UserError: there is no ReLU, an example is missing, or the copy would give something else than the model.
@@ -111,27 +100,22 @@ def replace_relus(
     if per_channel and example is None:
         raise UserError("units with values for each channel need an example input, to see how many channels there are")
     if units(model):
-        raise UserError("the model has curvature units already: set_beta changes them, undo() takes them out")
-    result = Replacement(model if in_place else copy.deepcopy(model))
-    modes = {part: part.training for part in result.model.modules()}
-    result.model.eval()
-    try:
-        expected = [] if example is None else _outputs(result.model, example)
-        for name, module in list(result.model.named_modules()):
-            _forward_pass(name, module, result)
-        for name, module in list(result.model.named_modules(remove_duplicate=False)):
-            _children(name, module, result)
-        if not result.replaced:
-            raise UserError(f"there is no ReLU to replace. {_alternatives(result.missed)}")
-        channels = {} if example is None else _count_channels(result, example, expected, axis)
-        settings = {"beta": beta, "coefficient": coefficient, "trainable": trainable}
-        _install(result, channels if per_channel else None, axis, settings)
-    except UserError:
-        result.undo()
-        raise
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+        raise UserError("the model has curvature units already: set_beta changes them")
+    result = Replacement(copy.deepcopy(model).eval())
+    expected = [] if example is None else _outputs(result.model, example)
+    for name, module in list(result.model.named_modules()):
+        _forward_pass(name, module, result)
+    for name, module in list(result.model.named_modules(remove_duplicate=False)):
+        _children(name, module, result)
+    if not result.replaced:
+        raise UserError(f"there is no ReLU to replace. {_alternatives(result.missed)}")
+    channels = {} if example is None else _count_channels(result, example, expected, axis)
+    settings = {"beta": beta, "coefficient": coefficient, "trainable": trainable}
+    _install(result, channels if per_channel else None, axis, settings)
+    copies = dict(result.model.named_modules())
+    for name, part in model.named_modules():
+        if name in copies:
+            copies[name].training = part.training
     return result
 
 
@@ -176,14 +160,10 @@ def _of_torch(name: str, module: nn.Module, result: Replacement) -> None:
     function = vars(module).get("activation")
     if function not in FUNCTIONS:
         return
-    fused = vars(module).get("activation_relu_or_gelu")
-    if fused is not None:  # the fused kernel would go past the unit
+    if hasattr(module, "activation_relu_or_gelu"):  # the fused kernel would go past the unit
         setattr(module, "activation_relu_or_gelu", 0)  # noqa: B010
-        result._undo_steps.append(lambda: setattr(module, "activation_relu_or_gelu", fused))
     del module.activation
-    result._undo_steps.append(lambda: setattr(module, "activation", function))
     _put(module, "activation", result, Site(f"{name}.activation".lstrip("."), "function of a transformer layer"))
-    result._undo_steps.append(lambda: delattr(module, "activation"))
 
 
 def _others(name: str, graph: fx.Graph, result: Replacement) -> None:
@@ -227,7 +207,6 @@ def _rewire(name: str, module: nn.Module, graph: fx.Graph, calls, result: Replac
     for number, (node, what, writes) in enumerate(calls):
         attribute, source = f"curvature_{number}", _argument(node, 0, "input")
         _put(module, attribute, result, Site(f"{name}.{attribute}".lstrip("."), what))
-        result._undo_steps.append(partial(delattr, module, attribute))
         if node.op == "call_module":
             path, _, child = node.target.rpartition(".")
             owner = module.get_submodule(path)
@@ -241,15 +220,7 @@ def _rewire(name: str, module: nn.Module, graph: fx.Graph, calls, result: Replac
         node.replace_all_uses_with(unit)
         graph.erase_node(node)
         order[unit] = order[node]
-    original = vars(module).get("forward")
     module.forward = MethodType(type(fx.GraphModule(module, graph)).forward, module)
-
-    def restore() -> None:
-        del module.forward
-        if original is not None:
-            module.forward = original
-
-    result._undo_steps.append(restore)
 
 
 def _children(name: str, module: nn.Module, result: Replacement) -> None:
@@ -257,7 +228,6 @@ def _children(name: str, module: nn.Module, result: Replacement) -> None:
     for child, relu in list(module._modules.items()):
         if isinstance(relu, nn.ReLU) and (id(module), child) not in result._uncalled:
             _put(module, child, result, Site(f"{name}.{child}".lstrip("."), "module"))
-            result._undo_steps.append(partial(module._modules.update, {child: relu}))
 
 
 def _put(module: nn.Module, attribute: str, result: Replacement, site: Site) -> None:

@@ -64,7 +64,7 @@ def prepare(method: Method, backbone: nn.Module, width: int, classes: int, examp
     """
     body = copy.deepcopy(backbone).requires_grad_(method == "full")
     if method == "curvature":
-        body = replace_relus(body, BETA, trainable=True, per_channel=True, example=(example,), in_place=True).model
+        body = replace_relus(body, BETA, trainable=True, per_channel=True, example=(example,)).model
     elif method == "low_rank":
         body = _with_low_rank(body)
     return FineTuned(body, nn.Linear(width, classes))
