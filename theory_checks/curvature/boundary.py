@@ -87,10 +87,8 @@ def summarise(results: section.Results) -> section.Section:
     turns = [[radians / (2 * math.pi) for radians in result["turning"]] for result in results]
     rows = []
     for index, beta in enumerate(betas):
-        turn, span = (
-            section.spread([one[index] for one in turns], 1),
-            section.spread([one["length"][index] for one in results], 1),
-        )
+        turn = section.spread([one[index] for one in turns], 1)
+        span = section.spread([result["length"][index] for result in results], 1)
         errors = [section.percent([result[key][index] for result in results]) for key in ("training", "test")]
         rows.append((f"{beta:g}", turn, span, *errors))
     first, last = (interval([one[index] for one in turns]).mean for index in (0, -1))

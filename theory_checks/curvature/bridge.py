@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import validate_call
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -22,7 +23,8 @@ TRAINING, REFERENCE, HELD_OUT = 400, 150, 300
 STEERED = Arm(rule="kl(temperature=0.5)", reference_scale=1.0)
 
 
-def tuned_reference(task: str | Task, beta: float = 0.9, coefficient: float = 0.5) -> Task:
+@validate_call  # the options come from the command line
+def tuned_reference(task: Any, beta: float = 0.9, coefficient: float = 0.5) -> Task:
     """A task with every ReLU of its reference replaced by a curvature unit.
 
     Args:

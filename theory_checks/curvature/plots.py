@@ -18,6 +18,7 @@ def _over_beta(panels: Sequence[Panel], ylabel: str, labels: Sequence[str] = ())
     with mpl.rc_context(STYLE):
         drawing, (row,) = figure(height=3.1, columns=len(panels), sharey=True)
         for axes, (title, betas, curves) in zip(row, panels, strict=True):
+            axes.axhline(0, color=BASE, linewidth=1)
             for values, (color, dashes) in zip(curves, LINES, strict=False):
                 axes.plot(betas, np.transpose(values), color=color, linewidth=0.8, alpha=0.4)
                 axes.plot(betas, np.mean(values, 0), color=color, linestyle=dashes, linewidth=2.3)
@@ -39,9 +40,9 @@ def search(name: str, title: str, label: str, curves: Mapping[str, list[dict]], 
         seen = (100 if "points" in unit else 1) * np.array([choice["validation"] for choice in choices])
         panels.append((heading, choices[0]["betas"], [seen - seen[:, :1]]))  # the first beta is 1
     caption = (
-        f"{label}, less its value at beta = 1 (ReLU); below zero a search finds something. A thin line is a "
-        "repetition, the thick one their mean. The lowest point of a thin line is what that repetition chose; it is "
-        "lower than its test value will be, because it was looked for."
+        f"{label}, less its value at beta = 1 (ReLU), which is the zero line; below it a search finds something. A "
+        "thin line is a repetition, the thick one their mean. The lowest point of a thin line is what that repetition "
+        "chose; it is lower than its test value will be, because it was looked for."
     )
     return Plot(name, title, caption, _over_beta(panels, unit))
 

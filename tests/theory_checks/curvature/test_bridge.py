@@ -66,6 +66,11 @@ def test_it_can_be_named_on_the_command_line(tmp_path, monkeypatch):
         assert torch.equal(drawn.reference()[0].weight, Blobs(seed=seed).reference().weight)
 
 
+def test_a_wrong_option_is_one_line():
+    with pytest.raises(UserError, match=r"tuned_reference: .*valid number.*, got 'x'"):
+        registry.build("tasks", "steering.theory_checks.curvature.bridge:tuned_reference(task='blobs', beta='x')")
+
+
 def test_a_reference_without_relu_is_named():
     task = tuned_reference(small(lambda: nn.Linear(3, 2).eval()), 0.9)
     with pytest.raises(UserError, match="no ReLU to replace"):
