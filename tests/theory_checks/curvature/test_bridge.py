@@ -63,7 +63,8 @@ def test_it_can_be_named_on_the_command_line(tmp_path, monkeypatch):
     task = registry.build("tasks", text)
     for drawn, seed in ((task, 3), (task.seeded(1), 4)):
         assert [unit.beta for unit in units(drawn.reference())] == [0.6]
-        assert torch.equal(drawn.reference()[0].weight, Blobs(seed=seed).reference().weight)
+        weight = Blobs(seed=seed).reference().state_dict()["weight"]
+        assert torch.equal(drawn.reference().state_dict()["0.weight"], weight)
 
 
 def test_a_wrong_option_is_one_line():

@@ -31,11 +31,10 @@ def test_every_class_is_in_every_split_and_no_picture_in_two(folder):
     assert len(torch.cat([part.x for part in parts]).flatten(1).unique(dim=0)) == 16
 
 
-@pytest.mark.parametrize(("name", "make"), [
-    ("resnet18", lambda: models.resnet18(weights=None, num_classes=7)),
-    ("timm/resnet10t", lambda: timm.create_model("resnet10t", num_classes=7)),
+@pytest.mark.parametrize(("name", "make", "ending"), [
+    ("resnet18", lambda: models.resnet18(weights=None, num_classes=7), "pt"),
+    ("timm/resnet10t", lambda: timm.create_model("resnet10t", num_classes=7), "safetensors"),
 ])  # fmt: skip
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
 @pytest.mark.slow
 def test_a_network_comes_back_from_its_file(tmp_path, name, make, ending):
     network, path = make().eval(), tmp_path / f"weights.{ending}"
