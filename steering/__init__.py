@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steering.contrastive.distillation import distil as distil
     from steering.contrastive.pairs import Pairs as Pairs
+    from steering.distillation import distil as distil
     from steering.dual_memory import DualMemory as DualMemory
     from steering.engine import Steerer as Steerer
     from steering.errors import RunError as RunError
     from steering.errors import UserError as UserError
-    from steering.rows import Steered as Steered
+    from steering.groups import GroupWeights as GroupWeights
     from steering.rules import KL as KL
     from steering.rules import ChiSquare as ChiSquare
     from steering.rules import CVaR as CVaR
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from steering.rules import Rule as Rule
     from steering.rules import Uniform as Uniform
     from steering.selectors import Selector as Selector
+    from steering.steered import Steered as Steered
     from steering.task import Batch as Batch
     from steering.task import Losses as Losses
     from steering.task import Task as Task
 
 _HOME = {
-    "Steered": "rows",
+    "Steered": "steered",
     "Steerer": "engine",
     "RunError": "errors",
     "UserError": "errors",
     "DualMemory": "dual_memory",
+    "GroupWeights": "groups",
     "Pairs": "contrastive.pairs",
     "KL": "rules",
     "ChiSquare": "rules",
@@ -45,7 +47,7 @@ _HOME = {
     "Selector": "selectors",
     "Batch": "task",
     "Losses": "task",
-    "distil": "contrastive.distillation",
+    "distil": "distillation",
     "Task": "task",
 }
 __all__ = sorted(_HOME)

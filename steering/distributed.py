@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -69,7 +69,7 @@ def _claim(path: Path, size: int) -> None:
         path.unlink(missing_ok=True)
         room = shutil.disk_usage(path.parent).free
         raise RunError(
-            f"the levels of all samples need {size / 1e9:.1f} GB in {path.parent}, which has {room / 1e9:.1f}: give "
+            f"the duals of all samples need {size / 1e9:.1f} GB in {path.parent}, which has {room / 1e9:.1f}: give "
             f"the container more shared memory (docker run --shm-size), or use a gamma of 1"
         ) from error
 
@@ -97,14 +97,28 @@ def fail_on_all_ranks(action: Callable[[], Result]) -> Result:
     return cast(Result, found)
 
 
-def all_gather(values: Tensor) -> Tensor:
-    """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``; gradients flow to their owner.
+def all_gather(values: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of every rank, in rank order, ``[n, ...] -> [world * n, ...]``.
 
-    Every rank must hold the same number of rows (streams drop the remainder of an epoch, so they do).
+    Args:
+        values: of this rank. A gradient flows to its owner where all ranks hold the same number of rows.
+        sizes: how many rows each rank holds, 0 included; None where all hold the same number.
     """
     if world_size() == 1:
         return values
-    return _Gather.apply(values) if values.requires_grad else _all_gather(values)  # type: ignore[return-value]
+    if sizes is None or len(set(sizes)) == 1:
+        return _Gather.apply(values) if values.requires_grad else _all_gather(values)  # type: ignore[return-value]
+    padded = values.new_zeros(max(sizes), *values.shape[1:])
+    padded[: len(values)] = values
+    parts = _all_gather(padded).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def all_gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+    """A few whole numbers of every rank, in rank order: sizes, say, before tensors of unlike sizes are exchanged."""
+    if world_size() == 1:
+        return [list(numbers)]
+    return _all_gather(torch.tensor([numbers], device=communication_device())).tolist()
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The memory of a Steerer: one level per id."""
+"""The memory of a Steerer: one dual per id."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,20 @@ from torch import Tensor
 from steering.distributed import barrier, first_on_node, node_shared_memory, world_size
 from steering.errors import UserError
 
-NEAR = 1 << 30  # bytes: a larger table does not lie beside the levels but once a machine, in shared memory
+NEAR = 1 << 30  # bytes: a larger table does not lie beside the duals but once a machine, in shared memory
 
 
 class DualMemory:
-    """Remembers the level of every row as a moving average, by id; the same on every rank.
+    """Remembers the dual of every row as a moving average, by id; the same on every rank.
 
     For KL per anchor this is the paper's table u (SogCLR, FastCLIP, DRRho-CLIP), in units of the loss.
 
     Args:
         size: number of rows worth remembering: 1 when the row is the data set, 2 n for a contrastive task
             (left and right anchor of pair i at 2 i and 2 i + 1, so that the memory can grow).
-        gamma: weight of the new level, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
+        gamma: weight of the new dual, above 0 and at most 1 (the paper's gamma). 1 remembers nothing.
             May be changed between steps.
-        keep: remembers levels at a gamma of 1, too, for a gamma that will fall.
+        keep: remembers duals at a gamma of 1, too, for a gamma that will fall.
     """
 
     def __init__(self, size: int = 1, *, gamma: float = 1.0, keep: bool = False):
@@ -40,30 +40,30 @@ class DualMemory:
         self._rate = float(value)
 
     def read(self, ids: Tensor) -> Tensor | None:
-        """Remembered levels, ``[rows] -> [rows, width]``, NaN where unset; None before the first write."""
+        """Remembered duals, ``[rows] -> [rows, width]``, NaN where unset; None before the first write."""
         if self.table is None:
             return None
-        self._check(ids)
+        self.check(ids)
         if not self._shared and self.table.device != ids.device and self.table.nbytes <= NEAR:
             self.table = self.table.to(ids.device)  # of a checkpoint
         return self.table[ids.to(self.table.device)].to(ids.device)
 
-    def write(self, ids: Tensor, levels: Tensor) -> None:
+    def write(self, ids: Tensor, duals: Tensor) -> None:
         """Remembers ``[rows, width]`` under ``[rows]`` ids, both the same on every rank.
 
-        An id that comes twice keeps the mean. A table of up to a gibibyte lives where the first levels came from, and
+        An id that comes twice keeps the mean. A table of up to a gibibyte lives where the first duals came from, and
         on a GPU nothing here waits for it. A larger one is kept once a machine and written by the first process there.
         """
-        self._check(ids)
+        self.check(ids)
         if self.table is None:
-            self.table = self._allocate(levels)
+            self.table = self._allocate(duals)
         if self._shared and not first_on_node():
             return
-        ids, levels = ids.to(self.table.device), levels.to(self.table)
+        ids, duals = ids.to(self.table.device), duals.to(self.table)
         ordered, order = ids.sort()
         place = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
-        sums = torch.zeros_like(levels).index_add_(0, place, levels[order])
-        times = torch.zeros_like(levels[:, 0]).index_add_(0, place, torch.ones_like(levels[:, 0]))
+        sums = torch.zeros_like(duals).index_add_(0, place, duals[order])
+        times = torch.zeros_like(duals[:, 0]).index_add_(0, place, torch.ones_like(duals[:, 0]))
         self.table.index_copy_(0, ordered, (sums / times.clamp(min=1)[:, None])[place])
 
     @property
@@ -71,7 +71,7 @@ class DualMemory:
         return world_size() > 1 and self.table is not None and self.table.nbytes > NEAR
 
     def _allocate(self, like: Tensor) -> Tensor:
-        """An unset table for levels such as these."""
+        """An unset table for duals such as these."""
         shape = self.size, like.shape[1]
         if shape[0] * shape[1] * like.itemsize <= NEAR:
             return like.new_full(shape, torch.nan)
@@ -81,13 +81,14 @@ class DualMemory:
         barrier()  # nobody reads what is not yet unset
         return table
 
-    def _check(self, ids: Tensor) -> None:
-        if ids.device.type != "cpu":  # the device itself checks, without waiting
+    def check(self, ids: Tensor) -> None:
+        """Refuses ids that have no place here; on a GPU the device does so itself, without waiting."""
+        if ids.device.type != "cpu" or not ids.numel():
             return
         for place in (int(ids.min()), int(ids.max())):
             if not 0 <= place < self.size:
                 raise UserError(
-                    f"id {place} does not fit a memory of {self.size} levels: give Levels the number of rows "
+                    f"id {place} does not fit a memory of {self.size} duals: give DualMemory the number of rows "
                     f"of the data set (2 n for n pairs), and ids from 0 on"
                 )
 
@@ -98,7 +99,7 @@ class DualMemory:
         """Takes over a memory of the same or a smaller size: what is new since then is unset."""
         if state["size"] > self.size:
             raise UserError(
-                f"the checkpoint remembers {state['size']} levels, this run {self.size}: "
+                f"the checkpoint remembers {state['size']} duals, this run {self.size}: "
                 f"was it made with another data set?"
             )
         self.gamma, self.table = state["gamma"], None

@@ -2,121 +2,239 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from steering import registry
+from steering.arrange import Grouping, Over, arrange, tensor_of
 from steering.contrastive.pair_rows import PairRows
-from steering.contrastive.pairs import Pairs
-from steering.distributed import all_gather, world_size
+from steering.contrastive.pairs import Pairs, is_pairs
+from steering.distributed import all_gather, all_gather_numbers, world_size
 from steering.dual_memory import DualMemory
-from steering.errors import UserError
-from steering.rows import LossRows, Rows, Steered
+from steering.errors import Elsewhere, UserError
+from steering.groups import GroupWeights
+from steering.loss_rows import Average
 from steering.rules.rule import Figures, Recalling, Rule, Tempered
 from steering.running_variance import RunningVariance
+from steering.steered import Steered
+from steering.window import Window, window
+
+LEAST_SHARE = 1 / 8  # of a row's entries that the weights may rest on without a caution
 
 
 class Steerer:
     """Steers a model by a reference: weighs losses by how much they exceed the reference's losses.
 
     Implements DRRho risk minimisation (Wei et al. 2025, section 3): the worst case, over weights close to
-    uniform, of the mean excess loss. The reference acts through the weights alone.
+    uniform, of the mean excess loss. The reference acts through the weights alone. ``docs/engine.md`` is the contract.
 
     Args:
-        rule: turns rows of excess loss into weights, ``KL(rho=80)`` say; for Pairs whose scale is learned
-            ``GlobalContrastive()`` or ``InfoNCE()``.
+        rule: turns rows of excess loss into weights, ``KL(rho=80)`` or ``"kl(rho=80)"`` say; for Pairs whose scale is
+            learned ``GlobalContrastive()`` or ``InfoNCE()``.
         reference_scale: the excess is loss - reference_scale * reference loss. 1 is the paper's; ``"auto"``
             estimates online the control-variate coefficient Cov / Var(reference), kept within 0 and 1, which makes
             the excess vary least and never more than the loss. Which one is better depends on the task: see the
             README, "The scale of the reference".
-        population: number of training samples, which rules with a radius rho / n need.
-        memory: moving average of the levels by id, for rows that come back (``Levels(2 * n, gamma=0.8)``).
-        budget: bytes of pair similarities that are kept from the pass that finds levels to the one that weighs; the
+        population: the n of a radius rho / n where a row is the batch, or an anchor's negatives: number of training
+            samples (of training tokens, where those are the losses). A row that is whole in the batch, such as the
+            tokens of a document, has the n of its own entries.
+        memory: moving average of the duals by id, for rows that come back (``DualMemory(2 * n, gamma=0.8)``).
+        over: what weights are distributed over: ``"batch"``, all entries of all ranks, or ``"rows"``, the entries of
+            every row for themselves. By default ``"rows"`` where losses are given in rows.
+        average: whether the loss is the mean over ``"rows"``, each of them the mean of its entries, or over
+            ``"entries"`` (tokens, as Hugging Face's and TRL's trainers average); or weights over groups.
+        grouping: what ``groups`` are for: ``"centre"`` takes the mean excess of its group from every excess, ``"rows"``
+            makes a row of every group. Weights over groups imply the latter.
+        budget: bytes of pair similarities that are kept from the pass that finds duals to the one that weighs; the
             others are computed again. 0 takes least memory. None is 256 MiB, on a GPU a twentieth of its memory.
 
     Example:
-        >>> steerer = Steerer(KL(temperature=0.5))
-        >>> steered = steerer(losses, reference_losses)
+        >>> losses, reference_losses = torch.tensor([3.0, 1.0, 2.0], requires_grad=True), torch.tensor([1.0, 1.0, 2.0])
+        >>> steered = Steerer("kl(temperature=1)")(losses, reference_losses)
         >>> steered.loss.backward()
+        >>> [round(float(weight), 2) for weight in steered.weights]
+        [2.36, 0.32, 0.32]
     """
 
     def __init__(
         self,
-        rule: Rule | Tempered,
+        rule: Rule | Tempered | str,
         *,
         reference_scale: float | Literal["auto"] = 1.0,
         population: int | None = None,
         memory: DualMemory | None = None,
+        over: Over | None = None,
+        average: Average | GroupWeights = "rows",
+        grouping: Grouping | None = None,
         budget: int | None = None,
     ):
         if reference_scale != "auto" and (isinstance(reference_scale, str) or not math.isfinite(reference_scale)):
             raise UserError(f"reference_scale is a number or 'auto', got {reference_scale!r}")
-        self.rule = rule
-        self.reference_scale = reference_scale
-        self.population = population
-        self.budget = budget
+        if over not in (None, "batch", "rows"):
+            raise UserError(f"weights are distributed over 'batch' or 'rows', got {over!r}")
+        if not isinstance(average, GroupWeights) and average not in ("rows", "entries"):
+            raise UserError(f"average is 'rows', 'entries' or GroupWeights(...), got {average!r}")
+        grouping = "rows" if isinstance(average, GroupWeights) else grouping
+        if grouping not in (None, "centre", "rows"):
+            raise UserError(f"grouping is 'centre' or 'rows', got {grouping!r}")
+        self.rule: Rule | Tempered = registry.build("rules", rule) if isinstance(rule, str) else rule
+        self.reference_scale, self.population, self.budget = reference_scale, population, budget
+        self.over: Over | None = over
+        self.average: Average | GroupWeights = average
+        self.grouping: Grouping | None = grouping
         self.memory = memory or DualMemory()
-        self.moments = RunningVariance()
+        self.variance = RunningVariance()
         self.scale = torch.zeros(())  # of the reference loss, as last used
-        self._last: Steered | None = None
-        self._alive = torch.zeros(())  # of the checkpoint, until a batch was seen
+        self.training = True
+        self._last: Steered | None = None  # figures of the last batch, without its graph
+        self._restored = torch.zeros(2)  # effective sample sizes of a checkpoint, until a batch was seen
+        self._anchors = False  # whether the rows of the last batch were anchors of Pairs
+
+    def train(self, mode: bool = True) -> Self:
+        """Whether calls move the memory, the variances and the weights over groups, as they do by default."""
+        self.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """From here on a call leaves no trace: what is remembered is used, but stays as it is."""
+        return self.train(False)
 
     def __call__(
         self,
         losses: Tensor | Pairs,
-        reference: Tensor | Pairs | None = None,
+        reference: Any = None,
         *,
-        ids: Tensor | None = None,
-        mask: Tensor | None = None,
+        ids: Any = None,
+        mask: Any = None,
+        rows: Any = None,
+        groups: Any = None,
     ) -> Steered:
         """Weighs one batch.
 
         Args:
-            losses: of the target, with gradient: ``[n]`` (one row over all ranks), ``[rows, columns]`` (every
-                line a row of its own, as for tokens), or Pairs (two rows a pair). Features of Pairs in half precision
-                are multiplied in half precision, which costs their gradient about a hundredth of its length.
-            reference: the reference's losses of the same samples; None steers by the loss alone (plain DRO).
-            ids: ``[n]`` sample ids, needed when the memory's gamma is below 1, unless losses are ``[n]``.
+            losses: of the target, with gradient: ``[n]`` (one row over all ranks), ``[rows, columns]`` (every line a
+                row of its own, as for tokens), ``[entries]`` with ``rows``, or Pairs (two rows a pair). Ranks may hold
+                unlike numbers of them, none included, but for Pairs. Features of Pairs in half precision are
+                multiplied in half precision, which costs their gradient about a hundredth of its length.
+            reference: the reference's losses of the same entries; None steers by the loss alone (plain DRO).
+            ids: ``[n]`` sample ids, one a row, needed where duals are remembered, unless losses are ``[n]``.
             mask: False (or 0) where there is no loss (padding), like ``losses``; not for Pairs.
+            rows: ``[entries]`` whole numbers from 0 on: the row of every entry, in any order.
+            groups: a whole number from 0 on for every sample (row), if the steerer groups them.
 
         Raises:
-            UserError: shapes that do not fit, or a memory without ids.
+            UserError: shapes that do not fit, or a memory without ids; on all ranks if it befalls one.
         """
-        device = losses.left.device if isinstance(losses, Pairs) else losses.device
+        losses = losses if is_pairs(losses) else tensor_of(losses, "losses")
+        device = losses.left.device if is_pairs(losses) else losses.device
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
-                return self(losses, reference, ids=ids, mask=mask)
-        rows = _arrange(losses, reference, mask, self.budget)
-        rule, temperature = self._settled(losses)
+                return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups)
+        matrix, index = self._arranged(losses, reference, ids, mask, rows, groups)
+        rule, temperature = self._rule_at(losses)
         with torch.no_grad():
-            scale = self._scale(rows)
-            level = self._level(rows, rule, scale, ids, unit=1 if temperature is None else temperature.detach())
-        steered = rows.steer(rule, scale, level)
-        steered = self._told(steered, rule, level, temperature, _negatives(losses))
-        self.scale, self._last = scale, replace(steered, loss=steered.loss.detach())  # not to hold the graph
+            scale, factor = self._scale(matrix)
+            fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
+        steered = matrix.steer(rule, fresh, dual, scale, self.average, frozen=not self.training)
+        steered = self._with_figures(steered, rule, dual, temperature, _negatives(losses))
+        if self.training:
+            self.scale, self._anchors = scale, is_pairs(losses)
+            self._last = replace(steered, loss=steered.weighted_loss, weights=scale)  # not to hold the graph
         return steered
 
-    @property
-    def alive(self) -> Tensor:
-        """Mean effective sample size of the rows of the last batch, in samples, a scalar."""
-        return self._alive if self._last is None else self._last.alive
+    def weigh(self, losses: Tensor | Pairs, reference: Any = None, **more: Any) -> Window:
+        """Settles the weights of a whole window of samples, so that micro-batches can be differentiated one by one.
 
-    def _scale(self, rows: Rows) -> Tensor:
-        """The factor of the reference loss, a scalar; also brings the variances up to date."""
-        sample = rows.sample()
+        Args:
+            losses: of the whole window, as of a call; no gradient is asked of them.
+            reference, more: as of a call.
+
+        Example:
+            >>> steerer = Steerer("kl(temperature=1)")
+            >>> window = steerer.weigh(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 2.0]))
+            >>> part = torch.tensor([1.0, 2.0], requires_grad=True)  # the same samples once more, with gradient
+            >>> window.loss(part, slice(1, 3)).backward()
+            >>> [round(float(gradient), 3) for gradient in part.grad]
+            [0.107, 0.107]
+        """
+        return window(losses, lambda leaves: self(leaves, reference, **more))
+
+    # -- one call, step by step -----------------------------------------------------------------------------
+
+    def _arranged(self, losses, reference, ids, mask, rows, groups) -> "tuple[Matrix, Tensor | None]":
+        """The losses as rows that all ranks agree on, and the places of these rows in the memory if it is used."""
+        matrix, index, trouble = None, None, None
+        try:
+            matrix = self._matrix(losses, reference, ids, mask, rows, groups)
+            if self._remembers:
+                index = matrix.memory_index(None if ids is None else tensor_of(ids, "ids"))
+                self.memory.check(index)
+        except UserError as error:
+            trouble = error
+        if world_size() == 1:
+            if trouble is not None:
+                raise trouble
+            assert matrix is not None
+            return matrix.agreed([matrix.header()]), index
+        kind = 0 if matrix is None or trouble is not None else KINDS.index(matrix.kind)
+        header = [0] * 4 if matrix is None else matrix.header()
+        matrix = _agreed(matrix, all_gather_numbers([kind, int(reference is not None), *header]), trouble)
+        if index is not None and matrix.shared:
+            index = matrix.memory_index(None)  # there may be rows that only other ranks have entries of
+        return matrix, index
+
+    def _matrix(self, losses, reference, ids, mask, rows, groups) -> "Matrix":
+        if reference is not None and is_pairs(losses) != is_pairs(reference):
+            raise UserError(
+                f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
+                f"{type(reference).__name__}"
+            )
+        if self.grouping is not None and reference is None and self.reference_scale != 0:
+            raise UserError(
+                "excess by group needs the reference's losses, got None: give them, or say reference_scale=0 to group "
+                "by the loss alone (group DRO)"
+            )
+        if is_pairs(losses):
+            if mask is not None or rows is not None or groups is not None:
+                raise UserError("Pairs know their own mask and rows, and have no groups; got another one")
+            return PairRows(losses, reference, self.budget)
+        least = len(tensor_of(ids, "ids")) if ids is not None and rows is not None else 0
+        if isinstance(self.average, GroupWeights) and self.average.values is not None:
+            least = len(self.average.values)
+        return arrange(
+            losses,
+            reference,
+            mask=mask,
+            rows=rows,
+            groups=groups,
+            over=self.over,
+            grouping=self.grouping,
+            row_count=least,
+        )
+
+    def _scale(self, matrix: "Matrix") -> tuple[Tensor, Tensor | float]:
+        """The factor of the reference loss, a scalar, and the same as a number if it is one; updates the variances."""
+        sample = matrix.variance_sample()
         if sample is None:
-            return self.scale.new_zeros(())
-        self.moments.update(*sample)
-        if self.reference_scale == "auto":
-            return self.moments.best_scale().to(sample[0])
-        return sample[0].new_full((), float(self.reference_scale))  # a copy from the host would wait for the device
+            return self.scale.new_zeros(()), 0.0
+        if self.training:
+            self.variance.update(*sample)
+        if self.reference_scale != "auto":  # a copy from the host would wait for the device
+            return sample[0].new_full((), float(self.reference_scale)), float(self.reference_scale)
+        variance = self.variance
+        if variance.values is None:
+            variance = RunningVariance()
+            variance.update(*sample)
+        scale = variance.best_scale().to(sample[0])
+        return scale, scale
 
-    def _settled(self, losses: Tensor | Pairs) -> tuple[Rule, Tensor | None]:
+    def _rule_at(self, losses: Tensor | Pairs) -> tuple[Rule, Tensor | None]:
         """The rule of this call, and the model's temperature if the rule is one at that temperature."""
         if not isinstance(self.rule, Tempered):
             return self.rule, None
-        if not isinstance(losses, Pairs):
+        if not is_pairs(losses):
             raise UserError(
                 f"{self.rule!r} takes its temperature from the scale of Pairs, got losses of shape "
                 f"{list(losses.shape)}: use kl(temperature=...) for these"
@@ -124,95 +242,149 @@ class Steerer:
         temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double()
         return self.rule.at(temperature.detach(), _negatives(losses)), temperature
 
-    def _level(self, rows: Rows, rule: Rule, scale: Tensor, ids: Tensor | None, unit: Tensor | int) -> Tensor:
-        """Fresh levels, blended with the remembered ones, ``[rows, width]``.
+    @property
+    def _remembers(self) -> bool:
+        return self.memory.gamma < 1 or self.memory.keep or isinstance(self.rule, Recalling)
 
-        What is remembered is the level over ``unit``: at a temperature that changes log u lasts, and not t log u.
+    def _duals(self, matrix: "Matrix", rule: Rule, scale: Tensor | float, index: Tensor | None, unit: Tensor | int):
+        """Fresh duals, and the same blended with the remembered ones, ``[rows, width]``.
+
+        What is remembered is the dual over ``unit``: at a temperature that changes log u lasts, and not t log u.
         """
-        recalls = isinstance(rule, Recalling)
-        if self.memory.gamma == 1 and not self.memory.keep and not recalls:
-            return rows.level(rule, scale, self.population, None)
-        places = rows.places(self.memory, ids)
-        old = self.memory.read(places)
+        if index is None:
+            fresh = matrix.fresh(rule, scale, self.population, None)
+            return fresh, fresh.dual
+        old = self.memory.read(index)
         if old is None:
-            old = torch.full((len(places), rule.width), torch.nan, dtype=torch.float64, device=places.device)
-        level = rows.level(rule, scale, self.population, old if recalls else None)
-        old = old.to(level) * unit
-        blended = rule.blend(old, level, self.memory.gamma)
-        level = torch.where(old.isnan() | blended.isnan(), level, blended)
-        level = torch.where(rows.filled(), level, old)  # an empty row has nothing new to tell
-        kept = level / unit
-        self.memory.write(*((places, kept) if rows.shared else (all_gather(places), all_gather(kept))))
-        return level
+            old = torch.full((len(index), rule.width), torch.nan, dtype=torch.float64, device=index.device)
+        fresh = matrix.fresh(rule, scale, self.population, old if isinstance(rule, Recalling) else None)
+        dual = fresh.dual
+        old = old.to(dual) * unit
+        blended = rule.blend(old, dual, self.memory.gamma)
+        dual = torch.where(old.isnan() | blended.isnan(), dual, blended)
+        dual = torch.where(fresh.filled, dual, old)  # an empty row has nothing new to tell
+        if self.training:
+            kept = dual / unit
+            if not matrix.shared:
+                sizes = [numbers[0] for numbers in all_gather_numbers([len(index)])]
+                index, kept = all_gather(index, sizes), all_gather(kept, sizes)
+            self.memory.write(index, kept)
+        return fresh, dual
 
-    def _told(self, steered: Steered, rule: Rule, level: Tensor, temperature: Tensor | None, negatives: int) -> Steered:
+    def _with_figures(
+        self, steered: Steered, rule: Rule, dual: Tensor, temperature: Tensor | None, negatives: int
+    ) -> Steered:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
-        found = rule.figures(level) if isinstance(rule, Figures) else {}
+        figures = rule.figures(dual) if isinstance(rule, Figures) else {}
+        risk = figures.get("objective")
         if temperature is not None and isinstance(self.rule, Tempered):
-            steered = replace(steered, loss=self.rule.objective(steered.loss, level, temperature, negatives))
-            found = {**found, "objective": steered.loss.detach()}
-        objective = _mean(found.get("objective", steered.objective), steered.entries)
-        at = found.get("temperature")
-        return replace(steered, objective=objective, temperature=None if at is None else _mean(at, steered.entries))
+            loss = self.rule.objective(steered.loss, dual, temperature, negatives)
+            steered, risk = replace(steered, loss=loss), None
+        if not figures:
+            return steered
+        assert risk is None or isinstance(risk, Tensor)
+        return replace(steered, risk=risk, row_temperature=figures.get("temperature"))
+
+    # -- what it remembers ----------------------------------------------------------------------------------
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Mean effective sample size of this rank's rows in the last batch, then as a share of entries, ``[2]``."""
+        if self._last is None:
+            return self._restored
+        counted = self._last.entries > 0
+        both = torch.stack([self._last.effective_sample_size, self._last.effective_share])
+        return both.masked_fill(~counted, 0).sum(-1) / counted.sum().clamp(min=1)
 
     def cautions(self) -> list[str]:
         """What the running figures warn of, one line each: a reference that adds noise, collapse."""
-        found = []
-        if 0 < float(self.alive) < 2:
-            found.append(
-                f"the weights rest on {float(self.alive):.1f} samples of a row (effective sample size): "
+        lines = []
+        size, share = self.effective_sample_size.tolist()
+        if 0 < size < 2 or (0 < share < LEAST_SHARE and not self._anchors):  # few negatives of an anchor are near
+            lines.append(
+                f"the weights rest on {size:.1f} samples of a row (effective sample size, {share:.0%} of them): "
                 f"use a smaller rho, a larger temperature or a larger alpha"
             )
-        if self.moments.values is None:
-            return found
-        best = float(self.moments.best_scale())
+        if self.variance.values is None:
+            return lines
+        best = float(self.variance.best_scale())
         scale = best if isinstance(self.reference_scale, str) else self.reference_scale
-        ratio, plain = float(self.moments.ratio(scale)), float(self.moments.ratio(1.0))
+        ratio, plain = float(self.variance.ratio(scale)), float(self.variance.ratio(1.0))
         if ratio > 1:
-            found.append(
+            lines.append(
                 f"the excess loss varies more than the loss itself (ratio {ratio:.2f}): at this scale the "
                 f"reference adds noise; try reference_scale='auto' (now {best:.2f})"
             )
         if plain < 1e-3:
-            found.append(
+            lines.append(
                 f"the target has collapsed onto the reference "
                 f"(Var(loss - reference) / Var(loss) = {plain:.1e}): "
                 f"use a smaller rho, a larger temperature, or another reference"
             )
-        return found
+        return lines
 
     def state_dict(self) -> dict:
-        memory, moments = self.memory.state_dict(), self.moments.state_dict()
-        return {"memory": memory, "moments": moments, "scale": self.scale, "alive": self.alive}
+        return {
+            "memory": self.memory.state_dict(),
+            "variance": self.variance.state_dict(),
+            "scale": self.scale,
+            "effective_sample_size": self.effective_sample_size,
+            "anchors": self._anchors,
+            "group_weights": self.average.state_dict() if isinstance(self.average, GroupWeights) else None,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.memory.load_state_dict(state["memory"])
-        self.moments.load_state_dict(state["moments"])
-        self.scale, self._last, self._alive = state["scale"], None, state["alive"]
+        self.variance.load_state_dict(state["variance"])
+        self.scale, self._last, self._restored = state["scale"], None, state["effective_sample_size"]
+        self._anchors = state["anchors"]
+        if isinstance(self.average, GroupWeights):
+            self.average.load_state_dict(state["group_weights"])
 
 
-def _mean(values: Tensor, entries: Tensor) -> Tensor:
-    """Mean over the rows that have any entry, of ``[rows]`` or a scalar."""
-    if values.dim() == 0:
-        return values
-    counted = (entries > 0).to(values)
-    return torch.dot(values, counted) / counted.sum().clamp(min=1)
+class Matrix(Protocol):
+    """The losses of a batch and of its reference, in rows, as the engine sees them: LossRows or PairRows.
+
+    Attributes:
+        shared: whether every rank has a part of the same rows, whose duals are the same on every rank.
+        kind: in words.
+    """
+
+    @property
+    def shared(self) -> bool: ...
+    @property
+    def kind(self) -> str: ...
+    def header(self) -> list[int]: ...
+    def agreed(self, headers: list[list[int]]) -> "Matrix": ...
+    def variance_sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
+    def memory_index(self, ids: Tensor | None) -> Tensor: ...
+    def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> Any: ...
+    def steer(self, rule: Rule, fresh: Any, dual: Tensor, scale: Tensor, average: Any, *, frozen: bool) -> Steered: ...
+
+
+KINDS = ("nothing", "one row over all processes", "rows", "pairs")
+
+
+def _agreed(matrix: Matrix | None, everyone: list[list[int]], trouble: UserError | None) -> Matrix:
+    """The rows as all ranks see them, given the kind, the reference and the header of every rank.
+
+    Raises:
+        UserError, Elsewhere: on every rank, where one of them failed or gives something else than the others.
+    """
+    if trouble is not None:
+        trouble.local = True
+        raise trouble
+    if matrix is None or any(not numbers[0] for numbers in everyone):
+        raise Elsewhere("another process of this run failed and says why")
+    for words, values in (
+        ("losses of one kind", [KINDS[numbers[0]] for numbers in everyone]),
+        ("reference losses, or none of them", ["with" if numbers[1] else "without" for numbers in everyone]),
+    ):
+        if len(set(values)) > 1:
+            raise UserError(f"all processes give {words}, got {', '.join(values)} (by rank)")
+    return matrix.agreed([numbers[2:] for numbers in everyone])
 
 
 def _negatives(losses: Tensor | Pairs) -> int:
     """Negatives of every anchor of Pairs, at least 1."""
-    return max(1, len(losses.left) * world_size() - 1) if isinstance(losses, Pairs) else 1
-
-
-def _arrange(losses, reference, mask: Tensor | None, budget: int | None) -> Rows:
-    """Losses and reference losses as rows, in at least single precision."""
-    if reference is not None and isinstance(losses, Pairs) != isinstance(reference, Pairs):
-        raise UserError(
-            f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
-            f"{type(reference).__name__}"
-        )
-    if not isinstance(losses, Pairs):
-        return LossRows(losses, reference, mask)
-    if mask is not None:
-        raise UserError("Pairs know their own mask; got another one")
-    return PairRows(losses, reference, budget)
+    return max(1, len(losses.left) * world_size() - 1) if is_pairs(losses) else 1

@@ -35,7 +35,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     "tasks": {},
 }
 _NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for in messages
-    "rules": ["width normalised level blend weights", "at objective"],
+    "rules": ["width normalised dual blend weights", "at objective"],
     "selectors": ["keep uses_reference __call__"],
     "tasks": ["size rows recipe metrics seeded target reference stream losses evaluate"],
 }

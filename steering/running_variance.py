@@ -24,17 +24,21 @@ class RunningVariance:
     @torch.no_grad()
     def update(self, losses: Tensor, reference: Tensor, mask: Tensor | None = None) -> None:
         """Adds one batch of rows, all ``[rows, columns]``, each rank its own rows."""
+        both = torch.stack([losses, reference])
         if mask is None:
-            losses, reference = (x - x.mean(-1, keepdim=True) for x in (losses, reference))
-            entries = losses.new_full((), losses.numel()) if world_size() > 1 else losses.numel()
+            both = both - both.mean(-1, keepdim=True)
+            entries = losses.new_full((1,), losses.numel()) if world_size() > 1 else losses.numel()
         else:
-            losses, reference = (_centred(x, mask) for x in (losses, reference))
-            entries = mask.sum().to(losses)
-        sums = torch.stack([losses * losses, reference * reference, losses * reference]).sum((1, 2))
+            counts = mask.sum(-1, keepdim=True).clamp(min=1)
+            both = both.masked_fill(~mask, 0)
+            both = (both - both.sum(-1, keepdim=True) / counts).masked_fill_(~mask, 0)
+            entries = mask.sum()[None].to(losses)
+        both = both.view(2, -1)
+        sums = (both @ both.T).double()
         if isinstance(entries, Tensor):
-            *_, entries = sums = all_reduce_sum(torch.cat([sums, entries[None]]))
-            sums, entries = sums[:3], entries.clamp(min=1)
-        fresh = sums.double() / entries
+            *_, entries = sums = all_reduce_sum(torch.cat([sums.view(-1), entries.double()]))
+            sums, entries = sums[:4].view(2, 2), entries.clamp(min=1)
+        fresh = torch.cat([sums.diagonal(), sums[0, 1:]]) / entries
         if self.values is not None:
             old = self.values.to(fresh.device)
             fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
@@ -57,9 +61,3 @@ class RunningVariance:
 
     def load_state_dict(self, state: dict) -> None:
         self.values = state["values"]
-
-
-def _centred(values: Tensor, mask: Tensor) -> Tensor:
-    """Deviations from the mean of what counts in every row; 0 elsewhere."""
-    entries = mask.sum(-1, keepdim=True).clamp(min=1)
-    return (values - values.masked_fill(~mask, 0).sum(-1, keepdim=True) / entries).masked_fill(~mask, 0)

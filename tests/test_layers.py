@@ -15,16 +15,17 @@ FOLDERS = {
 
 # Every part may import those before it, and itself.
 ORDER = [
-    ["steering.errors", "steering.settings", "steering.atomic_files"],
+    ["steering.errors", "steering.settings", "steering.atomic_files", "steering.registry"],
     ["steering.training.seeds"],
     ["steering.curvature"],
     ["steering.distributed"],
-    ["steering.dual_memory", "steering.running_variance", "steering.rules", "steering.contrastive.pairs"],
-    ["steering.rows"],
-    ["steering.selectors"],
+    ["steering.dual_memory", "steering.running_variance", "steering.rules", "steering.steered", "steering.groups"],
+    ["steering.loss_rows", "steering.arrange", "steering.contrastive.pairs"],
+    ["steering.selectors", "steering.window"],
     ["steering.contrastive"],
     ["steering.engine"],
-    ["steering.task", "steering.registry"],
+    ["steering.distillation"],
+    ["steering.task"],
     ["steering.training"],
     ["steering.reports"],
     ["steering.testing", "steering.runs"],

@@ -16,7 +16,7 @@ class Contrast:
     """Own pairs and everyone's rights, of target and reference; all without gradient.
 
     Attributes:
-        target, known: own lefts and rights, ``[n, width]``; known is the reference's, None without one.
+        target, reference: own lefts and rights, ``[n, width]``; None without a reference.
         rights: everyone's rights, ``[m, width]``, of the target and of the reference.
         scale: factor of the reference's similarities, a scalar.
         own: excess similarities of own pairs to themselves, ``[n]`` double.
@@ -24,14 +24,14 @@ class Contrast:
     """
 
     target: Sides
-    known: Sides | None
+    reference: Sides | None
     rights: tuple[Tensor, Tensor | None]
     scale: Tensor
     own: Tensor
     budget: int
 
     @property
-    def mine(self) -> slice:
+    def own_rights(self) -> slice:
         """Places of own rights among everyone's."""
         n = len(self.own)
         return slice(rank() * n, (rank() + 1) * n)
@@ -48,8 +48,8 @@ class Contrast:
 
     def turned(self) -> tuple[Sides, Sides | None]:
         """Everyone's lefts and own rights, of target and reference."""
-        known = None if self.known is None else (all_gather(self.known[0]), self.known[1])
-        return (all_gather(self.target[0]), self.target[1]), known
+        reference = None if self.reference is None else (all_gather(self.reference[0]), self.reference[1])
+        return (all_gather(self.target[0]), self.target[1]), reference
 
 
 def sides(pairs: Pairs, like: Tensor | None = None) -> Sides:

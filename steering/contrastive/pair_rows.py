@@ -2,11 +2,11 @@
 
 Both directions look at one matrix z_ij = s_ij - scale * r_ij of excess similarities, of own lefts and the rights of
 all ranks: anchor left i has the excess z_ij - z_ii, anchor right j the excess z_ij - z_jj. A first pass over its tiles
-finds the levels. The weights are constants of the gradient, so the loss is linear in the similarities, and a second
+finds the duals. The weights are constants of the gradient, so the loss is linear in the similarities, and a second
 pass turns the weights into the gradient of the features by two products a tile; no similarity is ever differentiated.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,33 @@ from torch.autograd.function import once_differentiable
 
 from steering.contrastive.contrast import Contrast, Sides, sides, similarity
 from steering.contrastive.pairs import Pairs, anchors
-from steering.contrastive.passes import EachRow, Exponentials, Pass
-from steering.contrastive.tiles import room
+from steering.contrastive.passes import AnchorDuals, Pass, TileWeights, pass_of
+from steering.contrastive.tiles import default_budget
 from steering.distributed import all_gather, rank, reduce_scatter_sum, world_size
-from steering.dual_memory import DualMemory
 from steering.errors import UserError
-from steering.rows import Steered, given
-from steering.rules.rule import Exponential, Rule
+from steering.loss_rows import sample_ids
+from steering.rules.rule import Rule
+from steering.steered import Steered
 
 SAMPLED = 128  # pairs of a batch, over all ranks, that variances are estimated from
+
+
+class FreshPairs(NamedTuple):
+    """What a batch of pairs says of its anchors before anything is remembered.
+
+    Attributes:
+        dual: ``[2 n, width]``.
+        filled: which anchors have any negative, ``[2 n, 1]`` bool.
+        contrast: the features.
+        matrix: what the rule does with their similarities.
+        anchors: its duals and what they were made of.
+    """
+
+    dual: Tensor
+    filled: Tensor
+    contrast: Contrast
+    matrix: Pass
+    anchors: AnchorDuals
 
 
 class PairRows:
@@ -38,126 +56,157 @@ class PairRows:
     """
 
     shared = False
+    kind = "pairs"
 
     def __init__(self, pairs: Pairs, reference: Pairs | None, budget: int | None = None):
-        got = [len(side) for some in (pairs, reference) if some is not None for side in some[:2]]
-        if len(set(got)) != 1 or not got[0]:
-            raise UserError(f"target and reference losses must be of the same samples, got pairs of {got} features")
-        for some in (pairs, reference):
-            if some is not None and some.left.shape != some.right.shape:
-                widths = some.left.shape[1:], some.right.shape[1:]
+        both = [pairs] if reference is None else [pairs, reference]
+        counts = [len(side) for features in both for side in features[:2]]
+        if len(set(counts)) != 1 or not counts[0]:
+            raise UserError(f"target and reference losses must be of the same samples, got pairs of {counts} features")
+        for features in both:
+            if features.left.shape != features.right.shape:
+                widths = features.left.shape[1:], features.right.shape[1:]
                 raise UserError(f"left and right features must have the same width, got {widths[0]} and {widths[1]}")
-        self.pairs, self.budget = pairs, room(pairs.left.device) if budget is None else budget
+        self.pairs = pairs
+        self.budget = default_budget(pairs.left.device) if budget is None else budget
         self.target = sides(pairs)
-        self.known = None if reference is None else sides(reference, like=self.target[0])
-        self.rights = all_gather(self.target[1]), None if self.known is None else all_gather(self.known[1])
+        self.reference = None if reference is None else sides(reference, like=self.target[0])
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        if self.known is None:
+    def header(self) -> list[int]:
+        """Whole numbers that ranks tell each other before they exchange tensors: pairs and widths."""
+        reference_width = 0 if self.reference is None else self.reference[0].shape[1]
+        return [*self.target[0].shape, reference_width, 0]
+
+    def agreed(self, headers: list[list[int]]) -> "PairRows":
+        """The rows as all ranks see them, with everyone's right features.
+
+        Raises:
+            UserError: on every rank, where ranks hold unlike numbers of pairs or widths.
+        """
+        for what, values in zip(("pairs", "features", "reference features"), zip(*headers, strict=True), strict=False):
+            if len(set(values)) > 1:
+                raise UserError(
+                    f"all processes must hold as many {what}, got {', '.join(map(str, values))} by rank: drop the "
+                    f"remainder of an epoch (drop_last=True)"
+                )
+        reference_rights = None if self.reference is None else all_gather(self.reference[1])
+        self.rights = all_gather(self.target[1]), reference_rights
+        return self
+
+    def variance_sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Rows of losses, of reference losses, and their mask, of a few of the pairs; None without a reference."""
+        if self.reference is None:
             return None
-        pairs = zip((self.target, self.known), self.rights, strict=True)
         n, ranks, exact = len(self.target[0]), world_size(), torch.promote_types(self.target[0].dtype, torch.float32)
-        some = min(n, max(1, SAMPLED // ranks))
-        places = torch.arange(some, device=self.target[0].device) * n // some
-        everywhere = (places + torch.arange(ranks, device=places.device)[:, None] * n).flatten()
-        found = []
-        for mine, rights in pairs:
+        count = min(n, max(1, SAMPLED // ranks))
+        sampled = torch.arange(count, device=self.target[0].device) * n // count
+        everywhere = (sampled + torch.arange(ranks, device=sampled.device)[:, None] * n).flatten()
+        losses = []
+        for features, rights in zip((self.target, self.reference), self.rights, strict=True):
             assert rights is not None
-            lefts, rights = mine[0][places].to(exact), rights[everywhere].to(exact)
-            own = rights[rank() * some : (rank() + 1) * some]
-            found.append(anchors((lefts, own), (all_gather(lefts), rights), rank() * some))
-        (values, mask), (known, _) = found
-        return values, known, mask
+            lefts, rights = features[0][sampled].to(exact), rights[everywhere].to(exact)
+            own = rights[rank() * count : (rank() + 1) * count]
+            losses.append(anchors((lefts, own), (all_gather(lefts), rights), rank() * count))
+        (target_losses, mask), (reference_losses, _) = losses
+        return target_losses, reference_losses, mask
 
-    def places(self, memory: DualMemory, ids: Tensor | None) -> Tensor:
-        ids = given(ids, len(self.target[0]))
+    def memory_index(self, ids: Tensor | None) -> Tensor:
+        """Where in the memory the duals of own anchors live, ``[2 n]``."""
+        ids = sample_ids(ids, len(self.target[0])).to(self.target[0].device)
         return torch.cat([2 * ids, 2 * ids + 1])
 
-    def level(self, rule: Rule, scale: Tensor, population: int | None, old: Tensor | None) -> Tensor:
+    def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> FreshPairs:
+        """Duals of the batch; ``remembered`` are those of the memory, NaN where there is none."""
+        scale = torch.as_tensor(scale, dtype=torch.float64)
         own = similarity(self.target)
-        if self.known is not None:
-            own = own - scale.double() * similarity(self.known)
-        self.contrast = Contrast(self.target, self.known, self.rights, scale, own, self.budget)
-        if isinstance(rule, Exponential) and rule.exponent is not None:
-            self.passes: Pass = Exponentials(self.contrast, rule)
-        else:
-            self.passes = EachRow(self.contrast, rule)
-        return self.passes.level(population, old)
+        if self.reference is not None:
+            own = own - scale.double() * similarity(self.reference)
+        contrast = Contrast(self.target, self.reference, self.rights, scale, own, self.budget)
+        matrix = pass_of(contrast, rule)
+        duals = matrix.fresh(population, remembered)
+        filled = torch.full((2 * len(own), 1), contrast.negatives > 0, device=own.device)
+        return FreshPairs(duals.dual, filled, contrast, matrix, duals)
 
-    def filled(self) -> Tensor:
-        own = self.contrast.own
-        return torch.full((2 * len(own), 1), self.contrast.negatives > 0, device=own.device)
-
-    def steer(self, rule: Rule, scale: Tensor, level: Tensor) -> Steered:
-        sweep = _Sweep(self.contrast, self.passes, level)
-        loss: Any = Linear.apply(self.pairs.left, self.pairs.right, sweep)
-        n, exact, negatives = len(self.contrast.own), self.contrast.exact, self.contrast.negatives
-        weights = (sweep.sums[0][:n] + sweep.sums[0][n:]) / (2 * max(1, negatives))
-        entries, (first, second) = weights.new_full((2 * n,), negatives, dtype=exact), sweep.sums
+    def steer(
+        self, rule: Rule, fresh: FreshPairs, dual: Tensor, scale: Tensor, average: Any = "rows", *, frozen: bool = False
+    ) -> Steered:
+        """The steered loss, with the weights that the duals imply; all anchors have as many negatives."""
+        sweep = _Sweep(fresh.contrast, fresh.matrix, fresh.matrix.weights_at(fresh.anchors, dual))
+        loss: Any = GivenGradient.apply(self.pairs.left, self.pairs.right, sweep)
+        n, exact, negatives = len(fresh.contrast.own), fresh.contrast.exact, fresh.contrast.negatives
+        first, second = sweep.row_sums
+        weights = (first[:n] + first[n:]) / (2 * max(1, negatives))
         size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
         sums = (first / size).to(exact), (second / size**2).to(exact)
-        gated = (first < negatives / 2).to(exact).mean()
-        return Steered(loss, weights.to(exact), scale, entries, sums, gated, loss.detach())
+        entries = weights.new_full((2 * n,), negatives, dtype=exact)
+        gated = (first < negatives / 2).to(exact)
+        return Steered(loss, sweep.weighted_loss, weights.to(exact), scale, entries, sums, gated)
 
 
 class _Sweep:
     """The second pass: weights of every tile, and what follows from them.
 
     Attributes:
-        sums: of the weights of every row and of their squares, ``[2 n]`` each.
+        row_sums: of the weights of every row and of their squares, ``[2 n]`` each.
+        weighted_loss: weighted mean of the target's losses alone, a scalar.
     """
 
-    def __init__(self, contrast: Contrast, passes: Pass, level: Tensor):
-        self.contrast, self.passes, self.level = contrast, passes, level
+    def __init__(self, contrast: Contrast, matrix: Pass, weights: TileWeights):
+        self.contrast, self.matrix, self.weights = contrast, matrix, weights
 
-    def __call__(self, wanted: bool) -> tuple[Tensor, Sides | None]:
-        """The loss, and its gradient by own lefts ``[n, width]`` and rights if it is wanted."""
-        contrast, passes, exact = self.contrast, self.passes, self.contrast.exact
+    def __call__(self, needs_gradient: bool) -> tuple[Tensor, Sides | None]:
+        """The loss, and its gradient by own lefts ``[n, width]`` and rights if it is needed."""
+        contrast, exact = self.contrast, self.contrast.exact
+        products = needs_gradient or contrast.reference is not None  # they also give the target's part of the loss
         left, right = contrast.target[0], contrast.rights[0]
-        by_left, by_right = (torch.zeros_like(side, dtype=exact) if wanted else None for side in (left, right))
+        by_left, by_right = (torch.zeros_like(side, dtype=exact) if products else None for side in (left, right))
         value = left.new_zeros((), dtype=torch.float64)
-        passes.prepare(self.level)
-        for place in passes.tiles:
-            weights, tile = passes.weigh(place)
+        for position in self.matrix.tiles:
+            weights, tile = self.weights(position)
             value += torch.dot(weights.view(-1), tile.view(-1))
             if by_left is not None and by_right is not None:
                 weights = weights.to(left.dtype)
-                add_product(by_left[place[0]], weights, right[place[1]])
-                add_product(by_right[place[1]], weights.T, left[place[0]])
-        self.sums = passes.sums()
+                add_product(by_left[position[0]], weights, right[position[1]])
+                add_product(by_right[position[1]], weights.T, left[position[0]])
+        self.row_sums = self.weights.row_sums()
         n = len(left)
-        pull = self.sums[0][:n] + self.sums[0][n:]  # weight of every own pair's similarity, with a minus
+        pull = self.row_sums[0][:n] + self.row_sums[0][n:]  # weight of every own pair's similarity, with a minus
         share = 1 / (2 * n * max(1, contrast.negatives))
-        loss = share * (value * passes.tiles.unit - (pull * contrast.own).sum())
+        loss = (share * (value * self.matrix.tiles.unit - (pull * contrast.own).sum())).to(exact)
+        self.weighted_loss = loss
         if by_left is None or by_right is None:
-            return loss.to(exact), None
+            return loss, None
+        if contrast.reference is not None:
+            target = torch.linalg.vecdot(by_left, left.to(exact)).double() - pull * similarity(contrast.target)
+            self.weighted_loss = (share * target.sum()).to(exact)
         by_right = reduce_scatter_sum(by_right)
         pull = pull[:, None].to(exact)
         by_left.addcmul_(pull, contrast.target[1].to(exact), value=-1).mul_(share)
         by_right.addcmul_(pull, left.to(exact), value=-1).mul_(share)
-        return loss.to(exact), (by_left, by_right)
+        return loss, (by_left, by_right)
 
 
-class Linear(torch.autograd.Function):
-    """A loss whose gradient was found on the way."""
+class GivenGradient(torch.autograd.Function):
+    """A loss of left and right features whose gradient was computed on the way."""
 
     @staticmethod
-    def forward(ctx, left: Tensor, right: Tensor, sweep: _Sweep) -> Tensor:
+    def forward(ctx, left: Tensor, right: Tensor, sweep: Any) -> Tensor:
         loss, ctx.gradients = sweep(any(ctx.needs_input_grad))
         ctx.dtypes = left.dtype, right.dtype
-        return loss
+        return loss.clone()  # the sweep keeps a number of its own
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:  # type: ignore[override]
         if ctx.gradients is None:
             raise RuntimeError("the steered loss of Pairs can be differentiated once; call the steerer again")
-        found, ctx.gradients = ctx.gradients, None  # they are large, and are scaled in place
-        by_left, by_right = (x.mul_(upstream[0]).to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True))
+        gradients, ctx.gradients = ctx.gradients, None  # they are large, and are scaled in place
+        by_left, by_right = (x.mul_(upstream[0]).to(dtype) for x, dtype in zip(gradients, ctx.dtypes, strict=True))
         return by_left, by_right, None
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds ``a @ b`` to the target, in the target's precision where that is that of the factors."""
     if a.dtype == target.dtype:
         target.addmm_(a, b)
     else:

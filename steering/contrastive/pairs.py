@@ -1,9 +1,11 @@
 """Losses of all pairs of a contrastive batch, given by two sets of features."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from steering.distributed import all_gather, rank
 
@@ -66,3 +68,22 @@ def anchors(mine: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], first:
 def _exact(features: Tensor) -> Tensor:
     """Features in at least float32: half precision would cost 0.01 in similarity / temperature."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def is_pairs(losses: object) -> TypeIs[Pairs]:
+    """Whether losses are those of a contrastive batch: the one question that tells the two kinds of losses apart."""
+    return isinstance(losses, Pairs)
+
+
+def leaves_of(losses: Tensor | Pairs) -> list[Tensor]:
+    """The tensors that a gradient flows into: the losses, or left and right features and a scale that is a tensor."""
+    if not is_pairs(losses):
+        return [losses]
+    return [losses.left, losses.right, *([losses.scale] if isinstance(losses.scale, Tensor) else [])]
+
+
+def with_leaves(losses: Tensor | Pairs, leaves: Sequence[Tensor]) -> Tensor | Pairs:
+    """The same losses made of other tensors, in the order of ``leaves_of``."""
+    if not is_pairs(losses):
+        return leaves[0]
+    return Pairs(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else losses.scale)

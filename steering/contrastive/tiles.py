@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-NEVER = -1e30  # an entry that takes no part: finite, so that 0 * NEVER is 0 and not nan
+from steering.rules.solve import NEVER
+
 KEEP = 256 << 20  # bytes of similarities kept between two passes on a CPU,
 KEEP_SHARE = 0.05  # and on a GPU this share of its memory
 
@@ -40,10 +41,10 @@ class Tiles:
         budget: int,
     ):
         self.left, self.right = target
-        self.reference, self.scale, self.unit, self.first = reference, scale, unit, first
+        self.reference, self.scale, self.unit, self.first, self.shape = reference, scale, unit, first, shape
         self.exact = torch.promote_types(self.left.dtype, torch.float32)
         self.rows, self.columns = (_cut(len(side), size, part) for side, size in zip(target, shape, strict=True))
-        self.room = budget  # bytes that may still be kept
+        self.unspent = budget  # bytes that may still be kept
         self.kept: dict[tuple[int, int], Tensor] = {}
         size = self.rows[0].stop * self.columns[0].stop
         self._scratch = [torch.empty(size, dtype=self.exact, device=self.left.device) for _ in range(2)]
@@ -52,54 +53,57 @@ class Tiles:
         """Rows and columns of every tile, line by line."""
         return ((rows, columns) for rows in self.rows for columns in self.columns)
 
-    def __getitem__(self, place: tuple[slice, slice]) -> Tensor:
-        """The entries at a place of ``iter(self)``, ``[rows, columns]``, valid until the next are asked for."""
-        rows, columns = place
+    def __getitem__(self, position: tuple[slice, slice]) -> Tensor:
+        """The entries at a position of ``iter(self)``, ``[rows, columns]``, valid until the next are asked for."""
+        rows, columns = position
         key = rows.start, columns.start
         if key in self.kept:
             return self.kept[key]
-        tile = self.scratch(place, 0)
-        keep = tile.nbytes <= self.room
+        tile = self.scratch(position, 0)
+        keep = tile.nbytes <= self.unspent
         if keep:
             tile = torch.empty_like(tile)
         self._multiply(rows, columns, tile)
-        where = self.own(place)
+        where = self.own(position)
         tile[where] = NEVER
         if keep:
-            self.room -= tile.nbytes
+            self.unspent -= tile.nbytes
             self.kept[key] = tile
         return tile
 
-    def own(self, place: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+    def own(self, position: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
         """Where pairs meet themselves in a tile: rows and columns within it."""
-        rows, columns = place
+        rows, columns = position
         low = max(rows.start, columns.start - self.first)
         high = min(rows.stop, columns.stop - self.first)
         here = torch.arange(low, max(low, high), device=self.left.device)
         return here - rows.start, here + self.first - columns.start
 
-    def scratch(self, place: tuple[slice, slice], which: int = 1) -> Tensor:
+    def scratch(self, position: tuple[slice, slice], which: int = 1) -> Tensor:
         """Memory of the shape of a tile, with anything in it."""
-        height, width = (part.stop - part.start for part in place)
+        height, width = (part.stop - part.start for part in position)
         return self._scratch[which][: height * width].view(height, width)
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
         left, right = self.left[rows] / self.unit, self.right[columns]
         if self.reference is None:
-            known = None
+            reference = None
         else:
-            known = self.reference[0][rows] * (-self.scale / self.unit).to(self.left.dtype), self.reference[1][columns]
+            reference = (
+                self.reference[0][rows] * (-self.scale / self.unit).to(self.left.dtype),
+                self.reference[1][columns],
+            )
         if left.dtype == self.exact:
             torch.mm(left, right.T, out=out)
-            if known:
-                out.addmm_(known[0], known[1].T)
+            if reference:
+                out.addmm_(reference[0], reference[1].T)
             return
-        if known:  # one product, whose sum is rounded once
-            left, right = torch.cat([left, known[0]], 1), torch.cat([right, known[1]], 1)
+        if reference:  # one product, whose sum is rounded once
+            left, right = torch.cat([left, reference[0]], 1), torch.cat([right, reference[1]], 1)
         out.copy_(left @ right.T)
 
 
-def room(device: torch.device) -> int:
+def default_budget(device: torch.device) -> int:
     """Bytes of similarities to keep where nobody said how many."""
     if device.type == "cuda":
         return int(KEEP_SHARE * torch.cuda.get_device_properties(device).total_memory)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.rules.rule import Population
 from steering.rules.solve import below_top, count, minus, one_of, radius, scales
 
 __all__ = ["ChiSquare"]
@@ -34,7 +35,7 @@ class ChiSquare:
     def __post_init__(self):
         one_of("chi_square", self.temperature, self.rho)
 
-    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+    def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         """The cut-off and the slope, ``[rows, 2]``."""
         largest, below = below_top(excess, mask)
         below = below.masked_fill(~mask, -torch.inf)
@@ -44,7 +45,7 @@ class ChiSquare:
             depth = _depth_of_mean(ordered, entries, self.temperature)
         else:
             assert self.rho is not None
-            size = radius("chi_square", self.rho, population)
+            size = radius("chi_square", self.rho, population, largest)
             least = scales(largest, below, mask)[1] / 2  # where the largest entries alone stay within the ball
             depth = torch.maximum(_depth_of_divergence(ordered, entries, size), least)
         cut = largest - depth
@@ -55,9 +56,9 @@ class ChiSquare:
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return torch.lerp(old, new, gamma)
 
-    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
-        slope = level[:, 1:].to(excess.dtype)
-        return minus(excess, level[:, :1]).clamp(min=0) / torch.where(slope > 0, slope, 1)
+    def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
+        slope = dual[:, 1:].to(excess.dtype)
+        return minus(excess, dual[:, :1]).clamp(min=0) / torch.where(slope > 0, slope, 1)
 
 
 def _depth_of_mean(ordered: Tensor, entries: Tensor, wanted: float) -> Tensor:
@@ -70,7 +71,7 @@ def _depth_of_mean(ordered: Tensor, entries: Tensor, wanted: float) -> Tensor:
     return -_first(cuts, ordered, size <= entries)
 
 
-def _depth_of_divergence(ordered: Tensor, entries: Tensor, radius: float) -> Tensor:
+def _depth_of_divergence(ordered: Tensor, entries: Tensor, radius: Tensor) -> Tensor:
     """Depth at which ``mean of squares / mean ** 2`` of what is above the cut is ``1 + 2 radius``, ``[rows, 1]``.
 
     With the k largest above the cut, v their squared deviations from their mean m, the cut is m - u with

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steering.errors import UserError
+from steering.rules.rule import Population
 
 __all__ = ["CVaR"]
 
@@ -30,21 +31,35 @@ class CVaR:
         if not 0 < self.alpha <= 1:
             raise UserError(f"cvar needs an alpha above 0 and at most 1, got {self.alpha:g}")
 
-    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+    def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         """The quantile and the weight of an entry that equals it, ``[rows, 2]``."""
-        entries = mask.sum(-1, keepdim=True).double()
-        place = (torch.ceil(self.alpha * entries) - 1).clamp(min=0).long()
-        ordered = excess.masked_fill(~mask, -torch.inf).sort(-1, descending=True).values
-        quantile = torch.where(mask.any(-1, keepdim=True), ordered.gather(-1, place), 0)
-        above = ((excess > quantile) & mask).sum(-1, keepdim=True)
-        equal = ((excess == quantile) & mask).sum(-1, keepdim=True).clamp(min=1)
+        return self._dual(excess.masked_fill(~mask, -torch.inf), mask.sum(-1, keepdim=True))
+
+    def _dual(self, excess: Tensor, entries: Tensor) -> Tensor:
+        """The same of rows whose entries that do not count are less than all others."""
+        last = (torch.ceil(self.alpha * entries.double()) - 1).clamp(min=0).long()  # of those above or at the quantile
+        if len(excess) == 1 and excess.device.type == "cpu":  # selecting one entry takes no sorting
+            quantile = excess.kthvalue(excess.shape[1] - int(last), keepdim=True).values
+        else:
+            quantile = excess.sort(-1, descending=True).values.gather(-1, last)
+        quantile = torch.where(entries > 0, quantile, 0)
+        above = (excess > quantile).sum(-1, keepdim=True)
+        equal = (excess == quantile).sum(-1, keepdim=True).clamp(min=1)
         remainder = (entries - above.double() / self.alpha) / equal
         return torch.cat([quantile, remainder.clamp(min=0).to(quantile.dtype)], -1)
+
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if mask is None:
+            entries = torch.full((len(excess), 1), excess.shape[1], device=excess.device)
+            dual = self._dual(excess, entries)
+            return self.weights(excess, dual), dual
+        dual = self._dual(excess, mask.sum(-1, keepdim=True))
+        return self.weights(excess, dual).masked_fill(~mask, 0), dual
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return torch.lerp(old, new, gamma)
 
-    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
-        quantile, remainder = level[:, :1], level[:, 1:]
+    def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
+        quantile, remainder = dual[:, :1], dual[:, 1:]
         above = (excess > quantile).to(excess.dtype) / self.alpha
         return torch.where(excess == quantile, remainder.expand_as(excess), above)

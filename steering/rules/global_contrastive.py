@@ -49,8 +49,8 @@ class GlobalContrastive:
     def at(self, temperature: Tensor, negatives: int) -> KL:
         return KL(temperature=cast(float, temperature), epsilon=self.epsilon)
 
-    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor, negatives: int) -> Tensor:
-        t, value, risk = temperature.detach(), linear.detach(), level.mean().to(linear)
+    def objective(self, linear: Tensor, dual: Tensor, temperature: Tensor, negatives: int) -> Tensor:
+        t, value, risk = temperature.detach(), linear.detach(), dual.mean().to(linear)
         if not self.scaled:
             return risk / t + (linear - value) / t - (temperature - t) * value / t.square()
         slope = (risk - value) / t + self.radius

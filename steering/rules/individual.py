@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steering.errors import UserError
 from steering.rules.kl import log_mean_exp
-from steering.rules.rule import Figures
+from steering.rules.rule import Figures, Population
 from steering.rules.solve import minus, top
 
 __all__ = ["Individual"]
@@ -25,7 +25,7 @@ class Individual:
     constrained form of DRRho-CLIP (Wei et al. 2025, section 5), one constraint a row. After every visit t takes a step
     with momentum against its gradient ``log(epsilon + u) + radius - mean(weight excess) / t``.
 
-    A level is ``t log(epsilon + u)``, the t it was found at, the mean of the tilted excess over t, the momentum, and
+    A dual is ``t log(epsilon + u)``, the t it was found at, the mean of the tilted excess over t, the momentum, and
     the t of the next visit. All of it lives in the memory of the Steerer, which such a rule always has.
 
     Args:
@@ -63,7 +63,7 @@ class Individual:
                 f"and {self.momentum:g}"
             )
 
-    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+    def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         return self.recall(excess, mask, excess.new_full((len(excess), self.width), torch.nan))
 
     def recall(self, excess: Tensor, mask: Tensor, old: Tensor) -> Tensor:
@@ -74,33 +74,33 @@ class Individual:
         share = tilted.softmax(-1).nan_to_num()  # of an empty row nothing
         drift = torch.linalg.vecdot(share, torch.where(mask, excess, 0).double())[:, None] / t
         inner = t * log_mean_exp(tilted.nan_to_num(neginf=0), mask) + largest
-        level = t * torch.logaddexp(inner / t, t.new_tensor(math.log(self.epsilon)))
+        dual = t * torch.logaddexp(inner / t, t.new_tensor(math.log(self.epsilon)))
         before = self.momentum * old[:, 3:4].double().nan_to_num()
-        return self._after(level, t, drift, before + (1 - self.momentum) * self._slope(level, t, drift, level))
+        return self._after(dual, t, drift, before + (1 - self.momentum) * self._slope(dual, t, drift, dual))
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         fresh, t, drift, momentum, _ = new.split(1, -1)
         keep = math.log1p(-gamma) if gamma < 1 else -math.inf
-        level = t * torch.logaddexp(old[:, :1] / old[:, 1:2] + keep, fresh / t + math.log(gamma))
-        change = self._slope(level, t, drift, fresh) - self._slope(fresh, t, drift, fresh)
-        return self._after(level, t, drift, momentum + (1 - self.momentum) * change)
+        dual = t * torch.logaddexp(old[:, :1] / old[:, 1:2] + keep, fresh / t + math.log(gamma))
+        change = self._slope(dual, t, drift, fresh) - self._slope(fresh, t, drift, fresh)
+        return self._after(dual, t, drift, momentum + (1 - self.momentum) * change)
 
-    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
-        return (minus(excess, level[:, :1]) / level[:, 1:2].to(excess.dtype)).exp()
+    def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
+        return (minus(excess, dual[:, :1]) / dual[:, 1:2].to(excess.dtype)).exp()
 
-    def figures(self, level: Tensor) -> dict[str, Tensor]:
-        return {"objective": level[:, 0] + self.radius * level[:, 1], "temperature": level[:, 1]}
+    def figures(self, dual: Tensor) -> dict[str, Tensor | float]:
+        return {"objective": dual[:, 0] + self.radius * dual[:, 1], "temperature": dual[:, 1]}
 
-    def _slope(self, level: Tensor, t: Tensor, drift: Tensor, fresh: Tensor) -> Tensor:
-        """Derivative of the risk by the temperature, ``[rows, 1]``; ``fresh`` is the level before it was blended."""
-        floor = (math.log(self.epsilon) - level / t).exp()  # share of epsilon in epsilon + u
-        weight = ((fresh - level) / t).exp() - floor  # mean weight of the row's entries
-        return (level / t + self.radius - weight * drift).clamp(-LARGEST, LARGEST)
+    def _slope(self, dual: Tensor, t: Tensor, drift: Tensor, fresh: Tensor) -> Tensor:
+        """Derivative of the risk by the temperature, ``[rows, 1]``; ``fresh`` is the dual before it was blended."""
+        floor = (math.log(self.epsilon) - dual / t).exp()  # share of epsilon in epsilon + u
+        weight = ((fresh - dual) / t).exp() - floor  # mean weight of the row's entries
+        return (dual / t + self.radius - weight * drift).clamp(-LARGEST, LARGEST)
 
-    def _after(self, level: Tensor, t: Tensor, drift: Tensor, momentum: Tensor) -> Tensor:
-        """The whole level, with the temperature of the next visit."""
+    def _after(self, dual: Tensor, t: Tensor, drift: Tensor, momentum: Tensor) -> Tensor:
+        """The whole dual, with the temperature of the next visit."""
         then = (t - self.learning_rate * momentum).clamp(self.least, self.most)
-        return torch.cat([level, t, drift, momentum, then], -1)
+        return torch.cat([dual, t, drift, momentum, then], -1)
 
 
 _: type[Figures] = Individual

@@ -29,6 +29,6 @@ class InfoNCE:
     def at(self, temperature: Tensor, negatives: int) -> KL:
         return KL(temperature=cast(float, temperature), epsilon=1 / negatives)
 
-    def objective(self, linear: Tensor, level: Tensor, temperature: Tensor, negatives: int) -> Tensor:
-        loss = GlobalContrastive(scaled=False).objective(linear, level, temperature, negatives)
+    def objective(self, linear: Tensor, dual: Tensor, temperature: Tensor, negatives: int) -> Tensor:
+        loss = GlobalContrastive(scaled=False).objective(linear, dual, temperature, negatives)
         return loss + math.log(negatives)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steering.errors import UserError
+from steering.rules.rule import Population
 from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, scales, solve, top
 
 __all__ = ["KL"]
@@ -21,7 +22,7 @@ class KL:
     """Softmax weights of the excess loss: the worst case within, or penalised by, a KL divergence.
 
     Penalised, ``temperature`` t: the risk is ``t log mean exp(excess / t)``, the weights are
-    ``exp((excess - level) / t)`` with ``level = t log mean exp(excess / t)``, which is t times the log of the
+    ``exp((excess - dual) / t)`` with ``dual = t log mean exp(excess / t)``, which is t times the log of the
     paper's moving average u (Wei et al. 2025, section 4; DRRho-CLIP takes one row per anchor).
 
     Constrained, ``rho``: the worst case over all p with KL(p || uniform) <= rho / n. The temperature of every
@@ -58,20 +59,20 @@ class KL:
     def exponent(self) -> float | None:
         return self.temperature
 
-    def settle(self, level: Tensor) -> Tensor:
+    def settle(self, dual: Tensor) -> Tensor:
         if not self.epsilon:
-            return level
+            return dual
         assert self.temperature is not None
-        return self._add(level, torch.full_like(level, math.log(self.epsilon)) * self.temperature)
+        return self._add(dual, torch.full_like(dual, math.log(self.epsilon)) * self.temperature)
 
-    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+    def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         if self.temperature is not None:
             largest = top(excess, mask)  # taken off first: what is left is as precise as it is small
             inner = log_mean_exp((excess - largest) / self.temperature, mask)
             return self.settle(largest + self.temperature * inner.double())
         assert self.rho is not None
         largest, below = below_top(excess, mask)
-        temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population))
+        temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population, largest))
         return torch.cat([largest + temperature * log_mean_exp(below / temperature, mask), temperature], -1)
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
@@ -80,17 +81,34 @@ class KL:
         keep = math.log1p(-gamma) if gamma < 1 else -math.inf
         return self._add(old + self.temperature * keep, new + self.temperature * math.log(gamma))
 
-    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
-        temperature = level[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature
-        return (minus(excess, level[:, :1]) / temperature).exp()
+    def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
+        temperature = dual[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature
+        return (minus(excess, dual[:, :1]) / temperature).exp()
 
-    def figures(self, level: Tensor) -> dict[str, Tensor]:
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The exponentials are taken once: they are the weights up to their mean."""
+        if self.temperature is None or self.epsilon:
+            return None
+        largest = excess.amax(-1, keepdim=True)
+        powers = (excess - largest).div_(self.temperature).exp_()
+        if mask is None:
+            entries: Any = excess.shape[1]
+        else:
+            entries, powers = mask.sum(-1, keepdim=True), powers.mul_(mask)  # of an empty row all are at the top
+        mean = powers.sum(-1, keepdim=True, dtype=torch.float64) / (entries if mask is None else entries.clamp(min=1))
+        dual = largest + self.temperature * mean.log()
+        if mask is not None:
+            dual = torch.where(entries > 0, dual, 0)
+            mean = torch.where(entries > 0, mean, 1)
+        return powers.div_(mean.to(powers)), dual
+
+    def figures(self, dual: Tensor) -> dict[str, Tensor | float]:
         if self.temperature is None:
-            return {"temperature": level[:, 1]}
-        return {"objective": level[:, 0], "temperature": torch.as_tensor(self.temperature)}
+            return {"temperature": dual[:, 1]}
+        return {"objective": dual[:, 0], "temperature": self.temperature}
 
     def _add(self, a: Tensor, b: Tensor) -> Tensor:
-        """Adds two levels in the unit of exp(level / temperature)."""
+        """Adds two duals in the unit of exp(dual / temperature)."""
         assert self.temperature is not None
         return self.temperature * torch.logaddexp(a / self.temperature, b / self.temperature)
 
@@ -101,7 +119,7 @@ def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(-1, keepdim=True), total - count(mask, values).log(), 0)
 
 
-def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float) -> Tensor:
+def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: Tensor) -> Tensor:
     """Temperature at which KL(softmax(below / t) || uniform) equals ``size``, ``[rows, 1]``.
 
     Entries that differ by no more than rounding are tied: their weights are equal, whatever the ball would allow.
@@ -115,11 +133,10 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     tied = top(-below, mask) < wide
     counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
     of: Any
-    of, values, counted, n, high = arrays(
-        (below / wide).masked_fill(~mask, 0), counted, count(mask, below), wide / near
+    of, values, counted, n, high, goal = arrays(
+        (below / wide).masked_fill(~mask, 0), counted, count(mask, below), wide / near, (2 * size).sqrt()
     )
     powers = of.stack([values**0, values, values**2], -1)  # [rows, columns, 3]
-    goal = (2 * size) ** 0.5
 
     def newton(inverse: Any) -> tuple[Any, Any]:
         tilted = of.exp(inverse * values) * counted
@@ -132,5 +149,5 @@ def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: float
     _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
     deviation = (second - first**2).clip(1e-12) ** 0.5
     high = 60 * high  # there the nearest other entry weighs exp(-60) of the largest
-    found = wide / solve(newton, goal / deviation, low=of.minimum(0 * high + max(2 * goal, 1e-12), high), high=high)
-    return torch.where(tied, TIED * wide, found)
+    inverse = solve(newton, goal / deviation, low=of.minimum((2 * goal).clip(1e-12), high), high=high)
+    return torch.where(tied, TIED * wide, wide / inverse)

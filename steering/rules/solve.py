@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from steering.errors import UserError
+from steering.rules.rule import Population
+
+NEVER = -1e30  # an entry that takes no part: finite, so that 0 * NEVER is 0 and not nan
 
 
 def count(mask: Tensor, like: Tensor) -> Tensor:
@@ -30,14 +33,14 @@ def below_top(excess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return largest.double(), (excess - largest).double()
 
 
-def minus(excess: Tensor, level: Tensor) -> Tensor:
-    """``excess - level`` in the excess's precision, ``[rows, columns]``, for float64 levels ``[rows, 1]``.
+def minus(excess: Tensor, dual: Tensor) -> Tensor:
+    """``excess - dual`` in the excess's precision, ``[rows, columns]``, for float64 duals ``[rows, 1]``.
 
-    A level is an absolute number, and its rounding error is divided by the temperature: rounded to float32,
-    the level of an excess around 1000 would be useless at a temperature of 1e-3.
+    A dual is an absolute number, and its rounding error is divided by the temperature: rounded to float32,
+    the dual of an excess around 1000 would be useless at a temperature of 1e-3.
     """
-    coarse = level.to(excess.dtype)
-    return (excess - coarse) - (level - coarse).to(excess.dtype)
+    coarse = dual.to(excess.dtype)
+    return (excess - coarse) - (dual - coarse).to(excess.dtype)
 
 
 def scales(largest: Tensor, below: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,14 +86,17 @@ def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: Any, high: 
     return torch.as_tensor(x)
 
 
-def radius(rule: str, rho: float, population: int | None) -> float:
-    """The radius rho / n of the divergence ball, n being the size of the training set (paper, section 3)."""
+def radius(rule: str, rho: float, population: Population, like: Tensor) -> Tensor:
+    """The radius rho / n of the divergence ball of every row, ``[rows, 1]`` double, n being what a row stands for.
+
+    That is the size of the training set where a row is the batch (paper, section 3).
+    """
     if population is None:
         raise UserError(
             f"{rule}(rho={rho:g}) has a radius of rho / n and needs n, the number of training samples: "
             f"pass Steerer(..., population=n), or give a temperature instead"
         )
-    return rho / population
+    return torch.as_tensor(rho / population, dtype=torch.float64, device=like.device).expand(len(like), 1)
 
 
 def one_of(rule: str, temperature: float | Tensor | None, rho: float | None) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.rules.rule import Population
+
 __all__ = ["Uniform"]
 
 
@@ -15,11 +17,15 @@ class Uniform:
     width = 1
     normalised = True
 
-    def level(self, excess: Tensor, mask: Tensor, population: int | None = None) -> Tensor:
+    def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         return excess.new_zeros(len(excess), 1)
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return new
 
-    def weights(self, excess: Tensor, level: Tensor) -> Tensor:
+    def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
         return torch.ones_like(excess)
+
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        weights = torch.ones_like(excess) if mask is None else mask.to(excess)
+        return weights, excess.new_zeros(len(excess), 1)

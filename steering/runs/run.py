@@ -231,7 +231,7 @@ class Run:
             cpu_seconds=tally.cpu_seconds,
             scale=float(steerer.scale) if steered else None,
             effective=tally.effective / max(1, training.done),
-            variance_ratio=float(steerer.moments.ratio(steerer.scale.double())) if steered else None,
+            variance_ratio=float(steerer.variance.ratio(steerer.scale.double())) if steered else None,
             cautions=steerer.cautions(),
         )
 

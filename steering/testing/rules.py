@@ -19,7 +19,7 @@ def check_rule(rule: Rule, *, population: int = 100) -> None:
 
     Args:
         rule: an instance, ``KL(rho=80)`` say.
-        population: number of training samples that ``level`` is told.
+        population: number of training samples that ``dual`` is told.
 
     Raises:
         AssertionError: names the rule, the promise that it breaks, and the numbers that show it.
@@ -28,7 +28,7 @@ def check_rule(rule: Rule, *, population: int = 100) -> None:
         >>> from steering import KL
         >>> check_rule(KL(temperature=0.5))
     """
-    parts = ("width", "normalised", "level", "blend", "weights")
+    parts = ("width", "normalised", "dual", "blend", "weights")
     missing = [part for part in parts if not hasattr(rule, part)]
     assert not missing, f"{rule!r}: a rule needs {', '.join(missing)}; see steering.rules.rule.Rule"
     for dtype in (torch.float32, torch.float64):
@@ -48,15 +48,15 @@ class _Case:
     excess: Tensor
     mask: Tensor
 
-    def level(self, excess: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def dual(self, excess: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         excess = self.excess if excess is None else excess
-        return self.rule.level(excess, self.mask if mask is None else mask, self.population)
+        return self.rule.dual(excess, self.mask if mask is None else mask, self.population)
 
     def weights(self, excess: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Weights of a fresh level, with NaN where the mask is False."""
+        """Weights of a fresh dual, with NaN where the mask is False."""
         excess = self.excess if excess is None else excess
         mask = self.mask if mask is None else mask
-        return self.rule.weights(excess, self.level(excess, mask)).masked_fill(~mask, torch.nan)
+        return self.rule.weights(excess, self.dual(excess, mask)).masked_fill(~mask, torch.nan)
 
     @cached_property
     def fresh(self) -> Tensor:
@@ -72,7 +72,7 @@ class _Case:
         return f"{self.rule!r} on {self.name}: {promise}" + (f"\n{detail}" if str(detail) else "")
 
     def require_same(self, got: Tensor, wanted: Tensor, promise: str) -> None:
-        """Asserts that two sets of weights, or of levels, agree; NaN equals NaN."""
+        """Asserts that two sets of weights, or of duals, agree; NaN equals NaN."""
         size = wanted.nan_to_num().abs().amax(-1, keepdim=True).clamp(min=1)
         same = torch.allclose(got / size, wanted / size, rtol=0, atol=self.tolerance, equal_nan=True)
         assert same, self.fail(promise, f"got\n{got}\ninstead of\n{wanted}")
@@ -102,12 +102,12 @@ def _batches(dtype: torch.dtype) -> list[tuple[str, Tensor, Tensor]]:
 def _check_shapes(case: _Case) -> None:
     rows, width = len(case.excess), case.rule.width
     excess = case.excess.clone()  # whether it is overwritten comes next
-    level = case.level(excess)
-    promise = f"level must be [rows, width] = [{rows}, {width}]"
-    assert list(level.shape) == [rows, width], case.fail(f"{promise}, got {list(level.shape)}")
-    assert level.is_floating_point(), case.fail(f"level must be floating point, got {level.dtype}")
-    assert level.isfinite().all(), case.fail("level must be finite, got", level)
-    weights = case.rule.weights(excess, level)
+    dual = case.dual(excess)
+    promise = f"dual must be [rows, width] = [{rows}, {width}]"
+    assert list(dual.shape) == [rows, width], case.fail(f"{promise}, got {list(dual.shape)}")
+    assert dual.is_floating_point(), case.fail(f"dual must be floating point, got {dual.dtype}")
+    assert dual.isfinite().all(), case.fail("dual must be finite, got", dual)
+    weights = case.rule.weights(excess, dual)
     promise = f"weights must be shaped like the excess {list(case.excess.shape)}"
     assert weights.shape == case.excess.shape, case.fail(f"{promise}, got {list(weights.shape)}")
     promise = f"weights must be of the excess's type {case.excess.dtype}"
@@ -118,7 +118,7 @@ def _check_leaves_its_arguments_alone(case: _Case) -> None:
     excess, mask = case.excess.clone(), case.mask.clone()
     case.weights(excess, mask)
     same = torch.equal(excess, case.excess) and torch.equal(mask, case.mask)
-    assert same, case.fail("level and weights must not write into their arguments")
+    assert same, case.fail("dual and weights must not write into their arguments")
 
 
 def _check_not_negative(case: _Case) -> None:
@@ -133,7 +133,7 @@ def _check_mean_one(case: _Case) -> None:
     means = case.fresh.nanmean(-1)
     size = case.fresh.nan_to_num().amax(-1).clamp(min=1)
     assert ((means - 1).abs() / size <= case.tolerance).all(), case.fail(
-        "weights of a fresh level must average one in every row (or set normalised = False), got means", means
+        "weights of a fresh dual must average one in every row (or set normalised = False), got means", means
     )
 
 
@@ -168,11 +168,11 @@ def _check_shift(case: _Case) -> None:
 def _check_mask(case: _Case) -> None:
     if case.mask.all():
         return
-    level, weights = case.level(), case.fresh
+    dual, weights = case.dual(), case.fresh
     for other in (torch.nan, torch.inf, -torch.inf):
         excess = case.excess.masked_fill(~case.mask, other)
         promise = f"entries under the mask must change nothing, but {other} there does"
-        case.require_same(case.level(excess), level, f"{promise} (level)")
+        case.require_same(case.dual(excess), dual, f"{promise} (dual)")
         case.require_same(case.weights(excess), weights, f"{promise} (weights)")
 
 
@@ -208,10 +208,10 @@ def _check_transposed(case: _Case) -> None:
 def _check_empty_row(case: _Case) -> None:
     mask = case.mask.clone()
     mask[0] = False
-    level = case.level(mask=mask)
-    promise = "a row without a True in its mask needs a finite level, got"
-    assert level.isfinite().all(), case.fail(promise, level)
-    weights = case.rule.weights(case.excess, level)
+    dual = case.dual(mask=mask)
+    promise = "a row without a True in its mask needs a finite dual, got"
+    assert dual.isfinite().all(), case.fail(promise, dual)
+    weights = case.rule.weights(case.excess, dual)
     promise = "a row without a True in its mask must not weigh NaN, got"
     assert not weights.isnan().any(), case.fail(promise, weights)
     promise = "a row without a True in its mask must leave the other rows alone"
@@ -219,10 +219,10 @@ def _check_empty_row(case: _Case) -> None:
 
 
 def _check_entry_by_entry(case: _Case) -> None:
-    level, columns = case.level(), case.excess.shape[1]
-    parts = [case.rule.weights(case.excess[:, place : place + 1], level) for place in range(columns)]
+    dual, columns = case.dual(), case.excess.shape[1]
+    parts = [case.rule.weights(case.excess[:, place : place + 1], dual) for place in range(columns)]
     weights = torch.cat(parts, 1).masked_fill(~case.mask, torch.nan)
-    promise = "a weight must follow from its own excess and its row's level alone, whatever else is in the tile"
+    promise = "a weight must follow from its own excess and its row's dual alone, whatever else is in the tile"
     case.require_same(weights, case.fresh, promise)
 
 
@@ -230,29 +230,29 @@ def _check_exponential(case: _Case) -> None:
     exponent = getattr(case.rule, "exponent", None)
     if not isinstance(case.rule, Exponential) or exponent is None:
         return
-    level = case.level()
-    weights = ((case.excess - level) / exponent).exp().to(case.excess.dtype).masked_fill(~case.mask, torch.nan)
-    promise = f"with exponent {exponent:g}, weights must be exp((excess - level) / exponent)"
+    dual = case.dual()
+    weights = ((case.excess - dual) / exponent).exp().to(case.excess.dtype).masked_fill(~case.mask, torch.nan)
+    promise = f"with exponent {exponent:g}, weights must be exp((excess - dual) / exponent)"
     case.require_same(case.fresh, weights, promise)
     scaled = (case.excess.double() / exponent).masked_fill(~case.mask, -torch.inf)
     mean = scaled.logsumexp(-1, keepdim=True) - case.mask.sum(-1, keepdim=True).double().log()
     settled = case.rule.settle(exponent * mean)
-    promise = "settle must give the level from exponent * log mean exp(excess / exponent)"
-    case.require_same(settled / exponent, level.double() / exponent, promise)
+    promise = "settle must give the dual from exponent * log mean exp(excess / exponent)"
+    case.require_same(settled / exponent, dual.double() / exponent, promise)
 
 
 def _check_blend(case: _Case) -> None:
-    old, new = case.level(case.excess.roll(1, 0), case.mask.roll(1, 0)), case.level()
+    old, new = case.dual(case.excess.roll(1, 0), case.mask.roll(1, 0)), case.dual()
     case.require_same(case.rule.blend(old, new, 1.0), new, "blend(old, new, 1) must be new")
     for gamma in (0.1, 0.5, 1.0):
-        promise = f"blending a level with itself (gamma {gamma}) must give that level"
+        promise = f"blending a dual with itself (gamma {gamma}) must give that dual"
         case.require_same(case.rule.blend(new, new, gamma), new, promise)
     blended = case.rule.blend(old, new, 0.3)
     promise = f"blend must give {list(new.shape)}"
     assert blended.shape == new.shape, case.fail(f"{promise}, got {list(blended.shape)}")
-    assert blended.isfinite().all(), case.fail("blend of finite levels must be finite, got", blended)
+    assert blended.isfinite().all(), case.fail("blend of finite duals must be finite, got", blended)
     weights = case.rule.weights(case.excess, blended)[case.mask]
-    promise = "weights of a blended level must be at least 0 and not NaN, got"
+    promise = "weights of a blended dual must be at least 0 and not NaN, got"
     assert (weights >= 0).all(), case.fail(promise, weights)
 
 

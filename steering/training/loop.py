@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.contrastive.distillation import distil
 from steering.contrastive.pairs import Pairs
+from steering.distillation import distil
 from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, rank, world_size
 from steering.dual_memory import DualMemory
 from steering.engine import Steered, Steerer
@@ -105,13 +105,9 @@ class Training:
         pace = self._update()
         self.done += 1
         self.tally.add(batch, steered.weights, len(candidates), world_size())
-        figures = _means(
-            effective=steered.effective.mean(),
-            gated=steered.gated,
-            objective=steered.objective,
-            temperature=steered.temperature,
-            distillation=lesson,
-        )
+        figures = steered.figures() | {
+            "distillation": None if lesson is None else float(all_reduce_sum(lesson.detach()) / world_size())
+        }
         self.tally.effective += figures["effective"] or 0.0
         self.tally.cpu_seconds += time.process_time() - began
         return self._record(loss, steered, pace) | figures | {"facts": self.tally.means()}
@@ -178,7 +174,7 @@ class Training:
         return model
 
     def _record(self, loss: float, steered: Steered, pace: float) -> Record:
-        moments = self.steerer.moments
+        moments = self.steerer.variance
         return {
             "step": self.done,
             "samples": self.tally.samples,
@@ -349,14 +345,6 @@ def _restore(training: Training, path: Path) -> None:
 def _anyone(says_so: bool, device: torch.device | str) -> bool:
     """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
     return bool(all_reduce_sum(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
-
-
-def _means(**figures: Tensor | None) -> dict[str, float | None]:
-    """Means over ranks of scalars, in one exchange."""
-    known = {name: value.detach().double() for name, value in figures.items() if value is not None}
-    device = next(iter(known.values())).device
-    means = all_reduce_sum(torch.stack([value.to(device) for value in known.values()])) / world_size()
-    return dict.fromkeys(figures) | dict(zip(known, means.tolist(), strict=True))
 
 
 def _switch(model: nn.Module, name: str, what: str, *values: Any, **more: Any) -> None:

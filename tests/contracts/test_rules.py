@@ -55,101 +55,101 @@ class Whole:
     width = 1
     normalised = True
 
-    def level(self, excess, mask, population):
-        return KL(temperature=1.0).level(excess, mask)
+    def dual(self, excess, mask, population):
+        return KL(temperature=1.0).dual(excess, mask)
 
     def blend(self, old, new, gamma):
         return KL(temperature=1.0).blend(old, new, gamma)
 
-    def weights(self, excess, level):
-        return 0.5 + 0.5 * KL(temperature=1.0).weights(excess, level)
+    def weights(self, excess, dual):
+        return 0.5 + 0.5 * KL(temperature=1.0).weights(excess, dual)
 
 
-class LevelOfWrongShape(Whole):
-    def level(self, excess, mask, population):
-        return super().level(excess, mask, population)[:, 0]
+class DualOfWrongShape(Whole):
+    def dual(self, excess, mask, population):
+        return super().dual(excess, mask, population)[:, 0]
 
 
 class WrongType(Whole):
-    def weights(self, excess, level):
-        return super().weights(excess.double(), level)
+    def weights(self, excess, dual):
+        return super().weights(excess.double(), dual)
 
 
 class Overwrites(Whole):
-    def level(self, excess, mask, population):
-        return super().level(excess.masked_fill_(~mask, 0), mask, population)
+    def dual(self, excess, mask, population):
+        return super().dual(excess.masked_fill_(~mask, 0), mask, population)
 
 
 class Negative(Whole):
-    def weights(self, excess, level):
-        return 2 * super().weights(excess, level) - 1.5
+    def weights(self, excess, dual):
+        return 2 * super().weights(excess, dual) - 1.5
 
 
 class NotNormalised(Whole):
-    def weights(self, excess, level):
-        return 1.1 * super().weights(excess, level)
+    def weights(self, excess, dual):
+        return 1.1 * super().weights(excess, dual)
 
 
 class PrefersEasy(Whole):
-    def level(self, excess, mask, population):
-        return super().level(-excess, mask, population)
+    def dual(self, excess, mask, population):
+        return super().dual(-excess, mask, population)
 
-    def weights(self, excess, level):
-        return super().weights(-excess, level)
+    def weights(self, excess, dual):
+        return super().weights(-excess, dual)
 
 
 class DependsOnShift(Whole):
     """Uses the sign of the excess itself: one above zero, scaled to the mean."""
 
-    def level(self, excess, mask, population):
+    def dual(self, excess, mask, population):
         share = ((excess > 0) & mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
         return 1 + share.to(excess.dtype)
 
-    def weights(self, excess, level):
-        return (1 + (excess > 0).to(excess.dtype)) / level.to(excess.dtype)
+    def weights(self, excess, dual):
+        return (1 + (excess > 0).to(excess.dtype)) / dual.to(excess.dtype)
 
     def blend(self, old, new, gamma):
         return torch.lerp(old, new, gamma)
 
 
 class IgnoresMask(Whole):
-    def level(self, excess, mask, population):
-        return super().level(excess, torch.ones_like(mask), population)
+    def dual(self, excess, mask, population):
+        return super().dual(excess, torch.ones_like(mask), population)
 
 
 class MultipliesByMask(Whole):
     """NaN times zero is NaN."""
 
-    def level(self, excess, mask, population):
-        return super().level(excess, mask, population) + 0 * (excess * mask).sum(-1, keepdim=True)
+    def dual(self, excess, mask, population):
+        return super().dual(excess, mask, population) + 0 * (excess * mask).sum(-1, keepdim=True)
 
 
 class MixesRows(Whole):
     """The mean weight is one either way."""
 
-    def weights(self, excess, level):
-        return super().weights(excess, level) if len(excess) == 1 else torch.ones_like(excess)
+    def weights(self, excess, dual):
+        return super().weights(excess, dual) if len(excess) == 1 else torch.ones_like(excess)
 
 
 class LooksAtPlaces(Whole):
     """A plain average if the last column exceeds the first; the mean weight is one either way."""
 
-    def weights(self, excess, level):
+    def weights(self, excess, dual):
         rising = excess[0, 0] < excess[0, -1]
-        return torch.ones_like(excess) if rising else super().weights(excess, level)
+        return torch.ones_like(excess) if rising else super().weights(excess, dual)
 
 
 class NaNForEmptyRows(Whole):
-    def level(self, excess, mask, population):
-        return super().level(excess, mask, population).where(mask.any(-1, keepdim=True), torch.nan)
+    def dual(self, excess, mask, population):
+        return super().dual(excess, mask, population).where(mask.any(-1, keepdim=True), torch.nan)
 
 
 class AssumesLayout(Whole):
     """Reads the memory of a transposed view in the wrong order."""
 
-    def weights(self, excess, level):
+    def weights(self, excess, dual):
         flat = excess.as_strided(excess.shape, (excess.shape[1], 1))
-        return super().weights(flat, level)
+        return super().weights(flat, dual)
 
 
 class BlendsBackwards(Whole):
@@ -167,37 +167,37 @@ class NotNormalisedAndUneven(Whole):
 
     normalised = False
 
-    def weights(self, excess, level):
-        return super().weights(excess, level) * torch.arange(1, excess.shape[1] + 1)
+    def weights(self, excess, dual):
+        return super().weights(excess, dual) * torch.arange(1, excess.shape[1] + 1)
 
 
 class LooksAtItsTile(Whole):
     """Normalises what it is given, which may be a part of the row."""
 
-    def weights(self, excess, level):
-        return super().weights(excess, level) / super().weights(excess, level).mean(-1, keepdim=True)
+    def weights(self, excess, dual):
+        return super().weights(excess, dual) / super().weights(excess, dual).mean(-1, keepdim=True)
 
 
 class NotSoExponential(Whole):
     exponent = 1.0
 
-    def settle(self, level):
-        return level
+    def settle(self, dual):
+        return dual
 
 
 class SettlesElsewhere(NotSoExponential):
-    def weights(self, excess, level):
-        return KL(temperature=1.0).weights(excess, level)
+    def weights(self, excess, dual):
+        return KL(temperature=1.0).weights(excess, dual)
 
-    def settle(self, level):
-        return level + 1
+    def settle(self, dual):
+        return dual + 1
 
 
 BROKEN = {
-    LooksAtItsTile: "a weight must follow from its own excess and its row's level alone",
-    NotSoExponential: r"with exponent 1, weights must be exp\(\(excess - level\) / exponent\)",
-    SettlesElsewhere: "settle must give the level from exponent",
-    LevelOfWrongShape: r"level must be \[rows, width\] = \[3, 1\], got \[3\]",
+    LooksAtItsTile: "a weight must follow from its own excess and its row's dual alone",
+    NotSoExponential: r"with exponent 1, weights must be exp\(\(excess - dual\) / exponent\)",
+    SettlesElsewhere: "settle must give the dual from exponent",
+    DualOfWrongShape: r"dual must be \[rows, width\] = \[3, 1\], got \[3\]",
     WrongType: "weights must be of the excess's type torch.float32, got torch.float64",
     Overwrites: "must not write into their arguments",
     Negative: "weights must be at least 0",
@@ -208,10 +208,10 @@ BROKEN = {
     MultipliesByMask: "entries under the mask must change nothing, but nan there does",
     MixesRows: "a row must weigh alike alone and among other rows",
     LooksAtPlaces: "the order of the columns must not matter|alike alone and among other rows",
-    NaNForEmptyRows: "a row without a True in its mask needs a finite level",
+    NaNForEmptyRows: "a row without a True in its mask needs a finite dual",
     AssumesLayout: "transposed views must weigh like plain tensors",
     BlendsBackwards: r"blend\(old, new, 1\) must be new",
-    BlendsTooMuch: r"blending a level with itself \(gamma 0.1\) must give that level",
+    BlendsTooMuch: r"blending a dual with itself \(gamma 0.1\) must give that dual",
     NotNormalisedAndUneven: "all equal must weigh the same",
 }
 
@@ -231,7 +231,7 @@ def test_a_rule_without_all_its_parts_is_told_what_it_misses():
     class Half:
         width = 1
 
-        def level(self, excess, mask, population): ...
+        def dual(self, excess, mask, population): ...
 
     with pytest.raises(AssertionError, match="a rule needs normalised, blend, weights"):
         check_rule(Half())  # type: ignore[arg-type]

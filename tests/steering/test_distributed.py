@@ -30,6 +30,6 @@ def test_alone_an_error_is_raised_as_it_is():
 
 def test_shared_memory_that_is_too_small_is_told_before_anything_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed.atomic_files, "allocate", lambda *_: (_ for _ in ()).throw(RunError("no space")))
-    with pytest.raises(RunError, match=r"the levels of all samples need 3\.2 GB in .*docker run --shm-size"):
+    with pytest.raises(RunError, match=r"the duals of all samples need 3\.2 GB in .*docker run --shm-size"):
         distributed._claim(tmp_path / "levels", 3_200_000_000)
     assert list(tmp_path.iterdir()) == []

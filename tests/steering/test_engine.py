@@ -64,17 +64,17 @@ def test_the_loss_is_the_weighted_mean_of_the_excess_and_its_gradient_the_weight
     excess = losses - 0.5 * reference
     assert torch.allclose(steered.loss, (steered.weights * excess).mean())
     assert torch.allclose(gradient(steered, losses), steered.weights / 12)
-    assert not steered.weights.requires_grad and not steered.effective.requires_grad
+    assert not steered.weights.requires_grad and not steered.effective_share.requires_grad
 
 
 @every_rule
 def test_every_line_of_a_matrix_is_a_row_of_its_own(rule):
     losses = draw(3, 8)
     together = Steerer(rule, population=100)(losses)
-    alone = [Steerer(rule, population=100)(row) for row in losses]
+    alone = [Steerer(rule, population=8)(row) for row in losses]  # a row stands for its own eight entries
     assert torch.allclose(together.loss, torch.stack([x.loss for x in alone]).mean())
     assert torch.allclose(together.weights, torch.stack([x.weights for x in alone]), atol=1e-9)
-    assert torch.allclose(together.effective, torch.cat([x.effective for x in alone]))
+    assert torch.allclose(together.effective_share, torch.cat([x.effective_share for x in alone]))
 
 
 def test_pairs_find_the_contrastive_gradient_of_the_paper():
@@ -104,7 +104,7 @@ def test_a_padded_entry_weighs_nothing_and_leaves_the_others_as_if_it_were_absen
     assert torch.allclose(steered.weights[mask], absent.weights)
     assert (steered.weights[~mask] == 0).all()
     assert torch.allclose(steered.loss, absent.loss)
-    assert torch.allclose(steered.effective, absent.effective)
+    assert torch.allclose(steered.effective_share, absent.effective_share)
     found = gradient(steered, padded)
     assert torch.allclose(found[mask], absent.weights / int(mask.sum())) and (found[~mask] == 0).all()
 
@@ -124,14 +124,14 @@ def test_a_row_that_is_all_padding_counts_as_absent():
     mask[1] = False
     found = Steerer(rule)(losses, mask=mask)
     assert torch.allclose(found.loss, Steerer(rule)(losses[[0, 2]]).loss)
-    assert found.effective[1] == 0 and (found.weights[1] == 0).all()
+    assert found.effective_share[1] == 0 and (found.weights[1] == 0).all()
 
 
 @every_rule
 def test_a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient(rule):
     losses = draw(4)
     steered = Steerer(rule, population=100)(losses, draw(4), mask=torch.zeros(4, dtype=torch.bool))
-    assert steered.loss == 0 and (gradient(steered, losses) == 0).all() and steered.effective == 0
+    assert steered.loss == 0 and (gradient(steered, losses) == 0).all() and steered.effective_share == 0
 
 
 def test_a_row_that_is_all_padding_leaves_its_remembered_level_alone():
@@ -170,7 +170,7 @@ def test_similarities_of_pairs_are_not_rounded_by_autocast():
 
 def test_double_stays_double():
     steered = Steerer(KL(rho=5), population=10)(draw(6), draw(6))
-    assert steered.loss.dtype == steered.weights.dtype == steered.effective.dtype == torch.float64
+    assert steered.loss.dtype == steered.weights.dtype == steered.effective_share.dtype == torch.float64
 
 
 # -- the reference ------------------------------------------------------------------------------------------
@@ -223,9 +223,9 @@ def test_pairs_remember_left_and_right_side_by_side_so_that_data_can_be_added():
     steerer = Steerer(KL(temperature=0.5), memory=DualMemory(20, gamma=0.5))
     some, ids = pairs(3), torch.tensor([7, 2, 5])
     steerer(some, ids=ids)
-    level = KL(temperature=0.5).level(*some.rows())
-    assert torch.allclose(remembered(steerer, 14, 4, 10), level[:3])
-    assert torch.allclose(remembered(steerer, 15, 5, 11), level[3:])
+    dual = KL(temperature=0.5).dual(*some.rows())
+    assert torch.allclose(remembered(steerer, 14, 4, 10), dual[:3])
+    assert torch.allclose(remembered(steerer, 15, 5, 11), dual[3:])
 
 
 def test_a_rate_of_one_that_will_fall_remembers_what_it_saw():
@@ -262,14 +262,71 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(rule, tmp_path):
         assert torch.equal(one.weights, other.weights) and torch.equal(one.scale, other.scale)
 
 
+# -- evaluation, and what is logged -----------------------------------------------------------------------
+
+
+def snapshot(steerer):
+    """Everything that a steerer remembers, as numbers."""
+    state = steerer.state_dict()
+    table = state["memory"]["table"].clone()
+    return [table.nan_to_num(-9), state["variance"]["values"], state["scale"]]
+
+
+@pytest.mark.parametrize("scale", [0.5, "auto"])
+def test_evaluation_leaves_no_trace(scale):
+    steerer = Steerer(KL(temperature=0.5), reference_scale=scale, memory=DualMemory(12, gamma=0.3))
+    losses, reference, ids = draw(3, 6), draw(3, 6), torch.arange(3)
+    steerer(losses, reference, ids=ids)
+    before, cautions = snapshot(steerer), steerer.cautions()
+    steerer.eval()(5 * draw(3, 6), draw(3, 6), ids=ids)
+    assert all(torch.equal(old, new) for old, new in zip(before, snapshot(steerer), strict=True))
+    assert steerer.cautions() == cautions
+    steerer.train()(5 * draw(3, 6), draw(3, 6), ids=ids)
+    assert not torch.equal(before[0], snapshot(steerer)[0])
+
+
+def test_evaluation_weighs_by_what_is_remembered():
+    """Temperature 1, gamma 1/2: u is 2 and would become 5, so exponentials of 8 weigh 8 / 5, every time."""
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(gamma=0.5))
+    steerer(torch.full((3,), 2.0).log())
+    steerer.eval()
+    for _ in range(2):
+        assert steerer(torch.full((3,), 8.0).log()).weights.tolist() == pytest.approx([1.6] * 3)
+
+
+def test_evaluation_before_any_training_has_a_scale_of_its_own():
+    steerer = Steerer(KL(temperature=1.0), reference_scale="auto").eval()
+    reference = draw(50, grad=False)
+    assert steerer(reference, reference).scale == pytest.approx(1) and steerer.variance.values is None
+
+
+@every_rule
+def test_the_loss_to_log_is_the_weighted_loss_without_the_reference(rule):
+    losses, reference = draw(12), draw(12).detach() + 100
+    steered = Steerer(rule, population=100)(losses, reference)
+    assert steered.loss < 0
+    assert torch.allclose(steered.weighted_loss, (steered.weights * losses).mean())
+    assert not steered.weighted_loss.requires_grad
+
+
+def test_the_loss_of_pairs_to_log_is_that_of_the_target_alone():
+    target, reference = pairs(6), pairs(6)
+    steered = Steerer(KL(temperature=0.5))(target, reference)
+    dense_target, mask = target.rows()
+    dense = Steerer(KL(temperature=0.5))(dense_target, reference.rows()[0], mask=mask)
+    assert torch.allclose(steered.weighted_loss, dense.weighted_loss)
+    alone = Steerer(KL(temperature=0.5))(target)
+    assert torch.equal(alone.weighted_loss, alone.loss)
+
+
 # -- figures and cautions -----------------------------------------------------------------------------------
 
 
 def test_the_effective_sample_size_by_hand():
     """Weights 2, 2, 0, 0: (sum)^2 / sum of squares = 16 / 8 = 2 of 4 entries."""
     steered = Steerer(CVaR(alpha=0.5))(torch.tensor([4.0, 3.0, 1.0, 0.0]))
-    assert steered.effective.tolist() == [0.5]
-    assert Steerer(Uniform())(draw(7)).effective.tolist() == pytest.approx([1])
+    assert steered.effective_share.tolist() == [0.5]
+    assert Steerer(Uniform())(draw(7)).effective_share.tolist() == pytest.approx([1])
 
 
 def test_a_useful_reference_calls_for_no_caution():
@@ -305,6 +362,20 @@ def test_a_target_that_collapsed_onto_its_reference_is_cautioned():
     assert "the target has collapsed onto the reference" in caution and "use a smaller rho" in caution
 
 
+def test_weights_that_rest_on_a_small_share_of_the_tokens_are_cautioned():
+    """A hundred of a thousand tokens carry all the weight."""
+    steerer = Steerer(CVaR(alpha=0.1), over="batch")
+    steerer(torch.rand(10, 100))
+    (caution,) = steerer.cautions()
+    assert "the weights rest on 100.0 samples of a row (effective sample size, 10% of them)" in caution
+
+
+def test_few_near_negatives_of_an_anchor_are_no_collapse():
+    steerer = Steerer(KL(temperature=0.1))
+    steerer(Pairs(*(normalize(torch.randn(200, 4), dim=-1) for _ in range(2))))
+    assert 2 < float(steerer.effective_sample_size[0]) < 199 / 8 and steerer.cautions() == []
+
+
 def test_weights_that_rest_on_one_sample_are_cautioned():
     steerer = Steerer(KL(temperature=0.01))
     steerer(torch.tensor([0.0, 1.0, 5.0]))
@@ -318,14 +389,14 @@ def test_weights_that_rest_on_one_sample_are_cautioned():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda s: s(torch.tensor(1.0)), r"losses are \[n\] or \[rows, columns\] and not empty, got \[\]"),
+        (lambda s: s(torch.tensor(1.0)), r"losses are \[n\], \[rows, columns\] or \[entries\] and not empty, got \[\]"),
         (lambda s: s(torch.zeros(0)), r"and not empty, got \[0\]"),
         (lambda s: s(torch.zeros(2, 2, 2)), r"got \[2, 2, 2\]"),
         (lambda s: s(torch.zeros(3), torch.zeros(4)), "was reduction='none' forgotten"),
         (lambda s: s(torch.zeros(3), torch.zeros(1)), "must be of the same samples"),
         (lambda s: s(torch.zeros(3), torch.tensor(0.0)), r"must be of the same samples, got \[3\] and \[\]"),
         (lambda s: s(torch.zeros(3), mask=torch.ones(2)), r"shaped like the losses \[3\], got \[2\]"),
-        (lambda s: s(pairs(), mask=torch.ones(8, 4)), "Pairs know their own mask; got another one"),
+        (lambda s: s(pairs(), mask=torch.ones(8, 4)), "Pairs know their own mask and rows"),
         (lambda s: s(pairs(4), pairs(3)), "must be of the same samples"),
         (lambda s: s(pairs(4), torch.zeros(4)), "must be of the same samples, got Pairs and Tensor"),
         (lambda s: s(torch.zeros(4), pairs(4)), "must be of the same samples, got Tensor and Pairs"),
@@ -349,17 +420,23 @@ def test_a_memory_without_ids_is_explained(losses):
         Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))(losses)
 
 
-@pytest.mark.parametrize("ids", [torch.arange(3), torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), [0, 1]], ids=str)
+@pytest.mark.parametrize("ids", [torch.arange(3), torch.zeros(2, 2, dtype=torch.long), torch.zeros(2)], ids=str)
 def test_ids_that_do_not_fit_are_explained(ids):
     steerer = Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))
     for losses in (torch.zeros(2, 3), pairs(2)):
-        with pytest.raises(UserError, match="ids are a tensor of 2 whole numbers, one for every sample, got"):
+        with pytest.raises(UserError, match="ids are 2 whole numbers, one for every sample, got"):
             steerer(losses, ids=ids)
+
+
+def test_what_holds_no_numbers_is_explained():
+    with pytest.raises(UserError, match="ids must be a tensor, an array or numbers, got list"):
+        Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))(torch.zeros(2, 3), ids=["a", "b"])
 
 
 def test_small_ids_may_be_of_any_whole_type():
     steerer = Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))
     steerer(torch.zeros(2, 3), ids=torch.tensor([0, 5], dtype=torch.int32))
+    steerer(torch.zeros(2, 3), ids=[0, 5])
     assert remembered(steerer, 5).isfinite().all()
 
 

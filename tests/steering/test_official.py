@@ -50,9 +50,9 @@ def test_gradients_and_moving_averages_equal_those_of_the_official_code(case):
         assert close(by_text, tensor(step["text_gradient"]))
         if case["gamma"] < 1:  # else nothing is remembered
             for places, log_u in ((2 * ids, step["log_u_image"]), (2 * ids + 1, step["log_u_text"])):
-                level = memory.read(places)
-                assert level is not None
-                found = level[:, 0] / tau - math.log(n / (n - 1))
+                dual = memory.read(places)
+                assert dual is not None
+                found = dual[:, 0] / tau - math.log(n / (n - 1))
                 assert torch.allclose(found, tensor(log_u), rtol=1e-10, atol=1e-10)
 
 
@@ -64,9 +64,9 @@ def test_without_a_moving_average_log_u_is_the_fresh_level(case):
     if case["reference_image"]:
         reference = Pairs(tensor(case["reference_image"])[ids], tensor(case["reference_text"])[ids])
         values = values - reference.rows()[0]
-    level = KL(temperature=tau, epsilon=case["eps"] * n / (n - 1)).level(values, mask)[:, 0]
+    dual = KL(temperature=tau, epsilon=case["eps"] * n / (n - 1)).dual(values, mask)[:, 0]
     log_u = tensor(step["log_u_image"] + step["log_u_text"])
-    assert torch.allclose(level / tau - math.log(n / (n - 1)), log_u, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(dual / tau - math.log(n / (n - 1)), log_u, rtol=1e-10, atol=1e-10)
 
 
 def test_the_recorded_figures_cover_a_moving_average_and_a_reference():

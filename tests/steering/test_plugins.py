@@ -80,14 +80,14 @@ class Sigmoid:
     width = 1
     normalised = False
 
-    def level(self, excess, mask, population=None):
+    def dual(self, excess, mask, population=None):
         return (excess * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
 
     def blend(self, old, new, rate):
         return torch.lerp(old, new, rate)
 
-    def weights(self, excess, level):
-        return 2 * torch.sigmoid(self.slope * (excess - level))
+    def weights(self, excess, dual):
+        return 2 * torch.sigmoid(self.slope * (excess - dual))
 
 
 class EveryOther:

@@ -26,13 +26,13 @@ class Halves:
         if self.share < 0:
             raise ValueError(f"a share of at least 0, got {self.share}")
 
-    def level(self, excess, mask, population=None):
+    def dual(self, excess, mask, population=None):
         return excess.new_zeros(len(excess), 1)
 
     def blend(self, old, new, rate):
         return new
 
-    def weights(self, excess, level):
+    def weights(self, excess, dual):
         return excess.new_full(excess.shape, self.share)
 
 
@@ -49,7 +49,7 @@ class Odd:
 
     task: re.Pattern | None = None
     other: "Unknowable | None" = None
-    width = normalised = level = blend = weights = 1
+    width = normalised = dual = blend = weights = 1
 
 
 class Unknowable:
@@ -91,7 +91,7 @@ def test_a_constructor_call_is_a_name_and_plain_values(text, expected):
         "kl(80)",
         "kl(rho=80",
         "kl(rho=80)(rho=1)",
-        "kl(rho=80).level",
+        "kl(rho=80).dual",
         "kl(rho=80), kl(rho=1)",
         "kl(rho=80) + 1",
         "kl(rho=1, rho=2)",
@@ -177,7 +177,7 @@ def test_a_module_in_the_working_directory_needs_no_installing(tmp_path, monkeyp
         ("kl", "kl takes either a temperature (penalised) or rho (radius rho / n), got neither"),
         (f"{HERE}:Halves(share=-1)", "a share of at least 0, got -1.0"),
         (f"{HERE}:Plain(share='x')", f"{HERE}:Plain: could not convert string to float: 'x'"),
-        (f"{HERE}:Unknowable", f"{HERE}:Unknowable is no rule: it has no width, normalised, level, blend, weights"),
+        (f"{HERE}:Unknowable", f"{HERE}:Unknowable is no rule: it has no width, normalised, dual, blend, weights"),
         (f"{HERE}:Nobody", f"{HERE}:Nobody: {HERE} has no Nobody to use as a rule"),
         (f"{HERE}:HERE", f"{HERE}:HERE: {HERE} has no HERE to use as a rule"),
         ("nowhere_at_all:X", "nowhere_at_all:X: cannot import nowhere_at_all; is it installed, or in this folder?"),

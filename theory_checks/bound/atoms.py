@@ -91,7 +91,7 @@ def by_rule(rule: Rule, values: Array, counts: Counts) -> Array:
     n = int(counts[0].sum())
     rows = np.repeat(values.ravel(), counts.ravel()).reshape(len(values), n)
     excess = torch.from_numpy(rows)
-    level = rule.level(excess, torch.ones_like(excess, dtype=torch.bool), n)
+    level = rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), n)
     return (rule.weights(excess, level) * excess).mean(-1).numpy()
 
 

@@ -70,7 +70,7 @@ def steered(x: Array, y: Array, reference: Array, rho: float) -> Array:
     def risk(theta: Array) -> tuple[float, Array]:
         left = y - x @ theta
         excess = torch.from_numpy(np.square(left) / 2 - baseline)[None]
-        weights = rule.weights(excess, rule.level(excess, mask, n))[0].numpy()
+        weights = rule.weights(excess, rule.dual(excess, mask, n))[0].numpy()
         return float(weights @ excess[0].numpy()) / n, -(weights * left) @ x / n
 
     options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 200}

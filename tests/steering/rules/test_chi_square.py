@@ -9,7 +9,7 @@ def row(*values):
 
 
 def weights(rule, excess, population=None):
-    return rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool), population))
+    return rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), population))
 
 
 def test_a_penalised_row_by_hand():
@@ -21,8 +21,8 @@ def test_a_penalised_row_by_hand():
 def test_a_penalised_row_with_an_entry_switched_off_by_hand():
     """Excess 0, 3, 4 at temperature 1: the first would weigh less than nothing. (3 - c) + (4 - c) = 3 gives
     the cut c = 2 and the weights 0, 1, 2."""
-    level = ChiSquare(temperature=1.0).level(row(0.0, 3.0, 4.0), torch.ones(1, 3, dtype=torch.bool))
-    assert level[0].tolist() == pytest.approx([2, 1]), "cut and slope"
+    dual = ChiSquare(temperature=1.0).dual(row(0.0, 3.0, 4.0), torch.ones(1, 3, dtype=torch.bool))
+    assert dual[0].tolist() == pytest.approx([2, 1]), "cut and slope"
     assert weights(ChiSquare(temperature=1.0), row(0.0, 3.0, 4.0))[0].tolist() == pytest.approx([0, 1, 2])
 
 

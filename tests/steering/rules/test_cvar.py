@@ -7,7 +7,7 @@ from steering import CVaR, UserError
 def weights(alpha, *values, dtype=torch.float64):
     excess = torch.tensor([values], dtype=dtype)
     rule = CVaR(alpha=alpha)
-    return rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool)))[0].tolist()
+    return rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool)))[0].tolist()
 
 
 def test_half_of_four_by_hand():

@@ -25,41 +25,41 @@ def risk(excess, mask, t, rule, u=None):
 def test_a_first_step_follows_the_gradient_of_the_risk():
     rule = Individual(radius=0.5, start=0.4, learning_rate=0.01, momentum=0.0)
     excess, mask = rows()
-    level = rule.level(excess, mask, None)
+    dual = rule.dual(excess, mask, None)
     t = torch.full((4,), 0.4, dtype=torch.float64, requires_grad=True)
     values = risk(excess, mask, t, rule)
     (slope,) = torch.autograd.grad(values.sum(), t)
-    torch.testing.assert_close(rule.figures(level)["objective"], values.detach())
-    torch.testing.assert_close(level[:, 4], (t - 0.01 * slope).detach())
+    torch.testing.assert_close(rule.figures(dual)["objective"], values.detach())
+    torch.testing.assert_close(dual[:, 4], (t - 0.01 * slope).detach())
 
 
 def test_at_its_first_temperature_the_weights_are_those_of_kl():
     excess, mask = rows()
     rule, plain = Individual(start=0.3, epsilon=1e-3), KL(temperature=0.3, epsilon=1e-3)
-    mine = rule.weights(excess, rule.level(excess, mask, None))
-    torch.testing.assert_close(mine, plain.weights(excess, plain.level(excess, mask, None)))
+    mine = rule.weights(excess, rule.dual(excess, mask, None))
+    torch.testing.assert_close(mine, plain.weights(excess, plain.dual(excess, mask, None)))
 
 
 def test_what_is_remembered_goes_into_the_average_and_into_the_gradient():
     """By hand: u is the mean of the old and the new one; the gradient is that of the risk with the new u's slope."""
     rule = Individual(radius=0.2, start=0.4, learning_rate=0.02, momentum=0.0, epsilon=1e-6)
     (first, mask), (second, _) = rows(), rows(1)
-    old = rule.level(first, mask, None)
-    level = rule.blend(old, rule.recall(second, mask, old), gamma=0.5)
+    old = rule.dual(first, mask, None)
+    dual = rule.blend(old, rule.recall(second, mask, old), gamma=0.5)
     t = old[:, 4]
-    torch.testing.assert_close(level[:, 1], t)
+    torch.testing.assert_close(dual[:, 1], t)
     u_old = (old[:, 0] / old[:, 1]).exp()
     powers = (second / t[:, None]).exp().where(mask, 0)
     u = 0.5 * u_old + 0.5 * (powers.sum(-1) / mask.sum(-1) + rule.epsilon)
-    torch.testing.assert_close(level[:, 0], t * u.log())
+    torch.testing.assert_close(dual[:, 0], t * u.log())
     drift = (powers * second / t[:, None]).sum(-1) / mask.sum(-1) / u
-    torch.testing.assert_close(level[:, 4], t - 0.02 * (u.log() + 0.2 - drift))
+    torch.testing.assert_close(dual[:, 4], t - 0.02 * (u.log() + 0.2 - drift))
 
 
 def test_momentum_keeps_a_share_of_the_past():
     rule = Individual(start=0.4, momentum=0.75, radius=0.2)
     excess, mask = rows()
-    old = rule.level(excess, mask, None)
+    old = rule.dual(excess, mask, None)
     new = rule.blend(old, rule.recall(excess, mask, old), gamma=1.0)
     alone = Individual(start=0.4, momentum=0.0, radius=0.2).recall(excess, mask, old)
     torch.testing.assert_close(new[:, 3], 0.75 * old[:, 3] + 0.25 * alone[:, 3])
@@ -69,7 +69,7 @@ def test_momentum_keeps_a_share_of_the_past():
 def test_a_temperature_stays_within_its_bounds(radius, end):
     rule = Individual(radius=radius, start=0.4, least=0.1, most=0.5, learning_rate=10.0)
     spread = torch.tensor([[-1.0, -1.0, -1.0, 3.0]])
-    assert rule.level(spread, torch.ones(1, 4, dtype=torch.bool), None)[0, 4] == pytest.approx(end)
+    assert rule.dual(spread, torch.ones(1, 4, dtype=torch.bool), None)[0, 4] == pytest.approx(end)
 
 
 def test_every_anchor_of_pairs_comes_to_a_temperature_of_its_own():

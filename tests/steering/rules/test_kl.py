@@ -11,12 +11,12 @@ def row(*values, dtype=torch.float64):
 
 
 def test_a_penalised_row_of_two_by_hand():
-    """Excess 0 and log 3 at temperature 1: mean exp = (1 + 3) / 2 = 2, so the level is log 2 and the
+    """Excess 0 and log 3 at temperature 1: mean exp = (1 + 3) / 2 = 2, so the dual is log 2 and the
     weights are 1 / 2 and 3 / 2."""
     excess = row(0.0, 3.0).clamp(min=1).log()
-    level = KL(temperature=1.0).level(excess, ALL)
-    assert float(level.exp()) == pytest.approx(2)
-    assert KL(temperature=1.0).weights(excess, level)[0].tolist() == pytest.approx([0.5, 1.5])
+    dual = KL(temperature=1.0).dual(excess, ALL)
+    assert float(dual.exp()) == pytest.approx(2)
+    assert KL(temperature=1.0).weights(excess, dual)[0].tolist() == pytest.approx([0.5, 1.5])
 
 
 def test_a_constrained_row_of_two_by_hand():
@@ -24,16 +24,16 @@ def test_a_constrained_row_of_two_by_hand():
     excess 0 and 1 must come out as these weights, at temperature 1 / log 3."""
     rho = (0.5 * torch.tensor(0.5).double().log() + 1.5 * torch.tensor(1.5).double().log()).item() / 2
     rule = KL(rho=rho * 10)
-    level = rule.level(row(0.0, 1.0), ALL, 10)
-    assert rule.weights(row(0.0, 1.0), level)[0].tolist() == pytest.approx([0.5, 1.5])
-    assert float(level[0, 1]) == pytest.approx(1 / float(torch.tensor(3.0).double().log()))
+    dual = rule.dual(row(0.0, 1.0), ALL, 10)
+    assert rule.weights(row(0.0, 1.0), dual)[0].tolist() == pytest.approx([0.5, 1.5])
+    assert float(dual[0, 1]) == pytest.approx(1 / float(torch.tensor(3.0).double().log()))
 
 
 def test_a_small_radius_has_the_temperature_of_the_variance():
     """t -> sqrt(Var / (2 radius)) as the radius shrinks; here 1e-6."""
     excess = torch.randn(1, 5000, dtype=torch.float64)
-    level = KL(rho=0.005).level(excess, torch.ones_like(excess, dtype=torch.bool), 5000)
-    assert float(level[0, 1]) == pytest.approx(float((excess.var(correction=0) / 2e-6).sqrt()), rel=1e-2)
+    dual = KL(rho=0.005).dual(excess, torch.ones_like(excess, dtype=torch.bool), 5000)
+    assert float(dual[0, 1]) == pytest.approx(float((excess.var(correction=0) / 2e-6).sqrt()), rel=1e-2)
 
 
 def test_epsilon_is_added_to_the_mean_of_the_exponentials():
@@ -41,13 +41,13 @@ def test_epsilon_is_added_to_the_mean_of_the_exponentials():
     temperature changes nothing there, and far above the reference epsilon drowns."""
     rule = KL(temperature=0.1, epsilon=3)
     for value, weight in ((0.0, 0.25), (9.0, 1)):
-        found = rule.weights(row(value, value), rule.level(row(value, value), ALL))
+        found = rule.weights(row(value, value), rule.dual(row(value, value), ALL))
         assert found[0].tolist() == pytest.approx([weight, weight])
     assert not rule.normalised
 
 
 def test_levels_are_averaged_as_exponentials():
-    """Temperature 2, levels 2 log 1 and 2 log 5, gamma 1/4: 3/4 * 1 + 1/4 * 5 = 2, the level is 2 log 2."""
+    """Temperature 2, duals 2 log 1 and 2 log 5, gamma 1/4: 3/4 * 1 + 1/4 * 5 = 2, the dual is 2 log 2."""
     old, new = 2 * row(1.0).log(), 2 * row(5.0).log()
     blended = KL(temperature=2.0).blend(old, new, 0.25)
     assert float((blended / 2).exp()) == pytest.approx(2)
@@ -59,11 +59,11 @@ def test_a_constrained_level_is_averaged_number_by_number():
 
 
 def test_a_level_remembered_from_easier_times_weighs_at_most_entries_over_rate():
-    """The old level lies far below: mean weights explode, but never beyond n / gamma."""
+    """The old dual lies far below: mean weights explode, but never beyond n / gamma."""
     rule = KL(temperature=0.01)
     excess = row(5.0, 6.0)
-    level = rule.blend(row(-100.0), rule.level(excess, ALL), 0.1)
-    assert float(rule.weights(excess, level).max()) == pytest.approx(2 / 0.1)
+    dual = rule.blend(row(-100.0), rule.dual(excess, ALL), 0.1)
+    assert float(rule.weights(excess, dual).max()) == pytest.approx(2 / 0.1)
 
 
 @pytest.mark.parametrize("size", [200.0, -200.0])
@@ -71,7 +71,7 @@ def test_exponents_of_thousands_do_not_overflow(size):
     """Excess +-200 at temperature 0.01 is an exponent of 20000."""
     for dtype in (torch.float32, torch.float64):
         rule, excess = KL(temperature=0.01), row(size, 0.0, -size, dtype=dtype)
-        weights = rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool)))
+        weights = rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool)))
         assert weights.max() == pytest.approx(3) and float(weights.sum()) == pytest.approx(3)
 
 
@@ -98,4 +98,4 @@ def test_a_wrong_argument_is_explained(arguments, message):
 
 def test_a_radius_without_n_says_where_n_goes():
     with pytest.raises(UserError, match=r"kl\(rho=3\) has a radius of rho / n and needs n.*population=n"):
-        KL(rho=3).level(row(0.0, 1.0), ALL, None)
+        KL(rho=3).dual(row(0.0, 1.0), ALL, None)

@@ -26,8 +26,8 @@ def test_single_precision_weighs_like_double(offset, spread, n):
     everything = torch.ones_like(single, dtype=torch.bool)
     double = single.double() - single.double().amax()
     for rule in rules(spread):
-        weights = rule.weights(single, rule.level(single, everything, n))
-        wanted = rule.weights(double, rule.level(double, everything, n))
+        weights = rule.weights(single, rule.dual(single, everything, n))
+        wanted = rule.weights(double, rule.dual(double, everything, n))
         assert weights.isfinite().all(), rule
         assert float(weights.double().mean()) == pytest.approx(1, abs=1e-3), rule
         assert (weights - wanted).abs().max() <= 1e-3 * wanted.max(), rule
@@ -38,16 +38,16 @@ def test_a_tiny_radius_is_touched_in_single_precision(rule):
     """Radius 1e-4 / 10000 = 1e-8, less than the rounding of float32: the largest entry still weighs as the
     expansion says, 1 + sqrt(2e-8) * (largest - mean) / standard deviation."""
     excess = torch.randn(1, 10_000)
-    level = rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 10_000)
+    dual = rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), 10_000)
     highest = (excess.max() - excess.mean()) / excess.std()
-    steepness = (rule.weights(excess.double(), level).max() - 1) / highest
+    steepness = (rule.weights(excess.double(), dual).max() - 1) / highest
     assert float(steepness) == pytest.approx(2e-8**0.5, rel=1e-2)
 
 
 @pytest.mark.parametrize("rule", [KL(rho=1e9), KL(temperature=1.0), ChiSquare(rho=1e9), ChiSquare(rho=1)], ids=repr)
 def test_in_double_precision_a_large_offset_spoils_no_mean(rule):
     excess = torch.randn(1, 100, dtype=torch.float64) + 1e6
-    weights = rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 100))
+    weights = rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), 100))
     assert float(weights.mean()) == pytest.approx(1, abs=1e-6 if isinstance(rule, KL) else 1e-12)
 
 
@@ -57,14 +57,14 @@ def test_in_double_precision_a_large_offset_spoils_no_mean(rule):
 def test_equal_entries_weigh_one_whatever_their_value(kind, argument, value):
     rule = kind(**argument)
     excess = torch.full((1, 5), value)
-    weights = rule.weights(excess, rule.level(excess, torch.ones_like(excess, dtype=torch.bool), 10))
+    weights = rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), 10))
     assert weights[0].tolist() == pytest.approx([1] * 5, abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.3, -7.3, 1e6])
 def test_entries_that_differ_by_rounding_alone_weigh_one(value):
     excess = value + value * 1e-15 * torch.randn(3, 50, dtype=torch.float64)
-    weights = KL(rho=5).weights(excess, KL(rho=5).level(excess, torch.ones_like(excess, dtype=torch.bool), 10))
+    weights = KL(rho=5).weights(excess, KL(rho=5).dual(excess, torch.ones_like(excess, dtype=torch.bool), 10))
     assert torch.allclose(weights, torch.ones_like(weights), atol=1e-4)
 
 
@@ -72,8 +72,8 @@ def test_entries_that_differ_by_rounding_alone_weigh_one(value):
 @pytest.mark.parametrize("temperature", [1e-3, 1e-2])
 def test_an_excess_of_200_over_a_small_temperature_stays_finite(temperature, kind):
     excess = torch.linspace(-200, 200, 401)[None]
-    level = kind(temperature=temperature).level(excess, torch.ones_like(excess, dtype=torch.bool))
-    weights = kind(temperature=temperature).weights(excess, level)
+    dual = kind(temperature=temperature).dual(excess, torch.ones_like(excess, dtype=torch.bool))
+    weights = kind(temperature=temperature).weights(excess, dual)
     assert weights.isfinite().all() and float(weights.mean()) == pytest.approx(1, abs=1e-3)
     assert (weights[0, :-20] == 0).all(), "only the largest few weigh anything"
 
@@ -98,7 +98,7 @@ def test_the_radius_is_reached_however_lopsided_a_row(kind, size):
     row = lopsided(kind)[None]
     everything = torch.ones_like(row, dtype=torch.bool)
     for rule in (KL(rho=10 * size), ChiSquare(rho=10 * size)):
-        weights = rule.weights(row, rule.level(row, everything, 10))[0]
+        weights = rule.weights(row, rule.dual(row, everything, 10))[0]
         share = weights / weights.sum()
         kl = math.log(len(share)) - float(torch.special.entr(share).sum())
         chi_square = float(weights.square().mean() / weights.mean() ** 2 - 1) / 2

@@ -39,8 +39,8 @@ def number(value) -> float:
 def ours(rule, values) -> numpy.ndarray:
     """The rule's p; the population is the row, so that rho / n is a radius in its own right."""
     row = torch.tensor(values)[None]
-    level = rule.level(row, torch.ones_like(row, dtype=torch.bool), len(values))
-    return (rule.weights(row, level)[0] / len(values)).numpy()
+    dual = rule.dual(row, torch.ones_like(row, dtype=torch.bool), len(values))
+    return (rule.weights(row, dual)[0] / len(values)).numpy()
 
 
 def divergence_kl(p):
@@ -66,8 +66,8 @@ def test_kl_penalised_is_the_worst_case(temperature, seed):
     penalty = temperature * number(divergence_kl(cvxpy.Constant(p)).value)
     assert p @ values - penalty == pytest.approx(risk, abs=CLOSE)
     row = torch.tensor(values)[None]
-    level = KL(temperature=temperature).level(row, torch.ones_like(row, dtype=torch.bool))
-    assert float(level) == pytest.approx(risk, abs=CLOSE), "the level is the risk"
+    dual = KL(temperature=temperature).dual(row, torch.ones_like(row, dtype=torch.bool))
+    assert float(dual) == pytest.approx(risk, abs=CLOSE), "the dual is the risk"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -140,7 +140,7 @@ def test_a_masked_row_is_the_worst_case_over_what_counts(rule):
     values = excess(5)
     counted = numpy.random.default_rng(6).random(N) < 0.5
     row, mask = torch.tensor(values)[None], torch.tensor(counted)[None]
-    p = rule.weights(row, rule.level(row, mask, N))[0, counted].numpy() / counted.sum()
+    p = rule.weights(row, rule.dual(row, mask, N))[0, counted].numpy() / counted.sum()
     few = values[counted]
     ball = {
         KL: lambda p: [divergence_kl(p) <= 0.3],

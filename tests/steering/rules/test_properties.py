@@ -27,7 +27,7 @@ def weights(rule, row, *, factor=1.0):
     if factor != 1 and getattr(rule, "temperature", None):
         rule = type(rule)(temperature=rule.temperature * factor)
     row = torch.tensor(row, dtype=torch.float64)[None]
-    return rule.weights(row, rule.level(row, torch.ones_like(row, dtype=torch.bool), 50))[0]
+    return rule.weights(row, rule.dual(row, torch.ones_like(row, dtype=torch.bool), 50))[0]
 
 
 @every_rule

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, normalize
 
 from steering import Pairs, UserError
-from steering.contrastive.distillation import distil
+from steering.distillation import distil
 
 
 def features(n: int, width: int, seed: int = 0, *, gradient: bool = True) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,157 @@
+"""From losses as they are given, in any of four shapes, to a matrix of rows."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from steering.errors import UserError
+from steering.loss_rows import LossRows
+
+Over = Literal["batch", "rows"]
+Grouping = Literal["centre", "rows"]
+
+
+def tensor_of(values: Any, name: str) -> Tensor:
+    """A tensor of anything that holds numbers: a tensor, a NumPy array, a list."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{name} must be a tensor, an array or numbers, got {type(values).__name__} ({reason})"
+        ) from None
+
+
+def arrange(
+    losses: Tensor,
+    reference: Any,
+    *,
+    mask: Any = None,
+    rows: Any = None,
+    groups: Any = None,
+    over: Over | None = None,
+    grouping: Grouping | None = None,
+    row_count: int = 0,
+) -> LossRows:
+    """Puts losses into rows.
+
+    Args:
+        losses: ``[n]``, ``[rows, columns]``, or ``[entries]`` with ``rows``.
+        reference: of the same entries, None without a reference.
+        mask: False (or 0) where there is no loss, like ``losses``.
+        rows: row of every entry, ``[entries]`` whole numbers from 0 on.
+        groups: of every sample, ``[n]`` or one for each row.
+        over: whether weights are distributed over the batch or within every row; by default within every row that is
+            told apart.
+        grouping: what groups are for: ``centre``, or ``rows``, one row a group.
+        row_count: rows at least, some of which may have no entries.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    shape = losses.shape
+    if losses.dim() == 2 and losses.shape[1] == 1 and over != "rows" and rows is None:
+        losses = losses[:, 0]  # one number a sample, as a network with one output gives it
+    if losses.dim() not in (1, 2):
+        raise UserError(f"losses are [n], [rows, columns] or [entries] and not empty, got {list(shape)}")
+    values = losses if losses.dtype == torch.float64 else losses.float()
+    reference = _like(reference, values, shape)
+    mask = None if mask is None else _mask(mask, values, shape)
+    lines = torch.arange(len(values), device=values.device) if rows is None else _whole(rows, "rows", values)
+    if rows is not None and lines.shape != values.shape:
+        raise UserError(f"rows name the row of every loss, {list(values.shape)}, got {list(lines.shape)}")
+    group = None if groups is None else _groups_of_entries(groups, lines, values)
+    if grouping is not None and group is None:
+        raise UserError("this steerer groups its samples: steerer(..., groups=groups), a whole number for each of them")
+    if grouping == "rows":
+        assert group is not None
+        return _padded(values, reference, mask, None, row=group, shape=shape, row_count=row_count, shared=True)
+    group = group if grouping == "centre" else None
+    if rows is not None and over != "batch":
+        return _padded(values, reference, mask, group, row=lines, shape=shape, row_count=row_count, shared=False)
+    if over == "rows" and values.dim() == 1:
+        raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
+    if values.dim() == 1 or over == "batch":
+        values, reference, mask, group = (
+            x if x is None else x.reshape(1, -1) for x in (values, reference, mask, group)
+        )
+        assert values is not None
+        return LossRows(values, reference, mask, shape, shared=True, groups=group)
+    if not values.shape[1]:  # rows without entries, as a rank may have that has no part of the batch
+        values = pad(values, (0, 1))
+        reference, mask = (
+            None if reference is None else pad(reference, (0, 1)),
+            torch.zeros_like(values, dtype=torch.bool),
+        )
+        group = None if group is None else pad(group, (0, 1))
+    return LossRows(values, reference, mask, shape, groups=group)
+
+
+def _padded(
+    values: Tensor,
+    reference: Tensor | None,
+    mask: Tensor | None,
+    groups: Tensor | None,
+    *,
+    row: Tensor,
+    shape: torch.Size,
+    row_count: int,
+    shared: bool,
+) -> LossRows:
+    """Entries of any order, by their row, as a matrix that is as wide as its longest row."""
+    flat = (row if row.shape == values.shape else row[:, None].expand(values.shape)).reshape(-1)
+    count = max(row_count, int(flat.max()) + 1 if len(flat) else 0)
+    lengths = flat.bincount(minlength=count)
+    width = max(1, int(lengths.max())) if count else 1
+    order = flat.argsort(stable=True)
+    starts = lengths.cumsum(0) - lengths
+    column = torch.empty_like(flat)
+    column[order] = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
+    index = flat * width + column
+
+    def filled(part: Tensor) -> Tensor:
+        return part.new_zeros(count * width).index_put((index,), part.reshape(-1)).view(count, width)
+
+    present = torch.ones_like(flat, dtype=torch.bool) if mask is None else mask
+    reference, groups = (part if part is None else filled(part) for part in (reference, groups))
+    return LossRows(filled(values), reference, filled(present), shape, index=index, shared=shared, groups=groups)
+
+
+def _mask(mask: Any, values: Tensor, shape: torch.Size) -> Tensor:
+    mask = tensor_of(mask, "the mask").to(values.device)
+    if mask.shape not in (shape, values.shape):
+        raise UserError(f"the mask is shaped like the losses {list(shape)}, got {list(mask.shape)}")
+    return mask.bool().reshape(values.shape)
+
+
+def _like(reference: Any, values: Tensor, shape: torch.Size) -> Tensor | None:
+    if reference is None:
+        return None
+    reference = tensor_of(reference, "reference losses")
+    if reference.shape not in (shape, values.shape, (*values.shape, 1)):
+        raise UserError(
+            f"target and reference losses must be of the same samples, got {list(shape)} and "
+            f"{list(reference.shape)} (was reduction='none' forgotten?)"
+        )
+    return reference.detach().to(values).reshape(values.shape)
+
+
+def _whole(numbers: Any, name: str, values: Tensor) -> Tensor:
+    numbers = tensor_of(numbers, name).to(values.device)
+    if numbers.is_floating_point() or numbers.dtype == torch.bool or (numbers.numel() and int(numbers.min()) < 0):
+        raise UserError(f"{name} are whole numbers from 0 on, got {numbers.dtype} from {numbers.min().item()} on")
+    return numbers.long()
+
+
+def _groups_of_entries(groups: Any, lines: Tensor, values: Tensor) -> Tensor:
+    """The group of every entry, shaped like the losses, from that of every sample or row."""
+    groups = _whole(groups, "groups", values)
+    if groups.shape == values.shape:
+        return groups
+    samples = int(lines.max()) + 1 if lines.numel() else 0
+    if groups.dim() != 1 or len(groups) < samples:
+        raise UserError(f"groups are one number a sample, {samples} here, got {list(groups.shape)}")
+    of_lines = groups[lines]
+    return of_lines if of_lines.shape == values.shape else of_lines[:, None].expand(values.shape)

@@ -1,0 +1,270 @@
+"""Losses that are given one by one, in rows: each row is what one distribution of weights is taken over."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from steering.distributed import all_gather, all_reduce_sum, rank, world_size
+from steering.errors import UserError
+from steering.groups import GroupWeights, centre
+from steering.rules.rule import Population, Rule, fresh_dual
+from steering.rules.solve import NEVER
+from steering.steered import Steered
+
+Average = Literal["rows", "entries"]
+VARIANCE_ENTRIES = 1 << 16  # about as many entries of a batch are enough to estimate variances from
+
+
+class FreshDuals(NamedTuple):
+    """What a batch says of its rows before anything is remembered.
+
+    Attributes:
+        dual: ``[rows, width]``.
+        filled: which rows have any entry, ``[rows, 1]`` bool.
+        excess: ``[rows, columns]``, NEVER where there is no entry.
+        weights: that the duals imply, where the rule found both at once.
+    """
+
+    dual: Tensor
+    filled: Tensor
+    excess: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """A batch of losses as a matrix of rows.
+
+    Attributes:
+        values: of the target, ``[rows, columns]``, with gradient, in at least single precision.
+        reference: of the same entries; None without a reference.
+        mask: False where there is no entry; None where all count.
+        shape: of the losses as they were given.
+        index: where the given losses are in the flattened matrix, ``[entries]``; None where they fill it in order.
+        shared: whether every rank has columns of the same rows: of the only one, or of one for each group. Otherwise
+            every row lies on one rank.
+        groups: of every entry, ``[rows, columns]`` int64, if the excess is to be centred within them.
+        group_count: number of groups that the excess is centred within, the same on every rank.
+        sizes: columns of every rank, where rows are shared.
+        sample_every: one in so many entries is enough to estimate variances from.
+    """
+
+    values: Tensor
+    reference: Tensor | None
+    mask: Tensor | None
+    shape: torch.Size
+    index: Tensor | None = None
+    shared: bool = False
+    groups: Tensor | None = None
+    group_count: int = 0
+    sizes: tuple[int, ...] | None = None
+    sample_every: int = 1
+
+    @property
+    def kind(self) -> str:
+        return "one row over all processes" if self.shared else "rows"
+
+    # -- agreement between ranks ----------------------------------------------------------------------------
+
+    def header(self) -> list[int]:
+        """Whole numbers that ranks tell each other before they exchange tensors: is masked, rows, columns, groups."""
+        groups = 0 if self.groups is None or not self.groups.numel() else int(self.groups.max()) + 1
+        return [int(self.mask is not None), *self.values.shape, groups]
+
+    def agreed(self, headers: list[list[int]]) -> "LossRows":
+        """The rows as all ranks see them, given the header of every rank.
+
+        Raises:
+            UserError: on every rank, where all have none.
+        """
+        masked, counts, columns, groups = zip(*headers, strict=True)
+        entries = sum(rows * width for rows, width in zip(counts, columns, strict=True))
+        if not entries:
+            raise UserError(f"losses are [n], [rows, columns] or [entries] and not empty, got {list(self.shape)}")
+        rows = self._with_rows(max(counts)) if self.shared else self
+        if self.shared and self.mask is None and any(masked):
+            rows = replace(rows, mask=torch.ones_like(rows.values, dtype=torch.bool))
+        sizes = columns if self.shared else None
+        every = math.ceil(entries / VARIANCE_ENTRIES)
+        return replace(rows, group_count=max(groups), sizes=sizes, sample_every=every)
+
+    def _with_rows(self, count: int) -> "LossRows":
+        """The same with empty rows for groups that other ranks have."""
+        missing = count - len(self.values)
+        if missing <= 0:
+            return self
+        mask = torch.ones_like(self.values, dtype=torch.bool) if self.mask is None else self.mask
+        values, reference, mask = (
+            None if part is None else pad(part, (0, 0, 0, missing)) for part in (self.values, self.reference, mask)
+        )
+        assert values is not None
+        return replace(self, values=values, reference=reference, mask=mask)
+
+    # -- variances and memory -------------------------------------------------------------------------------
+
+    def variance_sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Rows of losses, of reference losses, and their mask, to estimate variances from; None without reference."""
+        if self.reference is None:
+            return None
+        parts = [self.values.detach(), self.reference, self.mask]
+        if self.sample_every > 1:
+            parts = [None if part is None else self._thinned(part) for part in parts]
+        losses, reference, mask = parts
+        assert losses is not None and reference is not None
+        if self.shared and world_size() > 1:
+            sizes = None if self.sample_every == 1 else self._thinned_sizes()
+            losses, reference = self._gathered(losses, sizes), self._gathered(reference, sizes)
+            mask = None if mask is None else self._gathered(mask, sizes)
+        return losses, reference, mask
+
+    def _thinned(self, part: Tensor) -> Tensor:
+        """One in ``sample_every`` entries of a shared row, or of the rows; the same entries on any number of ranks."""
+        if not self.shared:
+            return part[:: self.sample_every] if len(part) > self.sample_every else part[:, :: self.sample_every]
+        assert self.sizes is not None
+        return part[:, -sum(self.sizes[: rank()]) % self.sample_every :: self.sample_every]
+
+    def _thinned_sizes(self) -> list[int]:
+        assert self.sizes is not None
+        starts = [sum(self.sizes[:place]) for place in range(len(self.sizes))]
+        return [
+            len(range(-start % self.sample_every, size, self.sample_every))
+            for start, size in zip(starts, self.sizes, strict=True)
+        ]
+
+    def memory_index(self, ids: Tensor | None) -> Tensor:
+        """Where in the memory the dual of every row lives, ``[rows]``."""
+        if self.shared:
+            return torch.arange(len(self.values), device=self.values.device)
+        return sample_ids(ids, len(self.values)).to(self.values.device)
+
+    # -- duals and weights ----------------------------------------------------------------------------------
+
+    def excess(self, scale: Tensor | float) -> Tensor:
+        """Loss minus scaled reference loss, ``[rows, columns]`` without gradient, NEVER where there is no entry."""
+        values = self.values.detach()
+        if self.reference is None:
+            excess = values
+        elif isinstance(scale, Tensor):
+            excess = values - scale.to(values) * self.reference
+        else:
+            excess = torch.sub(values, self.reference, alpha=scale)
+        if self.groups is not None:
+            excess = centre(self._hidden(excess, 0), self.groups, self.mask, self.group_count)
+        return self._hidden(excess)
+
+    def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> FreshDuals:
+        """Duals of the batch; ``remembered`` are those of the memory, NaN where there is none."""
+        excess, mask = self.excess(scale), self.mask
+        fused = getattr(rule, "weights_and_dual", None)
+        if fused is not None and remembered is None and not (self.shared and world_size() > 1):
+            result = fused(excess, mask)
+            if result is not None:
+                return FreshDuals(result[1], self._filled(excess, mask), excess, result[0])
+        everyone = self._gathered(excess) if self.shared else excess
+        if mask is None:
+            mask = torch.ones_like(everyone, dtype=torch.bool)
+        elif self.shared:
+            mask = self._gathered(mask)
+        dual = fresh_dual(rule, everyone, mask, self._population(population, mask), remembered)
+        return FreshDuals(dual, mask.any(-1, keepdim=True), excess)
+
+    def steer(
+        self,
+        rule: Rule,
+        fresh: FreshDuals,
+        dual: Tensor,
+        scale: Tensor,
+        average: Average | GroupWeights = "rows",
+        *,
+        frozen: bool = False,
+    ) -> Steered:
+        """The steered loss, with the weights that the duals imply."""
+        with torch.no_grad():
+            if fresh.weights is not None and dual is fresh.dual:
+                weights = fresh.weights
+            else:
+                weights = self._hidden(rule.weights(fresh.excess, dual), 0)
+            first, second = weights.sum(-1), torch.linalg.vecdot(weights, weights)
+            entries = self._entries(weights)
+            if self.shared and world_size() > 1:
+                first, second, entries = all_reduce_sum(torch.stack([first, second, entries]))
+            coefficients = (weights * self._share(entries, average, fresh.excess, frozen)).reshape(-1)
+        loss = torch.dot(coefficients, self._hidden(self.values, 0).reshape(-1))
+        weighted_loss = loss.detach()
+        if self.reference is not None:
+            loss = loss - scale.to(loss) * torch.dot(coefficients, self._hidden(self.reference, 0).reshape(-1))
+        gated = (first < entries / 2).to(first)
+        return Steered(loss, weighted_loss, self._as_given(weights), scale, entries, (first, second), gated)
+
+    def _share(self, entries: Tensor, average: Average | GroupWeights, excess: Tensor, frozen: bool) -> Tensor | float:
+        """What an entry of weight 1 counts for in the loss, a number or ``[rows, 1]``."""
+        if isinstance(average, GroupWeights):
+            means = self._row_means(excess, entries)
+            group_weights = average.update(means, entries > 0, frozen=frozen).to(excess)
+            return world_size() * (group_weights / entries.clamp(min=1))[:, None]
+        if self.mask is None and world_size() == 1:
+            return 1 / self.values.numel()
+        if average == "entries" or (self.shared and len(entries) == 1):
+            total = entries.sum() if self.shared else all_reduce_sum(entries.sum())
+            return world_size() / total.clamp(min=1)
+        filled = (entries > 0).sum()
+        rows = filled if self.shared else all_reduce_sum(filled)
+        return (world_size() / (rows.clamp(min=1) * entries.clamp(min=1)))[:, None]
+
+    def _row_means(self, excess: Tensor, entries: Tensor) -> Tensor:
+        """Mean excess of every row over all ranks, ``[rows]``."""
+        sums = self._hidden(excess, 0).sum(-1, dtype=torch.float64)
+        return (all_reduce_sum(sums) if self.shared else sums) / entries.clamp(min=1)
+
+    def _population(self, population: int | None, mask: Tensor) -> Population:
+        """What a row stands for: the training set, its group's part of it, or the row itself."""
+        if self.shared and len(mask) == 1:
+            return population
+        entries = mask.sum(-1, keepdim=True).clamp(min=1).double()
+        if not self.shared:
+            return entries
+        return None if population is None else (population * entries / mask.sum()).clamp(min=1)  # of a group: its share
+
+    # -- the matrix -----------------------------------------------------------------------------------------
+
+    def _hidden(self, values: Tensor, by: float = NEVER) -> Tensor:
+        """The same with something else where there is no entry."""
+        return values if self.mask is None else values.masked_fill(~self.mask, by)
+
+    def _filled(self, excess: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return torch.ones(len(excess), 1, dtype=torch.bool, device=excess.device)
+        return mask.any(-1, keepdim=True)
+
+    def _entries(self, like: Tensor) -> Tensor:
+        if self.mask is None:
+            return like.new_full(like.shape[:1], like.shape[1])
+        return self.mask.sum(-1).to(like)
+
+    def _gathered(self, part: Tensor, sizes: list[int] | None = None) -> Tensor:
+        """Shared rows with the columns of all ranks, ``[rows, all columns]``."""
+        if world_size() == 1:
+            return part
+        return all_gather(part.T.contiguous(), self.sizes if sizes is None else sizes).T
+
+    def _as_given(self, matrix: Tensor) -> Tensor:
+        """Values of the entries in the shape of the losses."""
+        if self.index is None:
+            return matrix.reshape(self.shape)
+        return matrix.reshape(-1)[self.index].reshape(self.shape)
+
+
+def sample_ids(ids: Tensor | None, rows: int) -> Tensor:
+    """The ids, which a memory cannot do without, ``[rows]`` int64."""
+    if ids is None:
+        raise UserError("a memory with a gamma below 1 needs the samples' ids: steerer(..., ids=ids)")
+    if ids.shape != (rows,) or ids.is_floating_point():
+        raise UserError(
+            f"ids are {rows} whole numbers, one for every sample, got {ids.dtype} of shape {list(ids.shape)}"
+        )
+    return ids.long()
