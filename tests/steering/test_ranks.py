@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import normalize
 
 from steering import KL, ChiSquare, CVaR, DualMemory, GroupWeights, Pairs, Steerer, Uniform, UserError, dual_memory
+from steering.contrastive.pairs import leaves_of, with_leaves
 from steering.distributed import all_reduce_sum, rank, world_size
 from steering.errors import RunError
 from steering.rules import GlobalContrastive, Individual, InfoNCE
