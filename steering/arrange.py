@@ -59,8 +59,8 @@ def arrange(
     values = losses if losses.dtype == torch.float64 else losses.float()
     reference = _like(reference, values, shape)
     mask = None if mask is None else _mask(mask, values, shape)
-    lines = torch.arange(len(values), device=values.device) if rows is None else _whole(rows, "rows", values)
-    if rows is not None and lines.shape != values.shape:
+    lines = None if rows is None else _whole(rows, "rows", values)
+    if lines is not None and lines.shape != values.shape:
         raise UserError(f"rows name the row of every loss, {list(values.shape)}, got {list(lines.shape)}")
     group = None if groups is None else _groups_of_entries(groups, lines, values)
     if grouping is not None and group is None:
@@ -69,7 +69,7 @@ def arrange(
         assert group is not None
         return _padded(values, reference, mask, None, row=group, shape=shape, row_count=row_count, shared=True)
     group = group if grouping == "centre" else None
-    if rows is not None and over != "batch":
+    if lines is not None and over != "batch":
         return _padded(values, reference, mask, group, row=lines, shape=shape, row_count=row_count, shared=False)
     if over == "rows" and values.dim() == 1:
         raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
@@ -145,8 +145,9 @@ def _whole(numbers: Any, name: str, values: Tensor) -> Tensor:
     return numbers.long()
 
 
-def _groups_of_entries(groups: Any, lines: Tensor, values: Tensor) -> Tensor:
+def _groups_of_entries(groups: Any, lines: Tensor | None, values: Tensor) -> Tensor:
     """The group of every entry, shaped like the losses, from that of every sample or row."""
+    lines = torch.arange(len(values), device=values.device) if lines is None else lines
     groups = _whole(groups, "groups", values)
     if groups.shape == values.shape:
         return groups

@@ -1,8 +1,9 @@
 """The engine: from losses and reference losses to one steered loss."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from steering.dual_memory import DualMemory
 from steering.errors import Elsewhere, UserError
 from steering.groups import GroupWeights
 from steering.loss_rows import Average
-from steering.rules.rule import Figures, Recalling, Rule, Tempered
+from steering.rules.rule import Recalling, Rule, Tempered
 from steering.running_variance import RunningVariance
 from steering.steered import Steered
 from steering.window import Window, window
@@ -80,6 +81,8 @@ class Steerer:
         if grouping not in (None, "centre", "rows"):
             raise UserError(f"grouping is 'centre' or 'rows', got {grouping!r}")
         self.rule: Rule | Tempered = registry.build("rules", rule) if isinstance(rule, str) else rule
+        self._tempered = self.rule if isinstance(self.rule, Tempered) else None  # asking a protocol takes time
+        self._recalls = isinstance(self.rule, Recalling)
         self.reference_scale, self.population, self.budget = reference_scale, population, budget
         self.over: Over | None = over
         self.average: Average | GroupWeights = average
@@ -232,19 +235,19 @@ class Steerer:
 
     def _rule_at(self, losses: Tensor | Pairs) -> tuple[Rule, Tensor | None]:
         """The rule of this call, and the model's temperature if the rule is one at that temperature."""
-        if not isinstance(self.rule, Tempered):
-            return self.rule, None
+        if self._tempered is None:
+            return cast(Rule, self.rule), None
         if not is_pairs(losses):
             raise UserError(
                 f"{self.rule!r} takes its temperature from the scale of Pairs, got losses of shape "
                 f"{list(losses.shape)}: use kl(temperature=...) for these"
             )
         temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double()
-        return self.rule.at(temperature.detach(), _negatives(losses)), temperature
+        return self._tempered.at(temperature.detach(), _negatives(losses)), temperature
 
     @property
     def _remembers(self) -> bool:
-        return self.memory.gamma < 1 or self.memory.keep or isinstance(self.rule, Recalling)
+        return self.memory.gamma < 1 or self.memory.keep or self._recalls
 
     def _duals(self, matrix: "Matrix", rule: Rule, scale: Tensor | float, index: Tensor | None, unit: Tensor | int):
         """Fresh duals, and the same blended with the remembered ones, ``[rows, width]``.
@@ -257,7 +260,7 @@ class Steerer:
         old = self.memory.read(index)
         if old is None:
             old = torch.full((len(index), rule.width), torch.nan, dtype=torch.float64, device=index.device)
-        fresh = matrix.fresh(rule, scale, self.population, old if isinstance(rule, Recalling) else None)
+        fresh = matrix.fresh(rule, scale, self.population, old if self._recalls else None)
         dual = fresh.dual
         old = old.to(dual) * unit
         blended = rule.blend(old, dual, self.memory.gamma)
@@ -275,14 +278,14 @@ class Steerer:
         self, steered: Steered, rule: Rule, dual: Tensor, temperature: Tensor | None, negatives: int
     ) -> Steered:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
-        figures = rule.figures(dual) if isinstance(rule, Figures) else {}
+        figures_of: Callable[[Tensor], Mapping[str, Any]] | None = getattr(rule, "figures", None)  # see Figures
+        figures = {} if figures_of is None else figures_of(dual)
         risk = figures.get("objective")
-        if temperature is not None and isinstance(self.rule, Tempered):
-            loss = self.rule.objective(steered.loss, dual, temperature, negatives)
+        if temperature is not None and self._tempered is not None:
+            loss = self._tempered.objective(steered.loss, dual, temperature, negatives)
             steered, risk = replace(steered, loss=loss), None
         if not figures:
             return steered
-        assert risk is None or isinstance(risk, Tensor)
         return replace(steered, risk=risk, row_temperature=figures.get("temperature"))
 
     # -- what it remembers ----------------------------------------------------------------------------------

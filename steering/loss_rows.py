@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,11 +13,11 @@ from steering.distributed import all_gather, all_reduce_sum, rank, world_size
 from steering.errors import UserError
 from steering.groups import GroupWeights, centre
 from steering.rules.rule import Population, Rule, fresh_dual
-from steering.rules.solve import NEVER
+from steering.rules.solve import NEVER, true_entries
 from steering.steered import Steered
 
 Average = Literal["rows", "entries"]
-VARIANCE_ENTRIES = 1 << 16  # about as many entries of a batch are enough to estimate variances from
+VARIANCE_ENTRIES = 1 << 14  # about as many entries of a batch are enough to estimate variances from
 
 
 class FreshDuals(NamedTuple):
@@ -164,7 +165,7 @@ class LossRows:
         if fused is not None and remembered is None and not (self.shared and world_size() > 1):
             result = fused(excess, mask)
             if result is not None:
-                return FreshDuals(result[1], self._filled(excess, mask), excess, result[0])
+                return FreshDuals(result[1], self._filled(), excess, result[0])
         everyone = self._gathered(excess) if self.shared else excess
         if mask is None:
             mask = torch.ones_like(everyone, dtype=torch.bool)
@@ -185,28 +186,37 @@ class LossRows:
     ) -> Steered:
         """The steered loss, with the weights that the duals imply."""
         with torch.no_grad():
-            if fresh.weights is not None and dual is fresh.dual:
-                weights = fresh.weights
-            else:
-                weights = self._hidden(rule.weights(fresh.excess, dual), 0)
-            first, second = weights.sum(-1), torch.linalg.vecdot(weights, weights)
+            settled = fresh.weights is not None and dual is fresh.dual
+            weights = fresh.weights if settled else self._hidden(rule.weights(fresh.excess, dual), 0)
+            assert weights is not None
             entries = self._entries(weights)
+            first = entries if settled and rule.normalised else weights.sum(-1)
+            second = torch.linalg.vecdot(weights, weights)
             if self.shared and world_size() > 1:
                 first, second, entries = all_reduce_sum(torch.stack([first, second, entries]))
-            coefficients = (weights * self._share(entries, average, fresh.excess, frozen)).reshape(-1)
-        loss = torch.dot(coefficients, self._hidden(self.values, 0).reshape(-1))
+            share = self._share(entries, average, fresh.excess, frozen)
+        loss = (torch.linalg.vecdot(weights, self._hidden(self.values, 0)) * share).sum()
         weighted_loss = loss.detach()
         if self.reference is not None:
-            loss = loss - scale.to(loss) * torch.dot(coefficients, self._hidden(self.reference, 0).reshape(-1))
+            with torch.no_grad():
+                loss_value = self._excess_value(weights, fresh.excess, share, scale)
+            loss = loss + (loss_value - weighted_loss)
         gated = (first < entries / 2).to(first)
         return Steered(loss, weighted_loss, self._as_given(weights), scale, entries, (first, second), gated)
 
+    def _excess_value(self, weights: Tensor, excess: Tensor, share: Tensor | float, scale: Tensor) -> Tensor:
+        """Weighted mean of the excess, a scalar."""
+        if self.groups is not None:  # whose means were taken off
+            assert self.reference is not None
+            excess = self._hidden(self.values.detach() - scale.to(self.values) * self.reference, 0)
+        return (torch.linalg.vecdot(weights, excess) * share).sum()
+
     def _share(self, entries: Tensor, average: Average | GroupWeights, excess: Tensor, frozen: bool) -> Tensor | float:
-        """What an entry of weight 1 counts for in the loss, a number or ``[rows, 1]``."""
+        """What an entry of weight 1 counts for in the loss, a number or ``[rows]``."""
         if isinstance(average, GroupWeights):
             means = self._row_means(excess, entries)
             group_weights = average.update(means, entries > 0, frozen=frozen).to(excess)
-            return world_size() * (group_weights / entries.clamp(min=1))[:, None]
+            return world_size() * group_weights / entries.clamp(min=1)
         if self.mask is None and world_size() == 1:
             return 1 / self.values.numel()
         if average == "entries" or (self.shared and len(entries) == 1):
@@ -214,7 +224,7 @@ class LossRows:
             return world_size() / total.clamp(min=1)
         filled = (entries > 0).sum()
         rows = filled if self.shared else all_reduce_sum(filled)
-        return (world_size() / (rows.clamp(min=1) * entries.clamp(min=1)))[:, None]
+        return world_size() / (rows.clamp(min=1) * entries.clamp(min=1))
 
     def _row_means(self, excess: Tensor, entries: Tensor) -> Tensor:
         """Mean excess of every row over all ranks, ``[rows]``."""
@@ -225,26 +235,38 @@ class LossRows:
         """What a row stands for: the training set, its group's part of it, or the row itself."""
         if self.shared and len(mask) == 1:
             return population
-        entries = mask.sum(-1, keepdim=True).clamp(min=1).double()
+        entries = true_entries(mask).clamp(min=1).double()
         if not self.shared:
             return entries
-        return None if population is None else (population * entries / mask.sum()).clamp(min=1)  # of a group: its share
+        return None if population is None else (population * entries / entries.sum()).clamp(min=1)
 
     # -- the matrix -----------------------------------------------------------------------------------------
 
+    @cached_property
+    def _hole(self) -> Tensor:
+        """Where there is no entry."""
+        assert self.mask is not None
+        return ~self.mask
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        """Own entries of every row, ``[rows, 1]``."""
+        assert self.mask is not None
+        return true_entries(self.mask)
+
     def _hidden(self, values: Tensor, by: float = NEVER) -> Tensor:
         """The same with something else where there is no entry."""
-        return values if self.mask is None else values.masked_fill(~self.mask, by)
+        return values if self.mask is None else values.masked_fill(self._hole, by)
 
-    def _filled(self, excess: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return torch.ones(len(excess), 1, dtype=torch.bool, device=excess.device)
-        return mask.any(-1, keepdim=True)
+    def _filled(self) -> Tensor:
+        if self.mask is None:
+            return torch.ones(len(self.values), 1, dtype=torch.bool, device=self.values.device)
+        return self._counts > 0
 
     def _entries(self, like: Tensor) -> Tensor:
         if self.mask is None:
             return like.new_full(like.shape[:1], like.shape[1])
-        return self.mask.sum(-1).to(like)
+        return self._counts[:, 0].to(like)
 
     def _gathered(self, part: Tensor, sizes: list[int] | None = None) -> Tensor:
         """Shared rows with the columns of all ranks, ``[rows, all columns]``."""

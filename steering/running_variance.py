@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from steering.distributed import all_reduce_sum, world_size
+from steering.rules.solve import true_entries
 
 MEMORY = 0.9  # share of the past kept at every step
 
@@ -29,10 +30,10 @@ class RunningVariance:
             both = both - both.mean(-1, keepdim=True)
             entries = losses.new_full((1,), losses.numel()) if world_size() > 1 else losses.numel()
         else:
-            counts = mask.sum(-1, keepdim=True).clamp(min=1)
+            counts = true_entries(mask)
             both = both.masked_fill(~mask, 0)
-            both = (both - both.sum(-1, keepdim=True) / counts).masked_fill_(~mask, 0)
-            entries = mask.sum()[None].to(losses)
+            both = (both - both.sum(-1, keepdim=True) / counts.clamp(min=1)) * mask
+            entries = counts.sum()[None].to(losses)
         both = both.view(2, -1)
         sums = (both @ both.T).double()
         if isinstance(entries, Tensor):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steering.rules.rule import Population
-from steering.rules.solve import below_top, count, minus, one_of, radius, scales
+from steering.rules.solve import below_top, count, descending, minus, one_of, radius, scales
 
 __all__ = ["ChiSquare"]
 
@@ -40,7 +40,7 @@ class ChiSquare:
         largest, below = below_top(excess, mask)
         below = below.masked_fill(~mask, -torch.inf)
         entries = count(mask, below)
-        ordered, _ = below.sort(-1, descending=True)
+        ordered = descending(below)
         if self.temperature:
             depth = _depth_of_mean(ordered, entries, self.temperature)
         else:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steering.errors import UserError
 from steering.rules.rule import Population
+from steering.rules.solve import descending, true_entries
 
 __all__ = ["CVaR"]
 
@@ -33,16 +35,12 @@ class CVaR:
 
     def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         """The quantile and the weight of an entry that equals it, ``[rows, 2]``."""
-        return self._dual(excess.masked_fill(~mask, -torch.inf), mask.sum(-1, keepdim=True))
+        return self._dual(excess.masked_fill(~mask, -torch.inf), true_entries(mask))
 
     def _dual(self, excess: Tensor, entries: Tensor) -> Tensor:
         """The same of rows whose entries that do not count are less than all others."""
         last = (torch.ceil(self.alpha * entries.double()) - 1).clamp(min=0).long()  # of those above or at the quantile
-        if len(excess) == 1 and excess.device.type == "cpu":  # selecting one entry takes no sorting
-            quantile = excess.kthvalue(excess.shape[1] - int(last), keepdim=True).values
-        else:
-            quantile = excess.sort(-1, descending=True).values.gather(-1, last)
-        quantile = torch.where(entries > 0, quantile, 0)
+        quantile = torch.where(entries > 0, _nth_largest(excess, last), 0)
         above = (excess > quantile).sum(-1, keepdim=True)
         equal = (excess == quantile).sum(-1, keepdim=True).clamp(min=1)
         remainder = (entries - above.double() / self.alpha) / equal
@@ -53,7 +51,7 @@ class CVaR:
             entries = torch.full((len(excess), 1), excess.shape[1], device=excess.device)
             dual = self._dual(excess, entries)
             return self.weights(excess, dual), dual
-        dual = self._dual(excess, mask.sum(-1, keepdim=True))
+        dual = self._dual(excess, true_entries(mask))
         return self.weights(excess, dual).masked_fill(~mask, 0), dual
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
@@ -63,3 +61,11 @@ class CVaR:
         quantile, remainder = dual[:, :1], dual[:, 1:]
         above = (excess > quantile).to(excess.dtype) / self.alpha
         return torch.where(excess == quantile, remainder.expand_as(excess), above)
+
+
+def _nth_largest(values: Tensor, rank: Tensor) -> Tensor:
+    """The entry of every row that ``rank`` others exceed, all ``[rows, 1]``."""
+    if len(values) == 1 and values.device.type == "cpu":  # selecting one entry takes no sorting
+        place = values.shape[1] - 1 - int(rank)
+        return torch.from_numpy(np.partition(values.numpy(), place, -1)[:, place, None])
+    return descending(values).gather(-1, rank)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steering.errors import UserError
 from steering.rules.rule import Population
-from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, scales, solve, top
+from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, scales, solve, top, true_entries
 
 __all__ = ["KL"]
 
@@ -86,21 +86,18 @@ class KL:
         return (minus(excess, dual[:, :1]) / temperature).exp()
 
     def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """The exponentials are taken once: they are the weights up to their mean."""
+        """The exponentials are taken once; the largest share tells their mean."""
         if self.temperature is None or self.epsilon:
             return None
         largest = excess.amax(-1, keepdim=True)
-        powers = (excess - largest).div_(self.temperature).exp_()
+        entries: Any = excess.shape[1]
+        shares = (excess - largest).div_(self.temperature).softmax(-1)  # its exponential is a vectorised one
+        top_share = shares.amax(-1, keepdim=True).double()
         if mask is None:
-            entries: Any = excess.shape[1]
-        else:
-            entries, powers = mask.sum(-1, keepdim=True), powers.mul_(mask)  # of an empty row all are at the top
-        mean = powers.sum(-1, keepdim=True, dtype=torch.float64) / (entries if mask is None else entries.clamp(min=1))
-        dual = largest + self.temperature * mean.log()
-        if mask is not None:
-            dual = torch.where(entries > 0, dual, 0)
-            mean = torch.where(entries > 0, mean, 1)
-        return powers.div_(mean.to(powers)), dual
+            return shares.mul_(entries), largest - self.temperature * (entries * top_share).log()
+        entries = true_entries(mask)
+        dual = largest - self.temperature * (entries * top_share).log()
+        return shares.mul_(entries), torch.where(entries > 0, dual, 0)
 
     def figures(self, dual: Tensor) -> dict[str, Tensor | float]:
         if self.temperature is None:

@@ -15,7 +15,12 @@ NEVER = -1e30  # an entry that takes no part: finite, so that 0 * NEVER is 0 and
 
 def count(mask: Tensor, like: Tensor) -> Tensor:
     """Number of entries that count in every row, at least 1, ``[rows, 1]`` in the precision of ``like``."""
-    return mask.sum(-1, keepdim=True).clamp(min=1).to(like)
+    return true_entries(mask).clamp(min=1).to(like)
+
+
+def true_entries(mask: Tensor) -> Tensor:
+    """How many entries of every row count, ``[rows, 1]`` int32; several times as fast as a sum of the mask itself."""
+    return mask.view(torch.uint8).sum(-1, keepdim=True, dtype=torch.int32)
 
 
 def top(values: Tensor, mask: Tensor) -> Tensor:
@@ -52,6 +57,13 @@ def scales(largest: Tensor, below: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     wide = torch.maximum(top(-below, mask), floor)
     near = (-below).masked_fill(~mask | (below == 0), torch.inf).amin(-1, keepdim=True)
     return wide, torch.where(near.isinf(), wide, torch.maximum(near, floor))
+
+
+def descending(values: Tensor) -> Tensor:
+    """The entries of every row, the largest first; on a CPU by NumPy, which sorts several times as fast as torch."""
+    if values.device.type != "cpu":
+        return values.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(-values.numpy(), -1)).neg_()
 
 
 def arrays(*tensors: Tensor) -> tuple[Any, ...]:
