@@ -25,12 +25,12 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "uniform": "steering.rules.uniform:Uniform",
     },
     "selectors": {
-        "boltzmann": "steering.selectors.boltzmann:Boltzmann",
+        "boltzmann": "steering.selectors.by_score:Boltzmann",
         "jest": "steering.contrastive.jest:Jest",
-        "reference_only": "steering.selectors.reference_only:ReferenceOnly",
-        "top_k": "steering.selectors.top_k:TopK",
-        "top_loss": "steering.selectors.top_loss:TopLoss",
-        "uniform": "steering.selectors.uniform:Uniform",
+        "reference_only": "steering.selectors.by_score:ReferenceOnly",
+        "top_k": "steering.selectors.by_score:TopK",
+        "top_loss": "steering.selectors.by_score:TopLoss",
+        "uniform": "steering.selectors.by_score:Uniform",
     },
     "tasks": {},
 }

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import Pairs, is_pairs
 from steering.errors import UserError
-from steering.selectors._choose import check_keep, largest, sample
+from steering.selectors.choose import check_keep, largest, sample
 
 __all__ = ["Jest"]
 
@@ -39,7 +39,7 @@ class Jest:
 
     Args:
         keep: share of the candidates, above 0 and at most 1.
-        chunks: rounds, as far as there are places to fill: 16 in the paper, 2 in the code of DRRho-CLIP.
+        chunks: rounds, as far as there are candidates to choose: 16 in the paper, 2 in the code of DRRho-CLIP.
         form: of the contrastive loss that pairs are scored with.
         draw: False takes the largest learnability instead of drawing; the first chunk is drawn all the same.
         scale, reference_scale: inverse temperature of target and reference; None uses each model's own.
@@ -72,21 +72,21 @@ class Jest:
         number: int,
         generator: torch.Generator,
     ) -> Tensor:
-        target, known = self._contrast(losses, reference)
-        alone = target.alone - known.alone
+        target, reference_losses = self._contrast(losses, reference)
+        alone = target.alone - reference_losses.alone
         chosen = torch.zeros_like(alone, dtype=torch.bool)
         chunk = sample(self._first(alone), self._sizes(number)[0], generator)
-        found = [chunk]
+        chunks = [chunk]
         for size in self._sizes(number)[1:]:
             chosen[chunk] = True
             remaining = (~chosen).nonzero()[:, 0]
-            target.meet(chunk, remaining)
-            known.meet(chunk, remaining)
-            learnability = alone + target.together() - known.together()
+            target.add(chunk, remaining)
+            reference_losses.add(chunk, remaining)
+            learnability = alone + target.from_chosen() - reference_losses.from_chosen()
             learnability = learnability.masked_fill(chosen, -torch.inf)
             chunk = sample(learnability, size, generator) if self.draw else largest(learnability, size)
-            found.append(chunk)
-        return torch.cat(found)
+            chunks.append(chunk)
+        return torch.cat(chunks)
 
     def _first(self, alone: Tensor) -> Tensor:
         """Log weights of the first chunk, ``[n]``."""
@@ -103,7 +103,7 @@ class Jest:
     def _contrast(self, losses, reference) -> "tuple[_Contrast, _Contrast]":
         """What scores the candidates under target and reference."""
         for owner, value in (("target", losses), ("reference", reference)):
-            if not isinstance(value, Pairs):
+            if not is_pairs(value):
                 got = "nothing" if value is None else f"losses of shape {list(value.shape)}"
                 raise UserError(
                     f"jest chooses by how pairs meet one another and needs Pairs, got {got} of the {owner}: use it "
@@ -116,8 +116,8 @@ class Jest:
             )
         if self.form == "softmax":
             return _Softmax(losses, self.scale), _Softmax(reference, self.reference_scale)
-        known_bias = self.bias if self.reference_bias is None else self.reference_bias
-        return _Sigmoid(losses, self.scale, self.bias), _Sigmoid(reference, self.reference_scale, known_bias)
+        reference_bias = self.bias if self.reference_bias is None else self.reference_bias
+        return _Sigmoid(losses, self.scale, self.bias), _Sigmoid(reference, self.reference_scale, reference_bias)
 
 
 class _Contrast(Protocol):
@@ -129,14 +129,14 @@ class _Contrast(Protocol):
 
     alone: Tensor
 
-    def meet(self, new: Tensor, candidates: Tensor) -> None:
+    def add(self, new: Tensor, candidates: Tensor) -> None:
         """Adds ``[k]`` pairs to the chosen; only the candidates' similarities to them are computed, and once.
 
         Memory is that of one block of candidates, whatever their number.
         """
         ...
 
-    def together(self) -> Tensor:
+    def from_chosen(self) -> Tensor:
         """The part of every candidate's loss that comes from the chosen, ``[n]``; old where they met no more."""
         ...
 
@@ -158,12 +158,12 @@ class _Logits:
         """Of the candidates' lefts with the new rights (0), and of their rights with the new lefts (1).
 
         Yields:
-            Side, places ``[rows]`` of a block of candidates, and their logits ``[rows, k]``.
+            Side, indices ``[rows]`` of a block of candidates, and their logits ``[rows, k]``.
         """
-        for side, (mine, others) in enumerate([(self.left, self.right), (self.right, self.left)]):
+        for side, (side_features, others) in enumerate([(self.left, self.right), (self.right, self.left)]):
             met = self.scale * others[new].to(self.exact)
-            for places in candidates.split(BLOCK):
-                yield side, places, mine.index_select(0, places).to(self.exact) @ met.T
+            for indices in candidates.split(BLOCK):
+                yield side, indices, side_features.index_select(0, indices).to(self.exact) @ met.T
 
 
 class _Sigmoid:
@@ -174,11 +174,11 @@ class _Sigmoid:
         self.alone = softplus(-(self.logits.own() + bias))
         self.total = torch.zeros_like(self.alone)
 
-    def meet(self, new: Tensor, candidates: Tensor) -> None:
-        for _, places, logits in self.logits.against(new, candidates):
-            self.total[places] += softplus(logits + self.bias).sum(-1)
+    def add(self, new: Tensor, candidates: Tensor) -> None:
+        for _, indices, logits in self.logits.against(new, candidates):
+            self.total[indices] += softplus(logits + self.bias).sum(-1)
 
-    def together(self) -> Tensor:
+    def from_chosen(self) -> Tensor:
         return self.total
 
 
@@ -190,9 +190,9 @@ class _Softmax:
         self.alone = -self.logits.own()
         self.total = self.alone.new_full((2, len(self.alone)), -torch.inf)  # log-sum-exp of each direction
 
-    def meet(self, new: Tensor, candidates: Tensor) -> None:
-        for side, places, logits in self.logits.against(new, candidates):
-            self.total[side, places] = torch.logaddexp(self.total[side, places], logits.logsumexp(-1))
+    def add(self, new: Tensor, candidates: Tensor) -> None:
+        for side, indices, logits in self.logits.against(new, candidates):
+            self.total[side, indices] = torch.logaddexp(self.total[side, indices], logits.logsumexp(-1))
 
-    def together(self) -> Tensor:
+    def from_chosen(self) -> Tensor:
         return self.total.mean(0)

@@ -37,17 +37,13 @@ class Selector(Protocol):
         """Chooses ``number`` of n candidates.
 
         Args:
-            losses: of the target, ``[n]`` or Pairs of n.
+            losses: of the target: ``[n]``, ``[n, columns]`` with NaN where a candidate has no entry (tokens), or Pairs
+                of n.
             reference: the reference's losses of the same candidates.
             number: how many to keep, at most n.
             generator: the only source of chance, on the CPU.
 
         Returns:
-            Places among the candidates, ``[number]`` int64, each at most once.
+            Indices of candidates, ``[number]`` int64, each at most once.
         """
         ...
-
-
-def score(losses: Tensor | Pairs) -> Tensor:
-    """One loss a candidate, ``[n]``: the loss itself, or for Pairs the contrastive loss among the candidates."""
-    return losses.per_sample() if isinstance(losses, Pairs) else losses

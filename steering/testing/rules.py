@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steering.rules.rule import Exponential, Rule
+from steering.rules.rule import Exponential, Fused, Rule
+from steering.rules.solve import NEVER
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of a weight, relative to the largest of its row
 
@@ -205,6 +206,20 @@ def _check_transposed(case: _Case) -> None:
     case.require_same(case.weights(excess, mask), case.fresh, promise)
 
 
+def _check_fused(case: _Case) -> None:
+    if not isinstance(case.rule, Fused):
+        return
+    everything = case.mask.all()
+    result = case.rule.weights_and_dual(case.excess.masked_fill(~case.mask, NEVER), None if everything else case.mask)
+    if result is None:
+        return
+    weights, dual = result
+    promise = "weights_and_dual must give what weights and dual give"
+    case.require_same(weights.masked_fill(~case.mask, torch.nan), case.fresh, f"{promise} (weights)")
+    case.require_same(dual.double(), case.dual().double(), f"{promise} (dual)")
+    assert (weights[~case.mask] == 0).all(), case.fail("weights_and_dual must give 0 where there is no entry", weights)
+
+
 def _check_empty_row(case: _Case) -> None:
     mask = case.mask.clone()
     mask[0] = False
@@ -271,6 +286,7 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_transposed,
     _check_entry_by_entry,
     _check_exponential,
+    _check_fused,
     _check_empty_row,
     _check_blend,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import Pairs, leaves_of, with_leaves
 from steering.errors import UserError
 from steering.selectors.selector import Selector
 from steering.testing._generators import disturb, states
@@ -15,8 +15,9 @@ from steering.training.seeds import untouched
 def check_selector(selector: Selector) -> None:
     """Checks that a selector keeps the contract that the training loop builds on.
 
-    It is tried on a loss per sample and on Pairs, in float32 and float64, for one place, some and all. A
-    selector that is for one of the two kinds alone refuses the other with a UserError.
+    It is tried on a loss per sample, on rows of entries (tokens) of unlike lengths, and on Pairs, in float32 and
+    float64, for one candidate, seven and all. A selector that is not for all three kinds refuses the others with a
+    UserError.
 
     Args:
         selector: an instance, ``TopK(keep=0.1)`` say.
@@ -35,10 +36,10 @@ def check_selector(selector: Selector) -> None:
     assert isinstance(uses, bool), f"{selector!r}: uses_reference is True or False, got {uses!r}"
     # The batch that is tried first may be overwritten by a faulty selector; what is checked is a second one.
     accepted = [case for case, trial in zip(_cases(selector), _cases(selector), strict=True) if trial.is_accepted()]
-    assert accepted, f"{selector!r} refuses both a loss per sample and Pairs"
+    assert accepted, f"{selector!r} refuses a loss per sample, rows of entries and Pairs"
     with untouched():
         for case in accepted:
-            for number in (1, 7, case.candidates):
+            for number in (7, 1, case.candidates):
                 _check_leaves_its_arguments_alone(case, number)
                 _check_places(case, number)
                 _check_same_again(case, number)
@@ -57,7 +58,7 @@ class _Case:
 
     @property
     def candidates(self) -> int:
-        return len(_tensors(self.losses)[0])
+        return len(leaves_of(self.losses)[0])
 
     def __call__(self, number: int, losses: Tensor | Pairs | None = None, *, seed: int = 0) -> Tensor:
         losses = self.losses if losses is None else losses
@@ -81,20 +82,23 @@ def _cases(selector: Selector) -> list[_Case]:
     chance = torch.Generator().manual_seed(0)
     cases = []
     for dtype in (torch.float32, torch.float64):
-        losses, known = torch.rand(2, 20, generator=chance, dtype=dtype)
+        losses, reference = torch.rand(2, 20, generator=chance, dtype=dtype)
+        entries = torch.rand(2, 20, 5, generator=chance, dtype=dtype)
+        entries[:, torch.rand(20, 5, generator=chance) < 0.3] = torch.nan
         sides = torch.nn.functional.normalize(torch.randn(4, 20, 5, generator=chance, dtype=dtype), dim=-1)
-        pairs, known_pairs = Pairs(sides[0], sides[1], 10.0), Pairs(sides[2], sides[3], 20.0)
-        kinds = [("a loss per sample", losses, known), ("Pairs", pairs, known_pairs)]
-        for kind, mine, other in kinds:
+        kinds = [
+            ("a loss per sample", losses, reference),
+            ("rows of entries", *entries),
+            ("Pairs", Pairs(sides[0], sides[1], 10.0), Pairs(sides[2], sides[3], 20.0)),
+        ]
+        for kind, target_losses, reference_losses in kinds:
             name = f"{kind} in {str(dtype)[6:]}"
-            cases.append(_Case(selector, name, mine, other if selector.uses_reference else None))
+            cases.append(_Case(selector, name, target_losses, reference_losses if selector.uses_reference else None))
     return cases
 
 
 def _tensors(losses: Tensor | Pairs | None) -> list[Tensor]:
-    if losses is None:
-        return []
-    return [losses.left, losses.right] if isinstance(losses, Pairs) else [losses]
+    return [] if losses is None else leaves_of(losses)
 
 
 def _check_places(case: _Case, number: int) -> None:
@@ -119,7 +123,7 @@ def _check_leaves_its_arguments_alone(case: _Case, number: int) -> None:
     before = [value.clone() for value in _tensors(case.losses) + _tensors(case.reference)]
     case(number)
     after = _tensors(case.losses) + _tensors(case.reference)
-    unchanged = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    unchanged = all(torch.equal(old.nan_to_num(), new.nan_to_num()) for old, new in zip(before, after, strict=True))
     assert unchanged, case.fail("does not write into its arguments", "changed losses")
 
 
@@ -132,7 +136,7 @@ def _check_leaves_the_generators_alone(case: _Case, number: int) -> None:
 
 def _check_losses_with_gradient(case: _Case) -> None:
     leaves = [value.clone().requires_grad_() for value in _tensors(case.losses)]
-    losses = Pairs(leaves[0], leaves[1], 10.0) if isinstance(case.losses, Pairs) else leaves[0]
+    losses = with_leaves(case.losses, leaves)
     places = case(7, losses)
     promise = "chooses alike whether or not the losses carry a gradient"
     assert torch.equal(places, case(7)), case.fail(promise, f"{places} and {case(7)}")

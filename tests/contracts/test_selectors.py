@@ -127,15 +127,15 @@ class Refuses(Whole):
 
 
 BROKEN = {
-    TooMany: r"gives places \[1\] int64, got \[2\]",
+    TooMany: r"gives places \[7\] int64, got \[8\]",
     OneShort: r"gives places \[1\] int64, got \[7\]",
-    Mask: r"gives places \[1\] int64, got \[1\] torch.bool",
+    Mask: r"gives places \[7\] int64, got \[7\] torch.bool",
     WithReplacement: "every place is given once at most",
     CountsFromOne: "places lie from 0 to 19",
     GlobalChance: "the generator is the only source of chance",
     NumPyTrace: r"leaves the global generators alone, got another state of \['numpy'\]",
     Overwrites: "does not write into its arguments",
-    Refuses: "refuses both",
+    Refuses: "refuses a loss per sample, rows of entries and Pairs",
 }
 
 

@@ -96,9 +96,18 @@ def test_a_temperature_of_zero_is_refused():
         Boltzmann(keep=0.5, temperature=0)
 
 
-def test_losses_by_token_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match=r"got losses of shape \[5, 3\]: average every sample's own"):
-        choose(TopLoss(keep=0.4), torch.ones(5, 3))
+def test_a_candidate_of_several_tokens_is_scored_by_their_mean():
+    """Means 3, 4 and none at all: the one without a token is kept last of all."""
+    nan = torch.nan
+    losses = torch.tensor([[2.0, 4.0], [4.0, nan], [nan, nan]])
+    assert choose(TopLoss(keep=0.4), losses, number=3) == [1, 0, 2]
+    reference = torch.tensor([[0.0, 0.0], [3.0, nan], [nan, nan]])
+    assert choose(TopK(keep=0.4), losses, reference, number=3) == [0, 1, 2]
+
+
+def test_losses_of_three_dimensions_are_refused():
+    with pytest.raises(UserError, match=r"chooses by losses \[n\], \[n, columns\] or Pairs, got \[5, 3, 2\]"):
+        choose(TopLoss(keep=0.4), torch.ones(5, 3, 2))
 
 
 def test_losses_of_other_candidates_are_refused():

@@ -1,0 +1,63 @@
+"""What selectors share: checks, the score of a candidate, and two ways to choose by a score."""
+
+import torch
+from torch import Tensor
+
+from steering.contrastive.pairs import Pairs, is_pairs
+from steering.errors import UserError
+
+
+def check_keep(selector: str, keep: float) -> None:
+    """Refuses a share that is none."""
+    if not 0 < keep <= 1:
+        raise UserError(f"{selector} needs a keep above 0 and at most 1, got {keep:g}")
+
+
+def per_candidate(selector: str, losses: Tensor | Pairs | None) -> Tensor:
+    """One loss a candidate, ``[n]``: the loss itself, the mean of its entries, or the contrastive loss of a pair.
+
+    Args:
+        selector: for the message.
+        losses: ``[n]``, ``[n, columns]`` with NaN where there is no entry, or Pairs.
+
+    Raises:
+        UserError: there are none.
+    """
+    if losses is None:
+        raise UserError(f"{selector} needs the reference's losses of the candidates, got None")
+    if is_pairs(losses):
+        return losses.per_sample()
+    if losses.dim() not in (1, 2):
+        raise UserError(f"{selector} chooses by losses [n], [n, columns] or Pairs, got {list(losses.shape)}")
+    return losses if losses.dim() == 1 else losses.nanmean(-1).nan_to_num(nan=-torch.inf)  # nothing to learn from
+
+
+def excess(selector: str, losses: Tensor | Pairs, reference: Tensor | Pairs | None) -> Tensor:
+    """Loss minus reference loss of every candidate, ``[n]``: RHO-LOSS, JEST's learnability of one sample."""
+    scores, reference_scores = per_candidate(selector, losses), per_candidate(selector, reference)
+    if scores.shape != reference_scores.shape:
+        raise UserError(
+            f"{selector} compares losses of the same candidates, got {len(scores)} of the target and "
+            f"{len(reference_scores)} of the reference"
+        )
+    return (scores - reference_scores.to(scores)).nan_to_num(nan=-torch.inf)
+
+
+def largest(scores: Tensor, number: int) -> Tensor:
+    """Indices of the ``number`` largest of ``[n]`` scores, the first of equals first."""
+    return scores.argsort(descending=True, stable=True)[:number]
+
+
+def sample(scores: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Draws ``number`` indices one after the other, each with probability proportional to exp(score).
+
+    The ``number`` largest sums of score and Gumbel noise have exactly that law (Kool et al. 2019, section 2),
+    and exp is never taken, so that no score is too large.
+
+    Args:
+        scores: ``[n]``; -inf is drawn after everything else.
+        number: at most n.
+        generator: on the CPU.
+    """
+    noise = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=generator)
+    return largest(scores - noise.log().to(scores), number)
