@@ -76,3 +76,17 @@ def test_answers_of_other_samples_are_refused():
         distil(pairs, torch.zeros(6, 3))
     with pytest.raises(UserError, match=r"got scores \[6, 3\] for scores \[6, 4\]"):
         distil(torch.zeros(6, 4), torch.zeros(6, 3))
+
+
+def test_tokens_count_by_their_mask_and_not_by_the_length_of_their_text():
+    """Two texts of 3 and 1 tokens: the mean over texts, or over the four tokens, of KL(teacher || student)."""
+    student, teacher = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    divergences = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum(-1)
+    by_rows = (divergences[0].mean() + divergences[1, 0]) / 2
+    by_entries = (divergences[0].sum() + divergences[1, 0]) / 4
+    assert torch.allclose(distil(student, teacher, mask=mask), by_rows)
+    assert torch.allclose(distil(student, teacher, mask=mask, average="entries"), by_entries)
+    rows = torch.tensor([0, 0, 0, 1])
+    packed = distil(student[mask.bool()], teacher[mask.bool()], rows=rows, average="entries")
+    assert torch.allclose(packed, by_entries)
