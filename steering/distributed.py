@@ -83,9 +83,9 @@ def fail_on_all_ranks(action: Callable[[], Result]) -> Result:
     """
     if world_size() == 1:
         return action()
-    trouble, found = None, None
+    trouble, result = None, None
     try:
-        found = action()
+        result = action()
     except (UserError, RunError) as error:
         trouble = error
     failed = int(all_reduce_sum(torch.tensor(float(trouble is not None), device=communication_device())))
@@ -94,7 +94,7 @@ def fail_on_all_ranks(action: Callable[[], Result]) -> Result:
         raise trouble
     if failed:
         raise Elsewhere("another process of this run failed and says why")
-    return cast(Result, found)
+    return cast(Result, result)
 
 
 def all_gather(values: Tensor, sizes: Sequence[int] | None = None) -> Tensor:

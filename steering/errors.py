@@ -20,9 +20,9 @@ class RunError(RuntimeError):
     local = False
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean X?' when a known word is close to ``word``, else nothing; goes behind a clause."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Returns '; did you mean X?' when a name is close to ``word``, else nothing; goes behind a clause."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -18,7 +18,7 @@ class Batch:
     Attributes:
         ids: ``[n]`` places in the training set, int64.
         fields: what the models and the loss need, each ``[n, ...]``.
-        facts: what is known of the samples and only told, never trained on (a label known to be wrong), each
+        facts: what is recorded of the samples but never trained on (whether a label is wrong), each
             ``[n]``; a run reports their mean over the samples it trained on.
     """
 

@@ -49,17 +49,17 @@ class Pairs(NamedTuple):
         return (logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()
 
 
-def anchors(mine: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], first: int) -> tuple[Tensor, Tensor]:
-    """Losses and mask of all anchors among n pairs of mine, ``[2 n, m]``, over m pairs of everyone.
+def anchors(own_pairs: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], first: int) -> tuple[Tensor, Tensor]:
+    """Losses and mask of all anchors among n own pairs, ``[2 n, m]``, over m pairs of everyone.
 
     Args:
-        mine, everyone: lefts and rights, ``[n, width]`` and ``[m, width]``.
-        first: place of my first pair among everyone's.
+        own_pairs, everyone: lefts and rights, ``[n, width]`` and ``[m, width]``.
+        first: index of the first own pair among everyone's.
     """
-    own = (mine[0] * mine[1]).sum(-1, keepdim=True)
-    values = torch.cat([mine[0] @ everyone[1].T - own, mine[1] @ everyone[0].T - own])
+    own = (own_pairs[0] * own_pairs[1]).sum(-1, keepdim=True)
+    values = torch.cat([own_pairs[0] @ everyone[1].T - own, own_pairs[1] @ everyone[0].T - own])
     mask = torch.ones_like(values, dtype=torch.bool)
-    here = torch.arange(len(mine[0]), device=values.device)
+    here = torch.arange(len(own_pairs[0]), device=values.device)
     mask[here, here + first] = False
     mask[here + len(here), here + first] = False
     return values, mask

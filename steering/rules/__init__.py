@@ -1,4 +1,4 @@
-"""Weighting rules: one file each, found by file name (``kl``, ``cvar``, ``chi_square``, ``uniform``)."""
+"""Weighting rules, one file each."""
 
 from steering.rules.chi_square import ChiSquare as ChiSquare
 from steering.rules.cvar import CVaR as CVaR

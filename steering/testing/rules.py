@@ -87,14 +87,14 @@ def _batches(dtype: torch.dtype) -> list[tuple[str, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     mild = (torch.randn(3, 9, generator=generator) * 64).round() / 64
     everything = torch.ones(3, 9, dtype=torch.bool)
-    some = torch.rand(3, 9, generator=generator) < 0.6
-    some[:, :2] = True
+    two_or_more = torch.rand(3, 9, generator=generator) < 0.6
+    two_or_more[:, :2] = True
     batches = [
         ("mild", mild, everything),
         ("wide", mild * 64, everything),
         ("offset", mild - 1000, everything),
         ("tied", mild.round(), everything),
-        ("masked", mild, some),
+        ("masked", mild, two_or_more),
         ("single", mild[:, :1], everything[:, :1]),
     ]
     return [(name, excess.to(dtype), mask) for name, excess, mask in batches]
