@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from scipy.special import stdtr, stdtrit
+from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
 
@@ -45,16 +45,36 @@ class Interval:
         return "undecided"
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], *, largest: float | None = None) -> Interval:
     """The mean of independent values with its 95 % t interval.
 
     There is no interval for one value, nor for values that are all equal (the seeds repeat one draw, or the
     measure is too coarse: the spread is unknown rather than zero), nor for values that are not finite.
 
+    Args:
+        values: one a seed.
+        largest: size of the numbers that the values were computed from; those of the values if not given. A spread
+            below what floats of this size resolve counts as none.
+
     Raises:
         ValueError: no values.
+
+    Example:
+        >>> print(f"{interval([1.0, 2.0, 3.0]).half:.3f}")
+        2.484
     """
-    return _interval(values, largest=max(map(abs, values), default=0.0))
+    if not values:
+        raise ValueError("an interval needs at least one value, got none")
+    number = len(values)
+    if not all(map(math.isfinite, values)):
+        return Interval(math.nan, None, None, number)
+    mean = math.fsum(values) / number
+    largest = max(map(abs, values)) if largest is None else largest
+    if number == 1 or max(values) - min(values) <= 1e-12 * largest:
+        return Interval(mean, None, None, number)
+    test: Any = ttest_1samp(values, 0.0)
+    ends = test.confidence_interval(LEVEL)
+    return Interval(mean, float(ends.low), float(ends.high), number, float(test.pvalue))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], better: Literal["high", "low"]) -> Interval:
@@ -73,31 +93,12 @@ def paired_difference(a: Sequence[float], b: Sequence[float], better: Literal["h
     """
     sign = 1.0 if better == "high" else -1.0
     differences = [sign * (x - y) for x, y in zip(a, b, strict=True)]
-    return _interval(differences, largest=max(map(abs, (*a, *b)), default=0.0))
+    return interval(differences, largest=max(map(abs, (*a, *b)), default=0.0))
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values adjusted for all of them being looked at (Holm 1979), in the old order.
+    """p values adjusted for all of them being looked at (Holm 1979), in the order of ``values``."""
+    from statsmodels.stats.multitest import multipletests  # heavy, and only the larger reports compare several
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none may fall below one before it.
-    """
-    adjusted, least = [0.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        least = max(least, min(1.0, (len(values) - rank) * values[place]))
-        adjusted[place] = least
-    return adjusted
-
-
-def _interval(values: Sequence[float], largest: float) -> Interval:
-    """The t interval; spread below what floats of the size ``largest`` can tell apart counts as none."""
-    if not values:
-        raise ValueError("an interval needs at least one value, got none")
-    number = len(values)
-    mean = math.fsum(values) / number if all(map(math.isfinite, values)) else math.nan
-    if number == 1 or math.isnan(mean) or max(values) - min(values) <= 1e-12 * largest:
-        return Interval(mean, None, None, number)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (number - 1)
-    error = math.sqrt(variance / number)
-    half = float(stdtrit(number - 1, (1 + LEVEL) / 2)) * error
-    p = 2 * float(stdtr(number - 1, -abs(mean) / error))
-    return Interval(mean, mean - half, mean + half, number, p)
+    adjusted: Any = multipletests(values, method="holm")[1] if values else []
+    return [float(value) for value in adjusted]
