@@ -1,13 +1,15 @@
 """Intervals by resampling: paired, clustered, and in two levels over repetitions and their samples.
 
 A draw takes every sample, or cluster of samples, some number of times; all figures of a draw come from the same
-numbers, so that what is paired stays paired. Ratios are averaged as logarithms.
+numbers, so that what is paired stays paired. ``scipy.stats.bootstrap`` has neither clusters of unequal sizes nor
+levels, copies the samples of every draw, and an infinite draw can make its ends NaN.
 
 Example:
-    >>> chance = np.random.default_rng(0)
-    >>> loss, other = chance.normal(size=(2, 500))
-    >>> found = log_variance_ratio(loss - other, loss, chance=chance)
-    >>> interval(found, units=500).low > 0  # the difference of two unrelated losses varies more than one of them
+    >>> rng = np.random.default_rng(0)
+    >>> values = rng.normal(size=500)
+    >>> drawn = means(values[:, None], rng=rng)[:, 0]
+    >>> estimate = interval(Drawn(float(values.mean()), drawn), units=500)
+    >>> estimate.low < 0 < estimate.high
     True
 """
 
@@ -17,13 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.stats import norm, t
 
 LEVEL = 0.95
 DRAWS = 1000
 OUTER = 4000  # draws of repetitions; cheap, and the ends of an interval over few of them lie far out
-BLOCK = 1 << 22  # counts held at a time
+BLOCK = 1 << 22  # multiplicities held at a time
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,23 @@ class Drawn(NamedTuple):
     draws: ndarray
 
 
-def counts(units: int, draws: int, chance: np.random.Generator) -> Iterator[ndarray]:
-    """How often every unit is taken in each draw, ``[some draws, units]`` at a time."""
-    most = max(1, BLOCK // units)
-    for start in range(0, draws, most):
-        rows = min(most, draws - start)
-        taken = chance.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
+def multiplicities(units: int, draws: int, rng: np.random.Generator) -> Iterator[ndarray]:
+    """How often every unit is taken in each draw, ``[draws of a block, units]`` at a time."""
+    rows_of_block = max(1, BLOCK // units)
+    for start in range(0, draws, rows_of_block):
+        rows = min(rows_of_block, draws - start)
+        taken = rng.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
         yield np.bincount(taken.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
 
 
 def means(
-    columns: ndarray, *, chance: np.random.Generator, clusters: ndarray | None = None, draws: int = DRAWS
+    columns: ndarray, *, rng: np.random.Generator, clusters: ndarray | None = None, draws: int = DRAWS
 ) -> ndarray:
     """Means of columns in every draw.
 
     Args:
         columns: ``[n, k]``, a row a sample; its values stay together.
-        chance: what draws.
+        rng: what draws.
         clusters: ``[n]`` labels of samples that are taken together; each is its own if not given.
         draws: number of them.
 
@@ -72,45 +73,46 @@ def means(
     """
     sums, sizes = columns, np.ones(len(columns))
     if clusters is not None:
-        place = np.unique(clusters, return_inverse=True)[1]
-        sizes = np.bincount(place).astype(float)
-        sums = np.stack([np.bincount(place, column) for column in columns.T], 1)
-    return np.concatenate([(taken @ sums) / (taken @ sizes)[:, None] for taken in counts(len(sums), draws, chance)])
+        cluster = np.unique(clusters, return_inverse=True)[1]
+        sizes = np.bincount(cluster).astype(float)
+        sums = np.stack([np.bincount(cluster, column) for column in columns.T], 1)
+    blocks = multiplicities(len(sums), draws, rng)
+    return np.concatenate([(taken @ sums) / (taken @ sizes)[:, None] for taken in blocks])
 
 
-def log_variance_ratio(
-    first: ndarray,
-    second: ndarray,
-    *,
-    chance: np.random.Generator,
-    clusters: ndarray | None = None,
-    draws: int = DRAWS,
-) -> Drawn:
-    """log(Var(first) / Var(second)) of paired values ``[n]``."""
-    first, second = first - first.mean(), second - second.mean()  # or squares of large means would cost digits
-    columns = np.stack([first, first**2, second, second**2], 1)
+def slopes(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
+    """Least-squares slopes of ``y`` against ``x``, one for every row of weights, of multiplicities say.
 
-    def ratio(mean: ndarray) -> ndarray:
-        return np.log(mean[..., 1] - mean[..., 0] ** 2) - np.log(mean[..., 3] - mean[..., 2] ** 2)
+    Args:
+        x: ``[n]``.
+        y, weights: ``[..., n]``.
 
-    return Drawn(float(ratio(columns.mean(0))), ratio(means(columns, chance=chance, clusters=clusters, draws=draws)))
+    Returns:
+        ``[...]``; NaN where all weight lies on a single x.
+    """
+    total = weights.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centred = x - (weights * x).sum(-1, keepdims=True) / total
+        spread = (weights * centred**2).sum(-1)
+        rises = (weights * centred * y).sum(-1) / spread
+    return np.where(spread > 1e-9 * np.ptp(x) ** 2 * total[..., 0], rises, np.nan)
 
 
 def two_level(
-    repetitions: Sequence[Drawn], *, chance: np.random.Generator, crossed: bool = False, draws: int = OUTER
+    repetitions: Sequence[Drawn], *, rng: np.random.Generator, crossed: bool = False, draws: int = OUTER
 ) -> Drawn:
     """The mean over repetitions, which are drawn first and then, within each, its samples.
 
     Args:
         repetitions: the same figure of each, with draws of its samples.
-        chance: what draws.
+        rng: what draws.
         crossed: the repetitions share their samples, and draw b took the same of them in all repetitions.
         draws: number of them.
     """
     inner = np.stack([repetition.draws for repetition in repetitions])
-    number, known = inner.shape
-    taken = chance.integers(number, size=(draws, number))
-    within = chance.integers(known, size=(draws, 1 if crossed else number))
+    number, inner_draws = inner.shape
+    taken = rng.integers(number, size=(draws, number))
+    within = rng.integers(inner_draws, size=(draws, 1 if crossed else number))
     return Drawn(float(np.mean([repetition.value for repetition in repetitions])), inner[taken, within].mean(1))
 
 
@@ -133,4 +135,4 @@ def interval(drawn: Drawn, units: int) -> Estimate:
 
 def tail(units: int) -> float:
     """The share of draws beyond either end of an interval, expanded for few units; of two or more."""
-    return float(norm.cdf(-student.ppf((1 + LEVEL) / 2, units - 1) * np.sqrt(units / (units - 1))))
+    return float(norm.cdf(-t.ppf((1 + LEVEL) / 2, units - 1) * np.sqrt(units / (units - 1))))

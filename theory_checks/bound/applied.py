@@ -1,5 +1,6 @@
 """The certificate on the held-out losses of a run: which arms are no worse than their reference."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +26,22 @@ DRAWS = 2000  # held-out sets drawn from the differences, to see whether their t
 
 
 @dataclass(frozen=True)
-class Certified:
+class CertifiedModel:
     """One model of a run.
 
     Attributes:
         arm, seed: which.
-        given: its certificate.
-        covered: share of sets drawn from its own differences whose certificate reaches their mean.
+        certificate: what its held-out losses say.
+        covered: share of sets drawn from its differences whose certificate reaches their mean.
     """
 
     arm: str
     seed: int
-    given: Certificate
+    certificate: Certificate
     covered: Estimate
 
 
-def certified(folder: Path, width: float | None) -> list[Certified]:
+def certified(folder: Path, width: float | None) -> list[CertifiedModel]:
     """Certificates of every arm and seed of a finished run.
 
     Args:
@@ -54,17 +55,17 @@ def certified(folder: Path, width: float | None) -> list[Certified]:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     config = configs.load(folder / "config.yaml")
     task: Task = registry.build("tasks", config.task, config.options)
-    found = []
+    models = []
     for seed in range(config.recipe.seeds):
-        drawn = task.seeded(seed)
-        batches = held_out(drawn)
-        baseline = _losses(folder, score(drawn, drawn.reference(), batches))
+        seeded = task.seeded(seed)
+        batches = held_out(seeded)
+        baseline = _losses(folder, score(seeded, seeded.reference(), batches))
         for arm in config.recipe.arms:
-            model = of_run(folder, config, drawn, arm, seed, torch.device("cpu"))
-            differences = _losses(folder, score(drawn, model, batches)) - baseline
+            model = of_run(folder, config, seeded, arm, seed, torch.device("cpu"))
+            differences = _losses(folder, score(seeded, model, batches)) - baseline
             covered = _covered(differences, width, np.random.default_rng(derive(seed, "certificate", arm)))
-            found.append(Certified(arm, seed, certificate(differences, DELTA, width), covered))
-    return found
+            models.append(CertifiedModel(arm, seed, certificate(differences, DELTA, width), covered))
+    return models
 
 
 def _losses(folder: Path, scored: object) -> Array:
@@ -74,20 +75,18 @@ def _losses(folder: Path, scored: object) -> Array:
     return np.asarray(scored.losses, dtype=float)
 
 
-def _covered(differences: Array, width: float | None, random: np.random.Generator) -> Estimate:
+def _covered(differences: Array, width: float | None, rng: np.random.Generator) -> Estimate:
     """Coverage if the held-out differences were the whole population."""
-    drawn = random.choice(differences, (DRAWS, len(differences)))
+    drawn = rng.choice(differences, (DRAWS, len(differences)))
     return share(sum(certificate(row, DELTA, width).upper >= differences.mean() for row in drawn), DRAWS)
 
 
-def report(found: list[Certified], folder: Path, command: str) -> Report:
+def report(models: list[CertifiedModel], folder: Path, command: str) -> Report:
     """Puts the certificates of a run into words."""
-    better = [one for one in found if one.given.better]
-    arms = list(dict.fromkeys(one.arm for one in found))
-    counts = {arm: sum(one.given.better for one in found if one.arm == arm) for arm in arms}
-    seeds = len(found) // len(arms)
-    words = ", ".join(f"{arm} in {counts[arm]} of {seeds}" for arm in arms if counts[arm]) or "none"
-    least = min(found, key=lambda one: one.covered.value)
+    better = Counter(model.arm for model in models if model.certificate.better)
+    seeds = len({model.seed for model in models})
+    counts = ", ".join(f"{arm} in {count} of {seeds}" for arm, count in better.items())
+    least = min(models, key=lambda model: model.covered.value)
     cautions = []
     if least.covered.value < 1 - DELTA - 0.015:
         cautions.append(
@@ -97,14 +96,14 @@ def report(found: list[Certified], folder: Path, command: str) -> Report:
     return Report(
         title="Certificates: no worse than the reference",
         question=f"Which models of {folder} are, with probability 95 % each, no worse than the reference?",
-        verdict=f"Certified: {words} seeds." if better else "No model is certified to be no worse than its reference.",
+        verdict=f"Certified: {counts} seeds." if better else "No model is certified to be no worse than its reference.",
         command=command,
         cautions=cautions,
-        grids=[_grid(found)],
+        grids=[_grid(models)],
         method=[
-            f"Losses of target and reference on the same {found[0].given.samples} held-out samples a seed, as the "
-            "training data are and never trained on. 'empirical Bernstein': Maurer and Pontil 2009, theorem 4, with "
-            "the given width; 'asymptotic': Student's quantile. Coverage: sets of the same size drawn from the "
+            f"Losses of target and reference on the same {models[0].certificate.samples} held-out samples a seed, as "
+            "the training data are and never trained on. 'empirical Bernstein': Maurer and Pontil 2009, theorem 4, "
+            "with the given width; 'asymptotic': Student's quantile. Coverage: sets of the same size drawn from the "
             "differences themselves.",
         ],
         limits=[
@@ -115,21 +114,23 @@ def report(found: list[Certified], folder: Path, command: str) -> Report:
         ],
         numbers={
             "models": [
-                {"arm": one.arm, "seed": one.seed, **vars(one.given), "covered": vars(one.covered)} for one in found
+                {"arm": model.arm, "seed": model.seed, **vars(model.certificate), "covered": vars(model.covered)}
+                for model in models
             ]
         },
     )
 
 
-def _grid(found: list[Certified]) -> Grid:
+def _grid(models: list[CertifiedModel]) -> Grid:
     columns = (Column("arm", False), Column("seed"), Column("mean difference"), Column("upper bound"))
     columns += (Column("verdict", False), Column("coverage"))
     rows = []
-    for one in found:
-        tone: Tone = "better" if one.given.better else "undecided" if one.given.mean < 0 else "quiet"
-        texts = (f"{one.given.mean:+.4f}".replace("-", MINUS), f"{one.given.upper:+.4f}".replace("-", MINUS))
-        verdict = Cell("no worse" if one.given.better else "not certified", tone)
-        covered = f"{100 * one.covered.value:.1f} %"
-        rows.append((Cell(one.arm), Cell(str(one.seed)), *map(Cell, texts), verdict, Cell(covered)))
-    note = f"Bounds: {found[0].given.kind}, each with probability 95 %."
+    for model in models:
+        bound = model.certificate
+        tone: Tone = "better" if bound.better else "undecided" if bound.mean < 0 else "quiet"
+        numbers = (f"{value:+.4f}".replace("-", MINUS) for value in (bound.mean, bound.upper))
+        verdict = Cell("no worse" if bound.better else "not certified", tone)
+        covered = f"{100 * model.covered.value:.1f} %"
+        rows.append((Cell(model.arm), Cell(str(model.seed)), *map(Cell, numbers), verdict, Cell(covered)))
+    note = f"Bounds: {models[0].certificate.kind}, each with probability 95 %."
     return Grid("Target's loss minus the reference's, held out", columns, tuple(rows), note)

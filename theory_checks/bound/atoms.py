@@ -55,8 +55,8 @@ def chi_square(values: Array, counts: Counts, rho: float) -> Array:
     room = (1 + 2 * rho / n) * inside - n
     cuts = centre - np.sqrt(n * variance / np.where(room > 0, room, np.inf))
     following = np.concatenate([values[..., 1:], np.full_like(values[..., :1], -np.inf)], -1)
-    place = ((room > 0) & (cuts >= following)).argmax(-1)[..., None]
-    weights = np.maximum(values - np.take_along_axis(cuts, place, -1), 0) * counts
+    index = ((room > 0) & (cuts >= following)).argmax(-1)[..., None]
+    weights = np.maximum(values - np.take_along_axis(cuts, index, -1), 0) * counts
     total = weights.sum(-1)
     largest = _largest(values, counts)
     # So few samples hold the largest value that the ball reaches them alone.
@@ -81,9 +81,9 @@ def kl(values: Array, counts: Counts, rho: float) -> Array:
 def cvar(values: Array, counts: Counts, kept: float) -> Array:
     """Mean of the ``kept`` share of largest values, as ``steering.rules.CVaR``."""
     values, counts = _descending(values, counts)
-    wanted = kept * counts.sum(-1, keepdims=True)
-    taken = np.clip(wanted - (counts.cumsum(-1) - counts), 0, counts)
-    return (taken * values).sum(-1) / wanted[..., 0]
+    size = kept * counts.sum(-1, keepdims=True)
+    taken = np.clip(size - (counts.cumsum(-1) - counts), 0, counts)
+    return (taken * values).sum(-1) / size[..., 0]
 
 
 def by_rule(rule: Rule, values: Array, counts: Counts) -> Array:

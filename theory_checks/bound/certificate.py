@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.stats import t
 
 from steering.errors import UserError
 from steering.theory_checks.bootstrap import Estimate
@@ -50,7 +51,7 @@ def certificate(differences: Array, delta: float = 0.05, width: float | None = N
     Args:
         differences: target's loss minus reference's, ``[m]``, of samples that neither was trained or tuned on.
         delta: probability of error, above 0 and below 1.
-        width: length of an interval that is known beforehand to hold every difference, in units of the loss.
+        width: length of an interval chosen beforehand that holds every difference, in units of the loss.
 
     Raises:
         UserError: fewer than two differences, one that is not finite or lies outside the width, or no probability.
@@ -64,11 +65,11 @@ def certificate(differences: Array, delta: float = 0.05, width: float | None = N
         raise UserError(f"{int((~np.isfinite(differences)).sum())} of {m} differences are not finite: no certificate")
     mean, variance = float(differences.mean()), float(differences.var(ddof=1))
     if width is None:
-        upper = mean + float(student.ppf(1 - delta, m - 1)) * math.sqrt(variance / m)
+        upper = mean + float(t.ppf(1 - delta, m - 1)) * math.sqrt(variance / m)
         return Certificate(mean, upper, "asymptotic", m, delta)
-    seen = float(np.ptp(differences))
-    if seen > width * (1 + 1e-9):
-        raise UserError(f"the differences span {seen:g}, more than the width {width:g} that shall hold them all")
+    span = float(np.ptp(differences))
+    if span > width * (1 + 1e-9):
+        raise UserError(f"the differences span {span:g}, more than the width {width:g} that shall hold them all")
     log = math.log(2 / delta)
     upper = mean + math.sqrt(2 * variance * log / m) + 7 * width * log / (3 * (m - 1))
     return Certificate(mean, upper, "empirical Bernstein", m, delta)
@@ -76,11 +77,11 @@ def certificate(differences: Array, delta: float = 0.05, width: float | None = N
 
 @dataclass(frozen=True)
 class Tails:
-    """A distribution of differences whose mean is known.
+    """A distribution of differences with its exact mean.
 
     Attributes:
         name: in words.
-        draw: ``(random, shape)`` to values.
+        draw: ``(rng, shape)`` to values.
         mean: the true one.
         width: of an interval that holds all values, if there is one.
     """
@@ -92,10 +93,10 @@ class Tails:
 
 
 TAILS = (
-    Tails("bounded, even", lambda random, shape: random.uniform(-0.6, 0.4, shape), -0.1, 1.0),
-    Tails("bounded, 1 in 100", lambda random, shape: (random.random(shape) < 0.01) * 1.0, 0.01, 1.0),
-    Tails("normal", lambda random, shape: random.normal(-0.1, 0.5, shape), -0.1, None),
-    Tails("lognormal", lambda random, shape: random.lognormal(0, 2, shape), math.exp(2), None),
+    Tails("bounded, even", lambda rng, shape: rng.uniform(-0.6, 0.4, shape), -0.1, 1.0),
+    Tails("bounded, 1 in 100", lambda rng, shape: (rng.random(shape) < 0.01) * 1.0, 0.01, 1.0),
+    Tails("normal", lambda rng, shape: rng.normal(-0.1, 0.5, shape), -0.1, None),
+    Tails("lognormal", lambda rng, shape: rng.lognormal(0, 2, shape), math.exp(2), None),
 )
 
 
@@ -120,15 +121,13 @@ class Coverage:
 
 def coverage(samples: tuple[int, ...], repetitions: int, seed: int, delta: float = 0.05) -> list[Coverage]:
     """Draws held-out sets and counts how often the certificate holds, for every tail and size."""
-    found = []
-    for tails in TAILS:
-        for m in samples:
-            random = np.random.default_rng(derive(seed, "certificate", tails.name, m))
-            drawn = tails.draw(random, (repetitions, m))
-            for width in dict.fromkeys((None, tails.width)):
-                given = [certificate(row, delta, width) for row in drawn]
-                above = np.array([one.upper for one in given]) - tails.mean
-                error = drawn.std() / math.sqrt(m)
-                covered = share(int((above >= 0).sum()), repetitions)
-                found.append(Coverage(tails.name, given[0].kind, m, covered, float(np.median(above)) / error))
-    return found
+    results = []
+    for tails, m in product(TAILS, samples):
+        drawn = tails.draw(np.random.default_rng(derive(seed, "certificate", tails.name, m)), (repetitions, m))
+        for width in dict.fromkeys((None, tails.width)):
+            certificates = [certificate(row, delta, width) for row in drawn]
+            above = np.array([bound.upper for bound in certificates]) - tails.mean
+            covered, slack = share(int((above >= 0).sum()), repetitions), float(np.median(above))
+            error = drawn.std() / math.sqrt(m)
+            results.append(Coverage(tails.name, certificates[0].kind, m, covered, slack / error))
+    return results

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from steering.runs.statistics import interval as over_repetitions
-from steering.theory_checks.bootstrap import Drawn, Estimate, interval, means
+from steering.runs import statistics
+from steering.theory_checks.bootstrap import Drawn, Estimate, interval, means, slopes
 from steering.theory_checks.bound.atoms import Array
 
 Verdict = Literal["holds", "fails", "undecided", "no claim"]
@@ -43,43 +43,40 @@ class Claim:
         high = np.inf if self.high is None else self.high
         if low <= self.measured.low and self.measured.high <= high:
             return "holds"
-        if self.measured.high < low or self.measured.low > high:
-            return "fails"
-        return "undecided"
+        return "fails" if self.measured.high < low or self.measured.low > high else "undecided"
 
 
-def slopes(sizes: Array, values: Array) -> Array:
+def log_slopes(sizes: Array, values: Array) -> Array:
     """Least-squares slope of log value against log size, ``[..., sizes]`` -> ``[...]``; zeros are left out."""
-    used = values > 0
-    number = np.maximum(used.sum(-1, keepdims=True), 1)
-    x = np.where(used, np.log(sizes), 0)
-    y = np.log(np.where(used, values, 1))
-    x = np.where(used, x - x.sum(-1, keepdims=True) / number, 0)
-    return (x * y).sum(-1) / np.maximum(np.square(x).sum(-1), 1e-300)
+    positive = values > 0
+    return np.nan_to_num(slopes(np.log(sizes), np.log(np.where(positive, values, 1)), positive))
 
 
-def slope(sizes: tuple[int, ...], values: Array, chance: np.random.Generator) -> Estimate:
-    """The rate at which the mean of ``[sizes, repetitions]`` falls, with the bootstrap over repetitions."""
-    places = np.array(sizes, dtype=float)
-    drawn = slopes(places, means(values.T, chance=chance))
-    return interval(Drawn(float(slopes(places, values.mean(1))), drawn), units=values.shape[1])
+def slope(sizes: tuple[float, ...], values: Array, draws: Array, units: int) -> Estimate:
+    """The slope of ``[sizes]`` in logarithms, with the interval of its draws ``[draws, sizes]``."""
+    drawn = Drawn(float(log_slopes(np.array(sizes), values)), log_slopes(np.array(sizes), draws))
+    return interval(drawn, units)
 
 
-def ratio(first: Array, second: Array, chance: np.random.Generator) -> Drawn:
+def slope_of_means(sizes: tuple[float, ...], values: Array, rng: np.random.Generator) -> Estimate:
+    """The exponent with which the mean of ``[sizes, repetitions]`` falls, by the bootstrap over repetitions."""
+    return slope(sizes, values.mean(1), means(values.T, rng=rng), values.shape[1])
+
+
+def ratio(first: Array, second: Array, rng: np.random.Generator) -> Drawn:
     """Mean of ``[repetitions]`` over the mean of others on the same samples."""
-    drawn = means(np.stack([first, second], 1), chance=chance)
+    drawn = means(np.stack([first, second], 1), rng=rng)
     return Drawn(float(first.mean() / second.mean()), drawn[:, 0] / drawn[:, 1])
 
 
-def share(hits: int, of: int) -> Estimate:
+def share(hits: int, trials: int) -> Estimate:
     """A share with Wilson's interval."""
-    found = binomtest(hits, of).proportion_ci(method="wilson")
-    return Estimate(hits / of, float(found.low), float(found.high))
+    ends = binomtest(hits, trials).proportion_ci(method="wilson")
+    return Estimate(hits / trials, float(ends.low), float(ends.high))
 
 
 def mean(values: Array) -> Estimate:
-    """A mean over repetitions with its t interval."""
-    found = over_repetitions(values.tolist())
-    if found.low is None or found.high is None:
-        return Estimate(found.mean, -np.inf, np.inf)
-    return Estimate(found.mean, found.low, found.high)
+    """A mean over repetitions with its t interval, without end where they do not differ."""
+    result = statistics.interval(values.tolist())
+    low, high = (-np.inf, np.inf) if result.low is None or result.high is None else (result.low, result.high)
+    return Estimate(result.mean, low, high)

@@ -29,7 +29,7 @@ def _rates(found: Study) -> Plot:
     sizes, others = np.array(found.extent.sizes), iter(_OTHERS)
     for name, values in found.excess.items():
         colour, dash = _LOOKS[name] if name in _LOOKS else next(others)
-        drawn = means(values.T, chance=found.chance("band", name))
+        drawn = means(values.T, rng=found.rng("band", name))
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
         axes.plot(sizes, values.mean(1), color=colour, linestyle=dash, label=name, zorder=3)
         axes.fill_between(sizes, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)

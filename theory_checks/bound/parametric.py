@@ -4,11 +4,13 @@
 ``|theta - theta*|^2 / 2`` exactly. The reference lies at a distance r from theta*, inside the class.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import softmax
 from scipy.stats import chi2
 
 from steering.rules import KL
@@ -47,61 +49,50 @@ class Linear:
         """
         return DIMENSION / 2 + rho / (1 + self.distance**2 / 2)
 
-    def draw(self, n: int, random: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Inputs ``[n, d]`` and answers ``[n]``."""
-        return random.standard_normal((n, DIMENSION)), random.standard_normal(n)
+        return rng.standard_normal((n, DIMENSION)), rng.standard_normal(n)
 
 
 def least_squares(x: Array, y: Array) -> Array:
-    """What ERM finds."""
+    """The coefficients of ERM."""
     return np.asarray(np.linalg.lstsq(x, y, rcond=None)[0], dtype=np.float64)
 
 
 def steered(x: Array, y: Array, reference: Array, rho: float) -> Array:
     """The minimiser of the DRRho risk in the KL ball of radius rho / n, by L-BFGS on the engine's own weights.
 
-    The risk is convex, with a kink at the reference, where it is zero. A descent from the least squares that finds
-    nothing below zero returns the reference itself.
+    The risk is convex, with a kink at the reference, where it is zero. A descent from the least squares that ends
+    nowhere below zero returns the reference itself.
     """
     n, rule = len(y), KL(rho=rho)
     baseline = np.square(y - x @ reference) / 2
     mask = torch.ones(1, n, dtype=torch.bool)
 
     def risk(theta: Array) -> tuple[float, Array]:
-        left = y - x @ theta
-        excess = torch.from_numpy(np.square(left) / 2 - baseline)[None]
+        residuals = y - x @ theta
+        excess = torch.from_numpy(np.square(residuals) / 2 - baseline)[None]
         weights = rule.weights(excess, rule.dual(excess, mask, n))[0].numpy()
-        return float(weights @ excess[0].numpy()) / n, -(weights * left) @ x / n
+        return float(weights @ excess[0].numpy()) / n, -(weights * residuals) @ x / n
 
     options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 200}
-    found = minimize(risk, least_squares(x, y), jac=True, method="L-BFGS-B", options=options)
-    return found.x if found.fun < 0 else reference
+    result = minimize(risk, least_squares(x, y), jac=True, method="L-BFGS-B", options=options)
+    return result.x if result.fun < 0 else reference
 
 
 def divergence_to_balance(x: Array, y: Array, theta: Array) -> float:
-    """Least KL(p || uniform) with ``sum p_i gradient_i(theta) = 0``, by Newton's method on its dual.
+    """Least KL(p || uniform) with ``sum p_i gradient_i(theta) = 0``, on its dual.
 
     The dual is ``-min log mean exp(lambda . gradient)``: an empirical likelihood test (Owen 2001) with KL in place of
     the likelihood. At the reference it decides: DRRho returns the reference if and only if this is at most rho / n.
     """
     gradients = -(y - x @ theta)[:, None] * x
-    tilt = np.zeros(gradients.shape[1])
 
-    def value(tilt: Array) -> float:
-        return float(np.logaddexp.reduce(gradients @ tilt) - np.log(len(y)))
+    def dual(tilt: Array) -> tuple[float, Array]:
+        exponents = gradients @ tilt
+        return float(np.logaddexp.reduce(exponents)), softmax(exponents) @ gradients
 
-    for _ in range(50):
-        p = np.exp(gradients @ tilt - np.logaddexp.reduce(gradients @ tilt))
-        slope = p @ gradients
-        if np.abs(slope).max() < 1e-10:
-            break
-        curvature = (gradients * p[:, None]).T @ gradients - np.outer(slope, slope)
-        step = np.linalg.lstsq(curvature, slope, rcond=None)[0]
-        size = 1.0
-        while value(tilt - size * step) > value(tilt) - 1e-4 * size * float(slope @ step) and size > 1e-8:
-            size /= 2
-        tilt = tilt - size * step
-    return -value(tilt)
+    return float(np.log(len(y))) - minimize(dual, np.zeros(x.shape[1]), jac=True, options={"gtol": 1e-9}).fun
 
 
 def collapse_law(rho: float) -> float:
@@ -110,8 +101,8 @@ def collapse_law(rho: float) -> float:
 
 
 @dataclass(frozen=True)
-class Fits:
-    """What was found on the same samples, ``[repetitions]`` each.
+class LinearFits:
+    """Fits to the same samples, ``[repetitions]`` each.
 
     Attributes:
         erm: excess risk of ERM.
@@ -126,31 +117,29 @@ class Fits:
     exact: dict[float, Array]
 
 
-def fit(problem: Linear, n: int, rhos: tuple[float, ...], repetitions: int, seed: int) -> Fits:
+def fit(problem: Linear, n: int, rhos: tuple[float, ...], repetitions: int, seed: int) -> LinearFits:
     """Fits ERM and DRRho to fresh samples of size n."""
-    erm, drrho = [], {rho: [] for rho in rhos}
-    touching, exact = {rho: [] for rho in rhos}, {rho: [] for rho in rhos}
-    reference = problem.reference
-    for repetition in range(repetitions):
-        x, y = problem.draw(n, np.random.default_rng(derive(seed, "linear", n, repetition)))
+    reference, drrho, touching, exact, erm = problem.reference, [], [], [], []
+    for x, y in _samples(problem, n, repetitions, seed, "linear"):
+        thetas = np.array([steered(x, y, reference, rho) for rho in rhos])
         erm.append(_excess(least_squares(x, y)))
-        balance = divergence_to_balance(x, y, reference)
-        for rho in rhos:
-            theta = steered(x, y, reference, rho)
-            drrho[rho].append(_excess(theta))
-            touching[rho].append(bool((theta == reference).all()))
-            exact[rho].append(balance <= rho / n)
-    return Fits(np.array(erm), *({rho: np.array(v) for rho, v in each.items()} for each in (drrho, touching, exact)))
+        drrho.append(_excess(thetas))
+        touching.append((thetas == reference).all(-1))
+        exact.append(divergence_to_balance(x, y, reference) <= np.array(rhos) / n)
+    by_rho = (dict(zip(rhos, np.array(rows).T, strict=True)) for rows in (drrho, touching, exact))
+    return LinearFits(np.array(erm), *by_rho)
 
 
 def balances(problem: Linear, n: int, repetitions: int, seed: int) -> Array:
     """n times the divergence that balances the reference's gradients, in fresh samples, ``[repetitions]``."""
-    found = []
+    samples = _samples(problem, n, repetitions, seed, "balance")
+    return n * np.array([divergence_to_balance(x, y, problem.reference) for x, y in samples])
+
+
+def _samples(problem: Linear, n: int, repetitions: int, seed: int, stream: str) -> Iterator[tuple[Array, Array]]:
     for repetition in range(repetitions):
-        random = np.random.default_rng(derive(seed, "balance", n, repetition))
-        found.append(n * divergence_to_balance(*problem.draw(n, random), problem.reference))
-    return np.array(found)
+        yield problem.draw(n, np.random.default_rng(derive(seed, stream, n, repetition)))
 
 
-def _excess(theta: Array) -> float:
-    return float(theta @ theta) / 2
+def _excess(theta: Array) -> Array:
+    return np.square(theta).sum(-1) / 2

@@ -6,20 +6,26 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from steering.reports.grid import MINUS
-from steering.theory_checks.bootstrap import Drawn, Estimate, interval
+from steering.theory_checks.bootstrap import Drawn, Estimate
 from steering.theory_checks.bound import finite_class, own_reference, parametric
 from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.certificate import Coverage, coverage
-from steering.theory_checks.bound.claims import Claim, mean, ratio, share, slope, slopes
-from steering.theory_checks.bound.finite_class import FiniteClass
-from steering.theory_checks.bound.own_reference import BEST, MIDDLING, Needed, against, exponent, needed, upper
-from steering.theory_checks.bound.parametric import Fits, Linear
+from steering.theory_checks.bound.claims import Claim, mean, ratio, share, slope, slope_of_means
+from steering.theory_checks.bound.finite_class import BEST, NAMES, TRIMMED, FiniteClass
+from steering.theory_checks.bound.own_reference import (
+    MIDDLING,
+    SamplesNeeded,
+    against,
+    exponent,
+    samples_needed,
+    upper_quantile,
+)
+from steering.theory_checks.bound.parametric import Linear, LinearFits
 from steering.theory_checks.bound.tightness import DELTA, Tightness, tightness
 from steering.training.seeds import derive
 
 FINITE, OWN, BOUND, LINEAR, CERTIFICATE = "finite class", "own reference", "bound", "linear model", "certificate"
 TOLERANCE = 0.15  # of a slope
-RATE = "{} \u00b1 0.15"
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Extent:
         distances, linear_sizes, rhos, fits: of the linear model.
         collapses: samples drawn for the probability of a collapse, each of ``collapse_at``.
         held_out, covers: sizes and repetitions of the certificate's coverage.
-        ruled: samples on which the engine's rules are asked too.
+        ruled: samples on which the engine's rules are evaluated too.
     """
 
     sizes: tuple[int, ...] = finite_class.SIZES
@@ -82,10 +88,10 @@ QUICK = Extent(
 
 @dataclass
 class Study:
-    """What was found.
+    """The results of all checks, filled one after the other.
 
     Attributes:
-        extent, seed: what was asked.
+        extent, seed: of the simulation.
         excess: of the finite class at R = 0, by method, ``[sizes, repetitions]``.
         disagreement: of the engine's rules with the risks on atoms, by method.
         ratios: excess of DRRho over that of DRO, by spread and size.
@@ -106,19 +112,25 @@ class Study:
     ratios: dict[float, dict[int, Drawn]] = field(default_factory=dict)
     by_radius: dict[float, Estimate] = field(default_factory=dict)
     against: dict[int, dict[str, Array]] = field(default_factory=dict)
-    needed: list[Needed] = field(default_factory=list)
+    needed: list[SamplesNeeded] = field(default_factory=list)
     bounds: list[Tightness] = field(default_factory=list)
-    fits: dict[float, dict[int, Fits]] = field(default_factory=dict)
+    fits: dict[float, dict[int, LinearFits]] = field(default_factory=dict)
     agreement: Estimate | None = None
     coverages: list[Coverage] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
-    def chance(self, *names: str | int) -> np.random.Generator:
+    def rng(self, *names: str | int) -> np.random.Generator:
         """What draws one bootstrap."""
         return np.random.default_rng(derive(self.seed, "bootstrap", *names))
 
-    def claim(self, part: str, name: str, predicted: str, measured: Estimate, *band: float | None, percent=False):
+    def claim(
+        self, part: str, name: str, predicted: str, measured: Estimate, *band: float | None, percent: bool = False
+    ) -> None:
         self.claims.append(Claim(part, name, predicted, measured, *band, percent=percent))
+
+    def claim_slope(self, part: str, name: str, predicted: float, measured: Estimate) -> None:
+        words = f"{predicted:.1f} \u00b1 {TOLERANCE}".replace("-", MINUS)
+        self.claim(part, name, words, measured, predicted - TOLERANCE, predicted + TOLERANCE)
 
 
 def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
@@ -127,10 +139,10 @@ def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
     Args:
         extent: how much is simulated.
         seed: of all draws.
-        say: is told what is being done.
+        say: called with the name of every check before it starts.
     """
-    found = Study(extent, seed)
-    for words, part in (
+    results = Study(extent, seed)
+    for name, check in (
         ("rates in a finite class", _rates),
         ("excess risk against the variance ratio", _ratios),
         ("references out of the class", _own),
@@ -139,158 +151,137 @@ def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
         ("collapse onto the reference", _collapse),
         ("coverage of the certificate", _coverage),
     ):
-        say(words)
-        part(found)
-    return found
+        say(name)
+        check(results)
+    return results
 
 
-def _rates(found: Study) -> None:
-    sizes, repetitions = found.extent.sizes, found.extent.repetitions
-    found.excess = finite_class.excess(FiniteClass(), sizes, repetitions, found.seed)
-    promised = {"ERM": -0.5, "DRO": -0.5, "DRRho": -1.0, "DRRho, KL": -1.0}
-    for name, values in found.excess.items():
-        measured = slope(sizes, values, found.chance("slope", name))
-        if name in promised:
-            wanted = promised[name]
-            band = (wanted - TOLERANCE, wanted + TOLERANCE)
-            found.claim(FINITE, f"rate of {name} at R = 0", RATE.format(_half(wanted)), measured, *band)
-        elif "half" in name:
-            found.claim(FINITE, f"rate of {name} at R = 0", "no theorem", measured)
+def _rates(study: Study) -> None:
+    extent, perfect = study.extent, FiniteClass()
+    study.excess = finite_class.excess(perfect, extent.sizes, extent.repetitions, study.seed)
+    promised = {"ERM": -0.5, "DRO": -0.5, "DRRho": -1.0, "DRRho, KL": -1.0, TRIMMED: -1.0}
+    for method, values in study.excess.items():
+        measured = slope_of_means(extent.sizes, values, study.rng("slope", method))
+        name = f"rate of {method} at R = 0{', were it a ball' if method == TRIMMED else ''}"
+        if method in promised:
+            study.claim_slope(FINITE, name, promised[method], measured)
         else:
-            words = RATE.format(_half(-1))
-            found.claim(
-                FINITE, f"rate of {name} at R = 0, were it a ball", words, measured, -1 - TOLERANCE, -1 + TOLERANCE
-            )
-    for rho in found.extent.radii:
-        values = finite_class.excess(FiniteClass(), sizes, repetitions, found.seed, rho=rho, only=("DRRho",))["DRRho"]
-        found.by_radius[rho] = slope(sizes, values, found.chance("radius", str(rho)))
-    found.disagreement = dict(finite_class.disagreement(FiniteClass(0.1), 200, found.extent.ruled, found.seed))
+            study.claim(FINITE, name, "no theorem", measured)
+    for rho in extent.radii:
+        excess = finite_class.excess(perfect, extent.sizes, extent.repetitions, study.seed, rho=rho, only=("DRRho",))
+        study.by_radius[rho] = slope_of_means(extent.sizes, excess["DRRho"], study.rng("radius", str(rho)))
+    study.disagreement = finite_class.disagreement(FiniteClass(0.1), 200, extent.ruled, study.seed)
 
 
-def _half(value: float) -> str:
-    return f"{value:.1f}".replace("-", MINUS)
-
-
-def _ratios(found: Study) -> None:
-    sizes = found.extent.ratio_at
-    for spread in found.extent.spreads:
-        problem = FiniteClass(spread)
-        both = finite_class.excess(problem, sizes, found.extent.repetitions, found.seed, only=("DRO", "DRRho"))
-        found.ratios[spread] = {
-            n: ratio(both["DRRho"][place], both["DRO"][place], found.chance("ratio", str(spread), n))
-            for place, n in enumerate(sizes)
-        }
-    spreads = [spread for spread in found.extent.spreads if spread > 0]
-    places = np.array([FiniteClass(spread).ratio for spread in spreads])
-    each = [found.ratios[spread][sizes[-1]] for spread in spreads]
-    drawn = slopes(places, np.stack([one.draws for one in each], 1))
-    value = float(slopes(places, np.array([one.value for one in each])))
-    measured = interval(Drawn(value, drawn), units=found.extent.repetitions)
-    name = f"exponent of R in DRRho / DRO, n = {sizes[-1]}"
-    found.claim(FINITE, name, RATE.format(_half(0.5)), measured, 0.5 - TOLERANCE, 0.5 + TOLERANCE)
-
-
-def _own(found: Study) -> None:
-    extent = found.extent
-    for reference, words in ((BEST, "the best hypothesis"), (MIDDLING, "a hypothesis 0.02 worse")):
-        _against_reference(found, reference, words)
-    found.needed = [needed(m, extent.own_repetitions, found.seed) for m in extent.fitted_on]
-    for name, wanted in (("DRRho", 0.5), ("ERM", 1.0), (own_reference.ALONE, 1.0)):
-        words = f"exponent of m in the samples {name} needs"
-        band = (wanted - TOLERANCE, wanted + TOLERANCE)
-        found.claim(OWN, words, RATE.format(_half(wanted)), exponent(found.needed, name), *band)
-
-
-def _against_reference(found: Study, reference: int, words: str) -> None:
-    """How much worse than the reference a target may be, and how often it is."""
-    extent, each = found.extent, []
-    for n in extent.own_sizes:
-        random = np.random.default_rng(derive(found.seed, "own reference", reference, n))
-        each.append(against(np.full(extent.own_repetitions, reference), n, random))
-    found.against[reference] = {name: np.array([one[name] for one in each]) for name in own_reference.NAMES}
-    places = np.array(extent.own_sizes, dtype=float)
-    values, drawn = upper(found.against[reference]["DRRho"], found.chance("upper", reference))
-    rate = interval(Drawn(float(slopes(places, values)), slopes(places, drawn)), units=extent.own_repetitions)
-    predicted = f"{_half(-1)} or below, to 0.15"
-    found.claim(OWN, f"rate of DRRho's upper quantile, {words}", predicted, rate, None, -1 + TOLERANCE)
-    if reference != BEST:
-        middle = extent.own_sizes.index(400)
-        for name, rows in found.against[reference].items():
-            measured = share(int((rows[middle] > 0).sum()), extent.own_repetitions)
-            found.claim(OWN, f"{name} worse than {words}, n = 400", "no theorem", measured, percent=True)
-
-
-def _bounds(found: Study) -> None:
-    spreads = tuple(spread for spread in found.extent.spreads if spread in (0.0, 0.05, 0.2))
-    found.bounds = tightness(spreads, found.extent.tight, found.extent.repetitions, found.seed)
-    for name in ("ERM", "DRO", "DRRho"):
-        mine = [one for one in found.bounds if one.method == name]
-        total, wrong = sum(one.repetitions for one in mine), sum(one.violations for one in mine)
-        words = f"\u2265 {100 * (1 - DELTA):.0f} %"
-        found.claim(BOUND, f"bound of {name}", words, share(total - wrong, total), 1 - DELTA, None, percent=True)
-    mine = [one for one in found.bounds if one.certified is not None]
-    total, wrong = sum(one.repetitions for one in mine), sum(one.certified or 0 for one in mine)
-    name = "bound against the reference, DRRho"
-    found.claim(BOUND, name, words, share(total - wrong, total), 1 - DELTA, None, percent=True)
-
-
-def _linear(found: Study) -> None:
-    extent = found.extent
-    for distance in extent.distances:
-        problem = Linear(distance)
-        found.fits[distance] = {
-            n: parametric.fit(problem, n, extent.rhos, extent.fits, found.seed) for n in extent.linear_sizes
-        }
-    sizes, rho = extent.linear_sizes, extent.rhos[len(extent.rhos) // 2]
-    far = found.fits[max(extent.distances)]
-    rates = {"ERM": [far[n].erm for n in sizes], f"DRRho (rho = {rho:g})": [far[n].drrho[rho] for n in sizes]}
-    for name, values in rates.items():
-        measured = slope(sizes, np.array(values), found.chance("linear", name))
-        found.claim(
-            LINEAR, f"rate of {name}, r = {max(extent.distances):g}", RATE.format(_half(-1)), measured, -1.15, -0.85
+def _ratios(study: Study) -> None:
+    extent = study.extent
+    for spread in extent.spreads:
+        both = finite_class.excess(
+            FiniteClass(spread), extent.ratio_at, extent.repetitions, study.seed, only=("DRO", "DRRho")
         )
-    for distance in extent.distances:
-        for n in (sizes[0], sizes[-1]):
-            _against_erm(found, distance, n, rho)
-    n = sizes[-1]
-    for value in extent.rhos:
-        limit = Linear(max(extent.distances)).limit(value) - parametric.DIMENSION / 2
-        measured = mean(n * (far[n].drrho[value] - far[n].erm))
-        name = f"gap to ERM, r = {max(extent.distances):g}, rho = {value:g}, n = {n}"
-        found.claim(LINEAR, name, f"{limit:.2f} \u00b1 25 %", measured, 0.75 * limit, 1.25 * limit)
+        study.ratios[spread] = {
+            n: ratio(drrho, dro, study.rng("ratio", str(spread), n))
+            for n, drrho, dro in zip(extent.ratio_at, both["DRRho"], both["DRO"], strict=True)
+        }
+    n, spreads = extent.ratio_at[-1], [spread for spread in extent.spreads if spread > 0]
+    values, draws = zip(*(study.ratios[spread][n] for spread in spreads), strict=True)
+    ratios = tuple(FiniteClass(spread).ratio for spread in spreads)
+    measured = slope(ratios, np.array(values), np.stack(draws, 1), extent.repetitions)
+    study.claim_slope(FINITE, f"exponent of R in DRRho / DRO, n = {n}", 0.5, measured)
 
 
-def _against_erm(found: Study, distance: float, n: int, rho: float) -> None:
+def _own(study: Study) -> None:
+    extent = study.extent
+    for reference, name in ((BEST, "the best hypothesis"), (MIDDLING, "a hypothesis 0.02 worse")):
+        _against_reference(study, reference, name)
+    study.needed = [samples_needed(m, extent.own_repetitions, study.seed) for m in extent.fitted_on]
+    for name, predicted in (("DRRho", 0.5), ("ERM", 1.0), (own_reference.ALONE, 1.0)):
+        measured = exponent(study.needed, name)
+        study.claim_slope(OWN, f"exponent of m in the samples {name} needs", predicted, measured)
+
+
+def _against_reference(study: Study, reference: int, reference_name: str) -> None:
+    """How much worse than the reference a target may be, and how often it is."""
+    extent, by_size = study.extent, []
+    for n in extent.own_sizes:
+        rng = np.random.default_rng(derive(study.seed, "own reference", reference, n))
+        by_size.append(against(np.full(extent.own_repetitions, reference), n, rng))
+    above = {name: np.array([by_method[name] for by_method in by_size]) for name in NAMES}
+    study.against[reference] = above
+    quantiles, draws = upper_quantile(above["DRRho"], study.rng("upper", reference))
+    measured = slope(extent.own_sizes, quantiles, draws, extent.own_repetitions)
+    predicted, name = f"{MINUS}1.0 or below, to {TOLERANCE}", f"rate of DRRho's upper quantile, {reference_name}"
+    study.claim(OWN, name, predicted, measured, None, -1 + TOLERANCE)
+    if reference != BEST:
+        for name, rows in above.items():
+            measured = share(int((rows[extent.own_sizes.index(400)] > 0).sum()), extent.own_repetitions)
+            study.claim(OWN, f"{name} worse than {reference_name}, n = 400", "no theorem", measured, percent=True)
+
+
+def _bounds(study: Study) -> None:
+    spreads = tuple(spread for spread in study.extent.spreads if spread in (0.0, 0.05, 0.2))
+    study.bounds = tightness(spreads, study.extent.tight, study.extent.repetitions, study.seed)
+    violations = [(f"bound of {result.method}", result.violations, result.repetitions) for result in study.bounds]
+    violations += [
+        ("bound against the reference, DRRho", result.certified, result.repetitions)
+        for result in study.bounds
+        if result.certified is not None
+    ]
+    for name in dict.fromkeys(name for name, _, _ in violations):
+        wrong, trials = np.sum([counts for claim, *counts in violations if claim == name], 0)
+        measured = share(int(trials - wrong), int(trials))
+        study.claim(BOUND, name, f"\u2265 {100 * (1 - DELTA):.0f} %", measured, 1 - DELTA, None, percent=True)
+
+
+def _linear(study: Study) -> None:
+    extent = study.extent
+    sizes, rho, distance = extent.linear_sizes, extent.rhos[len(extent.rhos) // 2], max(extent.distances)
+    for r in extent.distances:
+        study.fits[r] = {n: parametric.fit(Linear(r), n, extent.rhos, extent.fits, study.seed) for n in sizes}
+    far, n = study.fits[distance], sizes[-1]
+    excess = {"ERM": [far[n].erm for n in sizes], f"DRRho (rho = {rho:g})": [far[n].drrho[rho] for n in sizes]}
+    for method, values in excess.items():
+        measured = slope_of_means(sizes, np.array(values), study.rng("linear", method))
+        study.claim_slope(LINEAR, f"rate of {method}, r = {distance:g}", -1, measured)
+    for r in extent.distances:
+        for size in (sizes[0], sizes[-1]):
+            _against_erm(study, r, size, rho)
+    for rho in extent.rhos:
+        limit = Linear(distance).limit(rho) - parametric.DIMENSION / 2
+        measured = mean(n * (far[n].drrho[rho] - far[n].erm))
+        name = f"gap to ERM, r = {distance:g}, rho = {rho:g}, n = {n}"
+        study.claim(LINEAR, name, f"{limit:.2f} \u00b1 25 %", measured, 0.75 * limit, 1.25 * limit)
+
+
+def _against_erm(study: Study, distance: float, n: int, rho: float) -> None:
     """Better than ERM well below n_eq, worse well above; nothing is claimed in between."""
-    fits, matched = found.fits[distance][n], Linear(distance).matched_at
+    fits, matched = study.fits[distance][n], Linear(distance).matched_at
     measured = mean(n * (fits.drrho[rho] - fits.erm))
     name = f"gap to ERM, r = {distance:g}, rho = {rho:g}, n = {n / matched:{'.0f' if n > matched else '.1f'}} n_eq"
     if n <= matched / 2:
-        found.claim(LINEAR, name, "below 0", measured, None, 0.0)
+        study.claim(LINEAR, name, "below 0", measured, None, 0.0)
     elif n >= 4 * matched:
-        found.claim(LINEAR, name, "above 0", measured, 0.0, None)
+        study.claim(LINEAR, name, "above 0", measured, 0.0, None)
     else:
-        found.claim(LINEAR, name, "either", measured)
+        study.claim(LINEAR, name, "either", measured)
 
 
-def _collapse(found: Study) -> None:
-    extent, problem = found.extent, Linear(0.0)
-    balances = parametric.balances(problem, extent.collapse_at, extent.collapses, found.seed)
+def _collapse(study: Study) -> None:
+    extent, problem = study.extent, Linear(0.0)
+    balances = parametric.balances(problem, extent.collapse_at, extent.collapses, study.seed)
     for rho in extent.rhos:
         law = parametric.collapse_law(rho)
         measured = share(int((balances <= rho).sum()), extent.collapses)
-        name = f"collapse at r = 0, rho = {rho:g}, n = {extent.collapse_at}"
-        words = f"{100 * law:.0f} % \u00b1 6"
-        found.claim(LINEAR, name, words, measured, law - 0.06, law + 0.06, percent=True)
-    fits = parametric.fit(problem, extent.linear_sizes[0], extent.rhos, extent.fits, found.seed)
+        name, predicted = f"collapse at r = 0, rho = {rho:g}, n = {extent.collapse_at}", f"{100 * law:.0f} % \u00b1 6"
+        study.claim(LINEAR, name, predicted, measured, law - 0.06, law + 0.06, percent=True)
+    fits = parametric.fit(problem, extent.linear_sizes[0], extent.rhos, extent.fits, study.seed)
     hits = sum(int((fits.touching[rho] == fits.exact[rho]).sum()) for rho in extent.rhos)
-    found.agreement = share(hits, extent.fits * len(extent.rhos))
+    study.agreement = share(hits, extent.fits * len(extent.rhos))
 
 
-def _coverage(found: Study) -> None:
-    extent = found.extent
-    found.coverages = coverage(extent.held_out, extent.covers, found.seed, DELTA)
-    for one in found.coverages:
-        name = f"{one.kind}, {one.tails}, m = {one.samples}"
+def _coverage(study: Study) -> None:
+    study.coverages = coverage(study.extent.held_out, study.extent.covers, study.seed, DELTA)
+    for result in study.coverages:
+        name = f"{result.kind}, {result.tails}, m = {result.samples}"
         least = 1 - DELTA - 0.015
-        found.claim(CERTIFICATE, name, "\u2265 95 % (to 1.5)", one.covered, least, None, percent=True)
+        study.claim(CERTIFICATE, name, "\u2265 95 % (to 1.5)", result.covered, least, None, percent=True)

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from steering.theory_checks.bound.atoms import Array
-from steering.theory_checks.bound.finite_class import FiniteClass, methods, risks
+from steering.theory_checks.bound.finite_class import EXCESS, LOSSES, NAMES, FiniteClass, draw, methods
 from steering.training.seeds import derive
 
 DELTA = 0.05
-NAMES = ("ERM", "DRO", "DRRho")
 
 
 @dataclass(frozen=True)
@@ -58,38 +57,35 @@ class Tightness:
 
 def tightness(spreads: tuple[float, ...], sizes: tuple[int, ...], repetitions: int, seed: int) -> list[Tightness]:
     """Measures every method at the theory's radius; those without a reference once, at the first spread."""
-    found = []
+    results = []
     for spread in spreads:
         problem = FiniteClass(spread)
         for n in sizes:
-            random = np.random.default_rng(derive(seed, "tightness", str(spread), n))
-            counts = problem.draw(n, repetitions, random)
-            rho = radius(problem, n)
+            counts = draw(n, repetitions, np.random.default_rng(derive(seed, "tightness", str(spread), n)))
+            rho = radius(n)
             for name in NAMES if spread == spreads[0] else NAMES[-1:]:
                 method = methods(n, rho)[name]
-                every = risks(problem, method, counts)
-                chosen = every.argmin(-1)
-                excess = problem.excess[chosen]
-                least, limit = every.min(-1), bound(problem, name, n)
-                room = 13 * _range(problem.differences()) * rho / (3 * n)
-                wrong = int((excess > least + room).sum()) if method.subtract else None
-                truth = float(np.quantile(excess, 0.95))
-                above = int((excess > limit).sum())
-                found.append(Tightness(name, n, spread, limit, truth, above, wrong, repetitions))
-    return found
+                risks = method.risks(problem, counts)
+                excess, limit = EXCESS[risks.argmin(-1)], bound(problem, name, n)
+                violations, truth = int((excess > limit).sum()), float(np.quantile(excess, 0.95))
+                certified = None
+                if method.subtract:
+                    room = 13 * _range(problem.differences()) * rho / (3 * n)
+                    certified = int((excess > risks.min(-1) + room).sum())
+                results.append(Tightness(name, n, spread, limit, truth, violations, certified, repetitions))
+    return results
 
 
-def radius(problem: FiniteClass, n: int) -> float:
+def radius(n: int) -> float:
     """rho of the theory, about 9.5 for 231 hypotheses and delta = 0.05."""
-    return math.log(3 * len(problem.excess) / DELTA) * n / (n - 1)
+    return math.log(3 * len(EXCESS) / DELTA) * n / (n - 1)
 
 
 def bound(problem: FiniteClass, method: str, n: int) -> float:
     """Of the excess risk with probability 1 - delta, for a name of ``NAMES``."""
     if method == "ERM":
-        return 2 * _range(problem.losses()) * math.sqrt(math.log(2 * len(problem.excess) / DELTA) / (2 * n))
-    values = problem.differences() if method == "DRRho" else problem.losses()
-    rho = radius(problem, n)
+        return 2 * _range(LOSSES) * math.sqrt(math.log(2 * len(EXCESS) / DELTA) / (2 * n))
+    values, rho = methods(n)[method].values(problem), radius(n)
     best = float(values[-1].var())  # the best hypothesis's atoms are equally likely
     return 2 * math.sqrt(2 * rho * best / n) + 20 * _range(values) * rho / (3 * n)
 

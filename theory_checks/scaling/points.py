@@ -8,7 +8,6 @@ from steering.errors import UserError
 
 SIX = "published-six"
 ALL = "all"
-FIELDS = ("method", "compute", "error", "model", "samples", "run")
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|=)\s*(.+?)\s*$")
 
 
@@ -37,6 +36,8 @@ class Point:
         """What the bootstrap draws: the run, or the setting that all methods share."""
         return self.run if self.run is not None else f"{self.model}, {self.samples}, {self.compute:g}"
 
+
+FIELDS = tuple(field.name for field in fields(Point))
 
 # Forward passes of a pair in billions of operations, as open_clip counts them.
 GFLOPS = {"ViT-B/32": 14.78, "ViT-B/16": 41.09, "ViT-L/14": 175.33}
@@ -94,19 +95,20 @@ def where(points: Sequence[Point], conditions: Sequence[str]) -> list[Point]:
     """
     kept = list(points)
     for condition in conditions:
-        found = _CONDITION.match(condition)
-        if not found or found[1] not in FIELDS:
-            known = ", ".join(field.name for field in fields(Point))
-            raise UserError(f"--where takes COLUMN=VALUE,VALUE or COLUMN>=NUMBER, columns {known}; got {condition!r}")
-        kept = [point for point in kept if _meets(getattr(point, found[1]), found[2], found[3], condition)]
+        match = _CONDITION.match(condition)
+        if not match or match[1] not in FIELDS:
+            raise UserError(
+                f"--where takes COLUMN=VALUE,VALUE or COLUMN>=NUMBER, columns {', '.join(FIELDS)}; got {condition!r}"
+            )
+        kept = [point for point in kept if _meets(getattr(point, match[1]), match[2], match[3], condition)]
     return kept
 
 
-def _meets(value: str | float | None, sign: str, wanted: str, condition: str) -> bool:
+def _meets(value: str | float | None, sign: str, operand: str, condition: str) -> bool:
     if sign == "=":
-        options = [option.strip() for option in wanted.split(",")]
+        options = [option.strip() for option in operand.split(",")]
         return str(value) in options or (isinstance(value, float) and value in map(_number, options))
-    bound = _number(wanted)
+    bound = _number(operand)
     if bound is None or not isinstance(value, float):
         raise UserError(f"--where {condition}: {sign} compares numbers, and this is none")
     return value <= bound if sign == "<=" else value >= bound

@@ -1,4 +1,4 @@
-"""What ``steer scaling`` finds out: laws of all methods, and how far two of them differ and why."""
+"""What ``steer scaling`` measures: laws of all methods, and how far two of them differ and why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Gap:
         value: how much larger its exponent is.
         read: the same if only the reading of the errors were uncertain; None where they were not read off a figure.
         axes: along samples and along model size, where both vary.
-        groups: for every model, and for every number of samples, words and the gap with its t interval.
+        groups: for every model, and for every number of samples, its name, the gap with its t interval, and ``read``.
     """
 
     method: str
@@ -80,11 +80,11 @@ def _gap(
     units = min(len({point.unit for point in both if point.method == name}) for name in (method, baseline))
     read = None if reading is None else misread(both, method, baseline, reading, seed)
     groups = []
-    for words, chosen in _groups(both):
-        found = paired_gap(chosen, method, baseline)
-        if found is not None:
+    for name, chosen in _groups(both):
+        paired = paired_gap(chosen, method, baseline)
+        if paired is not None:
             simulated = None if reading is None else misread(chosen, method, baseline, reading, seed)
-            groups.append((words, found, simulated))
+            groups.append((name, paired, simulated))
     axes = by_axis(both, method, baseline, reading, seed)
     return Gap(method, gap(laws[method], laws[baseline], units), read, axes, groups)
 
@@ -95,6 +95,6 @@ def _groups(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
     samples = sorted({point.samples for point in points if point.samples is not None})
     if len(models) < 2 or len(samples) < 2:
         return []
-    found = [(f"{model}, by samples", [p for p in points if p.model == model]) for model in models]
-    found += [(f"{value:.3g} samples, by size", [p for p in points if p.samples == value]) for value in samples]
-    return [(words, chosen) for words, chosen in found if len({p.compute for p in chosen}) >= LEAST]
+    groups = [(f"{model}, by samples", [p for p in points if p.model == model]) for model in models]
+    groups += [(f"{value:.3g} samples, by size", [p for p in points if p.samples == value]) for value in samples]
+    return [(name, chosen) for name, chosen in groups if len({p.compute for p in chosen}) >= LEAST]

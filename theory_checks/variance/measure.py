@@ -121,7 +121,7 @@ class Samples:
         return self._moments(self._columns().mean(0))
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        return self._moments(means(self._columns(), chance=chance, clusters=self.clusters, draws=number))
+        return self._moments(means(self._columns(), rng=chance, clusters=self.clusters, draws=number))
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         units = np.arange(len(self.target)) if self.clusters is None else self.clusters
@@ -270,7 +270,7 @@ def _over(
             found = interval(inner[0], units)
         else:
             chance = np.random.default_rng(derive(seed, "repetitions"))
-            found = interval(two_level(inner, chance=chance, crossed=crossed), len(inner))
+            found = interval(two_level(inner, rng=chance, crossed=crossed), len(inner))
         return Estimate(*(float(back(x)) for x in (found.value, found.low, found.high)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 from scipy.special import logsumexp
 
-from steering.theory_checks.bootstrap import counts
+from steering.theory_checks.bootstrap import multiplicities
 from steering.theory_checks.variance.measure import Moments, Paired, Samples, drawn_in
 
 SIDES = ("image", "text")
@@ -54,7 +54,7 @@ class PairLosses:
         return Moments(*(part[0] for part in self._moments([np.ones((1, self.units))])))
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        return self._moments(list(counts(self.units, number, chance)))
+        return self._moments(list(multiplicities(self.units, number, chance)))
 
     def _moments(self, taken: list[ndarray]) -> Moments:
         """Of draws, each ``[draws]``: copies of a pair that was taken twice are no negatives of each other."""

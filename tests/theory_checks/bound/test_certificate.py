@@ -9,16 +9,16 @@ from steering.theory_checks.bound.certificate import certificate, coverage
 
 def test_the_bernstein_bound_by_hand():
     """Differences -1 and 0, ten of each, in an interval of length 1: mean -1/2, V = 20/19 / 4, ln(2 / 0.1) = ln 20."""
-    found = certificate(np.array([-1.0, 0.0] * 10), delta=0.1, width=1.0)
+    bernstein = certificate(np.array([-1.0, 0.0] * 10), delta=0.1, width=1.0)
     log = math.log(20)
-    assert found.upper == pytest.approx(-0.5 + math.sqrt(2 * (5 / 19) * log / 20) + 7 * log / (3 * 19))
-    assert found.kind == "empirical Bernstein" and not found.better
+    assert bernstein.upper == pytest.approx(-0.5 + math.sqrt(2 * (5 / 19) * log / 20) + 7 * log / (3 * 19))
+    assert bernstein.kind == "empirical Bernstein" and not bernstein.better
 
 
 def test_the_asymptotic_bound_by_hand():
     """Student's 95 % quantile with one degree of freedom is 6.314; differences -1 and 0 have sd / sqrt(2) = 1/2."""
-    found = certificate(np.array([-1.0, 0.0]))
-    assert found.upper == pytest.approx(-0.5 + 6.3138 * 0.5, abs=1e-4) and found.kind == "asymptotic"
+    student = certificate(np.array([-1.0, 0.0]))
+    assert student.upper == pytest.approx(-0.5 + 6.3138 * 0.5, abs=1e-4) and student.kind == "asymptotic"
 
 
 def test_enough_samples_certify_a_better_target():
@@ -42,18 +42,16 @@ def test_a_target_equal_to_the_reference_is_certified_only_without_a_width():
         ([0.0, 2.0], {"width": 1.0}, "span 2, more than the width 1"),
     ],
 )
-def test_what_cannot_be_certified_is_said_in_one_line(differences, options, message):
+def test_what_cannot_be_certified_is_refused_in_one_line(differences, options, message):
     with pytest.raises(UserError, match=message) as raised:
         certificate(np.array(differences), **options)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
-def test_bernstein_covers_whatever_the_tails_and_the_asymptotic_bound_does_not():
-    found = {(one.tails, one.kind): one for one in coverage((100,), 1000, seed=1)}
-    for (_, kind), one in found.items():
-        if kind == "empirical Bernstein":
-            assert one.covered.low > 0.95
-    assert found["normal", "asymptotic"].covered.high > 0.95
+def test_bernstein_covers_any_tails_and_the_asymptotic_bound_does_not():
+    covered = {(result.tails, result.kind): result.covered for result in coverage((100,), 1000, seed=1)}
+    assert all(share.low > 0.95 for (_, kind), share in covered.items() if kind == "empirical Bernstein")
+    assert covered["normal", "asymptotic"].high > 0.95
     for tails in ("bounded, 1 in 100", "lognormal"):
-        assert found[tails, "asymptotic"].covered.high < 0.8
+        assert covered[tails, "asymptotic"].high < 0.8

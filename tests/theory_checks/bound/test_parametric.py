@@ -29,7 +29,7 @@ def test_erm_matches_the_reference_at_n_eq():
     assert Linear(0.1).matched_at == pytest.approx(500) and Linear(1.0).matched_at == pytest.approx(5)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_output_is_the_reference_exactly_where_the_test_says_so(seed):
     """Radii a tenth below and above the divergence that balances the reference's gradients."""
     x, y = sample(60, seed)
