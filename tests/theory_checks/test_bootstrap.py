@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from steering.theory_checks import bootstrap
-from steering.theory_checks.bootstrap import Drawn, interval, means, multiplicities, two_level
+from steering.theory_checks.bootstrap import Drawn, interval, means, multiplicities, slopes, two_level
 
 
 def generator(*seed: int):
@@ -31,11 +31,6 @@ def test_blocks_of_draws_are_as_many_as_asked_for(monkeypatch):
     assert [len(block) for block in multiplicities(100, 2, generator())] == [1, 1]
 
 
-def test_means_of_draws_spread_as_the_standard_error():
-    x = generator(1).normal(size=(400, 1))
-    assert means(x, rng=generator(), draws=4000).std() == pytest.approx(x.std() / 20, rel=0.05)
-
-
 def test_clusters_are_taken_whole_and_weigh_by_their_size():
     """Two clusters, of one sample with the value 0 and of three with 1: a draw of both, or of either one twice."""
     x, clusters = np.array([[0.0], [1], [1], [1]]), np.array([5, 2, 2, 2])
@@ -49,6 +44,7 @@ def test_copies_of_a_sample_in_one_cluster_widen_no_less_than_they_should():
     """Every value ten times over says no more than once: the interval is the same, not sqrt(10) times narrower."""
     x = generator(2).normal(size=(60, 1))
     alone = means(x, rng=generator(), draws=4000).std()
+    assert alone == pytest.approx(x.std() / np.sqrt(60), rel=0.05)
     tenfold = means(np.repeat(x, 10, 0), rng=generator(), clusters=np.repeat(np.arange(60), 10), draws=4000).std()
     assert tenfold == pytest.approx(alone, rel=0.06)
 
@@ -77,15 +73,19 @@ def test_intervals_over_few_units_reach_as_far_as_students():
     assert estimate.high == pytest.approx(2.262, rel=0.02)
     assert estimate.low == pytest.approx(-2.262, rel=0.02)
     assert interval(Drawn(0.0, draws), 10_000).high == pytest.approx(1.96 * math.sqrt(0.9), rel=0.01)
-
-
-def test_one_unit_decides_nothing():
     assert interval(Drawn(0.0, np.zeros(10)), 1).high == math.inf
 
 
-def test_draws_without_end_leave_an_interval():
+def test_an_infinite_draw_leaves_an_interval():
     estimate = interval(Drawn(0.0, np.array([-math.inf, *np.zeros(99)])), 1000)
     assert (estimate.low, estimate.high) == (0, 0)
+
+
+def test_slopes_are_those_of_the_samples_that_were_taken():
+    """Heights 0, 1, 4 at 0, 1, 2: slope 2; without the last 1, with it twice and without the middle 2; a point none."""
+    weights = np.array([[1.0, 1, 1], [1, 1, 0], [1, 0, 2], [3, 0, 0]])
+    drawn = slopes(np.arange(3.0), np.array([0.0, 1, 4]), weights)
+    assert drawn == pytest.approx([2, 1, 2, math.nan], nan_ok=True)
 
 
 def log_variance_ratio(first, second, *, rng, draws):

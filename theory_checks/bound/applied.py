@@ -27,18 +27,12 @@ DRAWS = 2000  # held-out sets drawn from the differences, to see whether their t
 
 @dataclass(frozen=True)
 class CertifiedModel:
-    """One model of a run.
-
-    Attributes:
-        arm, seed: which.
-        certificate: what its held-out losses say.
-        covered: share of sets drawn from its differences whose certificate reaches their mean.
-    """
+    """One model of a run."""
 
     arm: str
     seed: int
-    certificate: Certificate
-    covered: Estimate
+    certificate: Certificate  # what its held-out losses say
+    covered: Estimate  # share of sets drawn from its differences whose certificate reaches their mean
 
 
 def certified(folder: Path, width: float | None) -> list[CertifiedModel]:
@@ -101,16 +95,9 @@ def report(models: list[CertifiedModel], folder: Path, command: str) -> Report:
         cautions=cautions,
         grids=[_grid(models)],
         method=[
-            f"Losses of target and reference on the same {models[0].certificate.samples} held-out samples a seed, as "
-            "the training data are and never trained on. 'empirical Bernstein': Maurer and Pontil 2009, theorem 4, "
-            "with the given width; 'asymptotic': Student's quantile. Coverage: sets of the same size drawn from the "
-            "differences themselves.",
-        ],
-        limits=[
-            "It speaks of the loss, not of the error rate, and of the distribution of the held-out samples, noise "
-            "included.",
-            "It is void where the held-out samples chose the model or its settings, or trained the reference.",
-            "Every row holds with probability 95 % by itself; all rows together with less.",
+            f"Losses of target and reference on the same {models[0].certificate.samples} held-out samples a seed. "
+            "Every row holds with probability 95 % by itself, for the loss and not for the error rate; where it is "
+            "void is explained in docs/bound.md of model-steering."
         ],
         numbers={
             "models": [

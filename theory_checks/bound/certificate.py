@@ -77,19 +77,12 @@ def certificate(differences: Array, delta: float = 0.05, width: float | None = N
 
 @dataclass(frozen=True)
 class Tails:
-    """A distribution of differences with its exact mean.
-
-    Attributes:
-        name: in words.
-        draw: ``(rng, shape)`` to values.
-        mean: the true one.
-        width: of an interval that holds all values, if there is one.
-    """
+    """A distribution of differences with its exact mean."""
 
     name: str
-    draw: Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]
-    mean: float
-    width: float | None
+    draw: Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]  # ``(rng, shape)`` to values
+    mean: float  # of the distribution
+    width: float | None  # of an interval that holds all values, if there is one
 
 
 TAILS = (
@@ -102,21 +95,13 @@ TAILS = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often the certificate was right.
+    """How often the certificate was right."""
 
-    Attributes:
-        tails: name of the distribution.
-        kind: of the certificate.
-        samples: m.
-        covered: share of repetitions whose bound was not exceeded.
-        slack: median of the bound minus the true mean, in standard errors of the mean.
-    """
-
-    tails: str
-    kind: str
-    samples: int
-    covered: Estimate
-    slack: float
+    tails: str  # name of the distribution
+    kind: str  # of the certificate
+    samples: int  # m, in a held-out set
+    covered: Estimate  # share of repetitions whose bound was not exceeded
+    slack: float  # median of the bound minus the true mean, in standard errors of the mean
 
 
 def coverage(samples: tuple[int, ...], repetitions: int, seed: int, delta: float = 0.05) -> list[Coverage]:

@@ -15,24 +15,15 @@ Verdict = Literal["holds", "fails", "undecided", "no claim"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the report.
+    """One row of the report."""
 
-    Attributes:
-        part: which check it belongs to.
-        name: what is claimed.
-        predicted: in words, with the band within which it counts as met.
-        measured: the number.
-        low, high: the band; None for both where the theory claims nothing.
-        percent: whether the number is a share.
-    """
-
-    part: str
-    name: str
-    predicted: str
+    part: str  # which check it belongs to
+    name: str  # what is claimed
+    predicted: str  # in words, with the band within which it counts as met
     measured: Estimate
-    low: float | None = None
+    low: float | None = None  # ends of the band; None for both where the theory claims nothing
     high: float | None = None
-    percent: bool = False
+    percent: bool = False  # whether a share is measured
 
     @property
     def verdict(self) -> Verdict:

@@ -39,13 +39,9 @@ LOSSES = 0.5 + COMMON * _C + ABOVE_BEST  # of every hypothesis at every atom, [h
 
 @dataclass(frozen=True)
 class FiniteClass:
-    """The class beside a reference.
+    """The class beside a reference."""
 
-    Args:
-        spread: standard deviation of the difference between the best hypothesis and the reference.
-    """
-
-    spread: float = 0.0
+    spread: float = 0.0  # standard deviation of the difference between the best hypothesis and the reference
 
     @property
     def ratio(self) -> float:
@@ -67,17 +63,11 @@ def draw(n: int, repetitions: int, rng: np.random.Generator) -> Counts:
 
 @dataclass(frozen=True)
 class Method:
-    """How a hypothesis is chosen: the least risk.
+    """How a hypothesis is chosen: the least risk."""
 
-    Attributes:
-        rule: of the engine that stands for the risk, None for the plain mean.
-        risk: the same on atoms.
-        subtract: whether the losses are those above the reference's.
-    """
-
-    rule: Rule | None
-    risk: Risk
-    subtract: bool
+    rule: Rule | None  # of the engine that stands for the risk, None for the plain mean
+    risk: Risk  # the same on atoms
+    subtract: bool  # whether the losses are those above the reference's
 
     def values(self, problem: FiniteClass) -> Array:
         """Losses as the method sees them, ``[hypotheses, 8]``."""

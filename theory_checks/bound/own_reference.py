@@ -24,13 +24,9 @@ FACTOR = 2.0  # times the reference's excess risk: what "reaches the reference" 
 
 @dataclass(frozen=True)
 class OwnReference:
-    """The class, with one of its hypotheses as the reference in every repetition.
+    """The class, with one of its hypotheses as the reference in every repetition."""
 
-    Args:
-        references: index of an ordinary hypothesis or ``BEST``, ``[repetitions]``.
-    """
-
-    references: np.ndarray
+    references: np.ndarray  # index of an ordinary hypothesis or ``BEST``, ``[repetitions]``
 
     @property
     def above(self) -> Array:
@@ -84,21 +80,13 @@ def fitted(m: int, repetitions: int, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SamplesNeeded:
-    """Samples until a method's mean excess risk is ``FACTOR`` times that of references fitted on m samples.
-
-    Attributes:
-        m: of the references.
-        reference: their mean excess risk.
-        by_method: how many samples, with draws of that number; an end of the sizes tried where it lies beyond.
-        sizes: tried.
-        repetitions: references.
-    """
+    """Samples until a method's mean excess risk is ``FACTOR`` times that of references fitted on m samples."""
 
     m: int
-    reference: float
-    by_method: dict[str, Drawn]
-    sizes: tuple[int, ...]
-    repetitions: int
+    reference: float  # mean excess risk of the references
+    by_method: dict[str, Drawn]  # an end of the sizes tried where the number lies beyond them
+    sizes: tuple[int, ...]  # tried
+    repetitions: int  # number of references
 
 
 def samples_needed(m: int, repetitions: int, seed: int) -> SamplesNeeded:

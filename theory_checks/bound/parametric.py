@@ -22,13 +22,9 @@ DIMENSION = 5
 
 @dataclass(frozen=True)
 class Linear:
-    """Samples of the linear model, in coordinates whose origin is theta*.
+    """Samples of the linear model, in coordinates whose origin is theta*."""
 
-    Args:
-        distance: r, of the reference from theta*.
-    """
-
-    distance: float
+    distance: float  # r, of the reference from theta*
 
     @property
     def reference(self) -> Array:
@@ -102,19 +98,12 @@ def collapse_law(rho: float) -> float:
 
 @dataclass(frozen=True)
 class LinearFits:
-    """Fits to the same samples, ``[repetitions]`` each.
+    """Fits to the same samples, ``[repetitions]`` each."""
 
-    Attributes:
-        erm: excess risk of ERM.
-        drrho: of DRRho, by rho.
-        touching: whether DRRho's output was the reference, by rho.
-        exact: whether ``divergence_to_balance`` says that it has to be.
-    """
-
-    erm: Array
-    drrho: dict[float, Array]
-    touching: dict[float, Array]
-    exact: dict[float, Array]
+    erm: Array  # excess risk of ERM
+    drrho: dict[float, Array]  # of DRRho, by rho
+    touching: dict[float, Array]  # whether DRRho's output was the reference, by rho
+    exact: dict[float, Array]  # whether ``divergence_to_balance`` says that it has to be
 
 
 def fit(problem: Linear, n: int, rhos: tuple[float, ...], repetitions: int, seed: int) -> LinearFits:

@@ -30,39 +30,26 @@ TOLERANCE = 0.15  # of a slope
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is simulated.
+    """How much is simulated."""
 
-    Attributes:
-        sizes, repetitions: of the finite class.
-        spreads, ratio_at: references and sizes of the excess ratio.
-        radii: rho, at R = 0.
-        own_sizes, own_repetitions: of the comparison with a reference out of the class.
-        fitted_on: samples m that such references were fitted on.
-        tight: sizes of the comparison of bound and truth.
-        distances, linear_sizes, rhos, fits: of the linear model.
-        collapses: samples drawn for the probability of a collapse, each of ``collapse_at``.
-        held_out, covers: sizes and repetitions of the certificate's coverage.
-        ruled: samples on which the engine's rules are evaluated too.
-    """
-
-    sizes: tuple[int, ...] = finite_class.SIZES
+    sizes: tuple[int, ...] = finite_class.SIZES  # of the samples of the finite class
     repetitions: int = 150
-    spreads: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
-    ratio_at: tuple[int, ...] = (1600, 6400)
-    radii: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
-    own_sizes: tuple[int, ...] = (50, 100, *finite_class.SIZES)
+    spreads: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # references of the excess ratio
+    ratio_at: tuple[int, ...] = (1600, 6400)  # sizes of the excess ratio
+    radii: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)  # rho, at R = 0
+    own_sizes: tuple[int, ...] = (50, 100, *finite_class.SIZES)  # against a reference out of the class
     own_repetitions: int = 600
-    fitted_on: tuple[int, ...] = (400, 1600, 6400, 25600)
-    tight: tuple[int, ...] = (100, 400, 1600, 6400)
-    distances: tuple[float, ...] = (0.1, 0.3, 1.0)
+    fitted_on: tuple[int, ...] = (400, 1600, 6400, 25600)  # samples m of fitted references
+    tight: tuple[int, ...] = (100, 400, 1600, 6400)  # sizes where bound and truth are compared
+    distances: tuple[float, ...] = (0.1, 0.3, 1.0)  # of the reference in the linear model
     linear_sizes: tuple[int, ...] = (50, 200, 800, 3200)
     rhos: tuple[float, ...] = (0.5, 2.5, 6.0)
-    fits: int = 150
-    collapses: int = 1500
-    collapse_at: int = 400
-    held_out: tuple[int, ...] = (100, 1000)
-    covers: int = 2000
-    ruled: int = 5
+    fits: int = 150  # of the linear model, for every size
+    collapses: int = 1500  # samples drawn for the probability of a collapse
+    collapse_at: int = 400  # size of each of them
+    held_out: tuple[int, ...] = (100, 1000)  # sizes of the sets that a certificate sees
+    covers: int = 2000  # of these sets
+    ruled: int = 5  # samples on which the engine's rules are evaluated too
 
 
 QUICK = Extent(
@@ -88,34 +75,22 @@ QUICK = Extent(
 
 @dataclass
 class Study:
-    """The results of all checks, filled one after the other.
-
-    Attributes:
-        extent, seed: of the simulation.
-        excess: of the finite class at R = 0, by method, ``[sizes, repetitions]``.
-        disagreement: of the engine's rules with the risks on atoms, by method.
-        ratios: excess of DRRho over that of DRO, by spread and size.
-        by_radius: slope of DRRho at R = 0, by rho.
-        against: R(target) - R(reference) by the reference's index and method, ``[own_sizes, own_repetitions]``.
-        needed: samples to reach references fitted on m samples.
-        bounds: bound against truth.
-        fits: of the linear model, by distance and size.
-        agreement: share of fits whose collapse the test foretold.
-        coverages: of the certificate.
-        claims: all of it, claim by claim.
-    """
+    """The results of all checks, filled one after the other."""
 
     extent: Extent
     seed: int
+    # By method, [sizes, repetitions], at R = 0; the largest difference of the engine's rules to the risks on atoms.
     excess: dict[str, Array] = field(default_factory=dict)
     disagreement: dict[str, float] = field(default_factory=dict)
+    # DRRho's excess over DRO's, by spread and size; DRRho's slope at R = 0, by rho.
     ratios: dict[float, dict[int, Drawn]] = field(default_factory=dict)
     by_radius: dict[float, Estimate] = field(default_factory=dict)
+    # R(target) - R(reference) by the reference's index and method, [own_sizes, own_repetitions].
     against: dict[int, dict[str, Array]] = field(default_factory=dict)
     needed: list[SamplesNeeded] = field(default_factory=list)
     bounds: list[Tightness] = field(default_factory=list)
-    fits: dict[float, dict[int, LinearFits]] = field(default_factory=dict)
-    agreement: Estimate | None = None
+    fits: dict[float, dict[int, LinearFits]] = field(default_factory=dict)  # by distance and size
+    agreement: Estimate | None = None  # share of fits whose collapse the test foretold
     coverages: list[Coverage] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 

@@ -28,25 +28,15 @@ DELTA = 0.05
 
 @dataclass(frozen=True)
 class Tightness:
-    """One method at one size, bound against truth.
-
-    Attributes:
-        method, n: which.
-        spread: of the reference.
-        bound: of the excess risk, with probability 1 - delta.
-        truth: the 95 % quantile of the excess risk over repetitions.
-        violations: repetitions whose excess risk lay above the bound.
-        certified: repetitions that violated the certificate from the training set; None without a reference.
-        repetitions: of how many.
-    """
+    """One method at one size, bound against truth."""
 
     method: str
     n: int
-    spread: float
-    bound: float
-    truth: float
-    violations: int
-    certified: int | None
+    spread: float  # of the reference
+    bound: float  # of the excess risk, with probability 1 - delta
+    truth: float  # the 95 % quantile of the excess risk over repetitions
+    violations: int  # repetitions whose excess risk lay above the bound
+    certified: int | None  # repetitions that violated the certificate from the training set; None without a reference
     repetitions: int
 
     @property

@@ -26,22 +26,14 @@ DECADES, SIZES = 1.5, 5  # of compute, below which a floor is not even tried
 
 @dataclass(frozen=True)
 class Law:
-    """The fit of one method.
-
-    Attributes:
-        method, points: of which and of how many.
-        scale: A, at compute 1.
-        exponent: b, with its interval.
-        computes: the smallest and the largest.
-        draws: exponents of all bootstrap draws, NaN where a draw had a single compute.
-    """
+    """The fit of one method."""
 
     method: str
-    points: int
-    scale: float
-    exponent: Estimate
-    computes: tuple[float, float]
-    draws: ndarray
+    points: int  # number of them
+    scale: float  # A, at compute 1
+    exponent: Estimate  # b, with its interval
+    computes: tuple[float, float]  # the smallest and the largest
+    draws: ndarray  # exponents of all bootstrap draws, NaN where a draw had a single compute
 
     def error(self, compute: ndarray | float) -> ndarray:
         """A C^-b."""
@@ -50,32 +42,20 @@ class Law:
 
 @dataclass(frozen=True)
 class Floor:
-    """The fit with an error that no compute removes.
+    """The fit with an error that no compute removes."""
 
-    Attributes:
-        level: E_inf with its interval.
-        exponent: b of what is above it, with its interval.
-        identified: whether the interval of E_inf excludes zero or the smallest error.
-    """
-
-    level: Estimate
-    exponent: Estimate
-    identified: bool
+    level: Estimate  # E_inf with its interval
+    exponent: Estimate  # b of what is above it, with its interval
+    identified: bool  # whether the interval of E_inf excludes zero or the smallest error
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The gap of exponents along one axis of compute.
-
-    Attributes:
-        name: which, in words.
-        gap: with its t interval.
-        read: the interval if nothing but the reading of the figure were uncertain; None where nothing was read.
-    """
+    """The gap of exponents along one axis of compute."""
 
     name: str
-    gap: Estimate
-    read: tuple[float, float] | None
+    gap: Estimate  # with its t interval
+    read: tuple[float, float] | None  # ends if only the reading of a figure were uncertain; None where none was read
 
 
 def fit(points: Sequence[Point], seed: int = 0) -> dict[str, Law]:

@@ -6,30 +6,21 @@ from dataclasses import dataclass, fields
 
 from steering.errors import UserError
 
-SIX = "published-six"
-ALL = "all"
+SIX, ALL = "published-six", "all"
+_SUBSETS = {SIX: ("model=ViT-B/32,ViT-B/16", "samples>=6e8"), ALL: ()}
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|=)\s*(.+?)\s*$")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model that was trained and evaluated.
+    """One model that was trained and evaluated."""
 
-    Attributes:
-        method: how it was trained.
-        compute: in any unit, the same for all points.
-        error: above zero; a share or percent, the same for all points.
-        model: its size, by name.
-        samples: seen in training.
-        run: repetition it belongs to; points of one run are drawn together by the bootstrap.
-    """
-
-    method: str
-    compute: float
-    error: float
-    model: str | None = None
-    samples: float | None = None
-    run: str | None = None
+    method: str  # how it was trained
+    compute: float  # in any unit, the same for all points
+    error: float  # above zero; a share or percent, the same for all points
+    model: str | None = None  # its size, by name
+    samples: float | None = None  # seen in training
+    run: str | None = None  # repetition it belongs to; points of one run are drawn together by the bootstrap
 
     @property
     def unit(self) -> str:
@@ -80,11 +71,9 @@ def named(points: Sequence[Point], name: str) -> list[Point]:
     Raises:
         UserError: no such subset.
     """
-    if name == ALL:
-        return list(points)
-    if name == SIX:
-        return [p for p in points if p.model in ("ViT-B/32", "ViT-B/16") and (p.samples or 0) > 0.5e9]
-    raise UserError(f"there is no subset {name!r} of the published points; there are {SIX} and {ALL}")
+    if name not in _SUBSETS:
+        raise UserError(f"there is no subset {name!r} of the published points; there are {SIX} and {ALL}")
+    return where(points, _SUBSETS[name])
 
 
 def where(points: Sequence[Point], conditions: Sequence[str]) -> list[Point]:

@@ -11,40 +11,24 @@ from steering.theory_checks.scaling.points import Point
 
 @dataclass(frozen=True)
 class Gap:
-    """One method against the baseline.
-
-    Attributes:
-        method: which.
-        value: how much larger its exponent is.
-        read: the same if only the reading of the errors were uncertain; None where they were not read off a figure.
-        axes: along samples and along model size, where both vary.
-        groups: for every model, and for every number of samples, its name, the gap with its t interval, and ``read``.
-    """
+    """One method against the baseline."""
 
     method: str
-    value: Estimate
-    read: Estimate | None
-    axes: list[Axis]
-    groups: list[tuple[str, Estimate, Estimate | None]]
+    value: Estimate  # how much larger its exponent is
+    read: Estimate | None  # if only the reading of a figure were uncertain; None where nothing was read
+    axes: list[Axis]  # along samples and along model size, where both vary
+    groups: list[tuple[str, Estimate, Estimate | None]]  # the same for every model, and for every number of samples
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The fits to one choice of points.
+    """The fits to one choice of points."""
 
-    Attributes:
-        name: how the points were chosen.
-        points: those that were fitted.
-        laws: of every method.
-        floors: the fit with E_inf, None where it was not tried.
-        gaps: of every method but the baseline.
-    """
-
-    name: str
-    points: list[Point]
-    laws: dict[str, Law]
-    floors: dict[str, Floor | None]
-    gaps: list[Gap]
+    name: str  # how the points were chosen
+    points: list[Point]  # those that were fitted
+    laws: dict[str, Law]  # of every method
+    floors: dict[str, Floor | None]  # the fit with E_inf, None where it was not tried
+    gaps: list[Gap]  # of every method but the baseline
 
 
 def subset(name: str, points: Sequence[Point], baseline: str, reading: float | None, seed: int) -> Subset:

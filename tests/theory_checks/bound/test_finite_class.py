@@ -42,10 +42,9 @@ def test_all_hypotheses_see_the_same_difficulties():
 
 
 def test_the_engines_rules_give_the_same_risks():
-    for spread in (0.0, 0.1):
-        gaps = disagreement(FiniteClass(spread), 100, 2, seed=0)
-        assert set(gaps) == {*methods(100), "mean and deviation"} - {"ERM"}
-        assert max(gaps.values()) < 1e-9
+    gaps = disagreement(FiniteClass(0.1), 100, 2, seed=0)
+    assert set(gaps) == {*methods(100), "mean and deviation"} - {"ERM"}
+    assert max(gaps.values()) < 1e-9
 
 
 def test_the_reference_of_the_best_hypothesis_has_no_risk_above_itself():
@@ -53,13 +52,6 @@ def test_the_reference_of_the_best_hypothesis_has_no_risk_above_itself():
     for name, method in methods(100).items():
         if method.subtract:
             assert method.risks(FiniteClass(), counts)[:, BEST] == pytest.approx(0, abs=1e-12), name
-
-
-def test_the_reference_changes_nothing_for_erm():
-    """Subtracting what does not depend on the hypothesis moves no minimum of a mean."""
-    counts = draw(200, 20, np.random.default_rng(0))
-    plain = atoms.mean(LOSSES, counts).argmin(-1)
-    assert (plain == atoms.mean(FiniteClass(0.1).differences(), counts).argmin(-1)).all()
 
 
 @pytest.mark.slow

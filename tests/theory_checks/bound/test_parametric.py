@@ -23,21 +23,19 @@ def test_the_limit_is_what_a_large_sample_says_of_its_parts():
     gradient = -y[:, None] * x
     b = (gradient * (difference - difference.mean())[:, None]).mean(0) / difference.std()
     assert problem.limit(3.0) == pytest.approx(2.5 + 3 * b @ b, rel=0.02)
+    assert Linear(0.1).matched_at == pytest.approx(500)  # d / (2 n) = r^2 / 2
+    assert collapse_law(2.5) == pytest.approx(0.584, abs=1e-3)  # P(chi2_5 <= 5)
 
 
-def test_erm_matches_the_reference_at_n_eq():
-    assert Linear(0.1).matched_at == pytest.approx(500) and Linear(1.0).matched_at == pytest.approx(5)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_the_output_is_the_reference_exactly_where_the_test_says_so(seed):
-    """Radii a tenth below and above the divergence that balances the reference's gradients."""
-    x, y = sample(60, seed)
+def test_the_output_is_the_reference_exactly_where_the_test_says_so():
+    """Radii a tenth below and above the divergence that balances the reference's gradients; none: least squares."""
+    x, y = sample(60)
     reference = np.full(5, 0.1)
     threshold = 60 * divergence_to_balance(x, y, reference)
     assert (steered(x, y, reference, 1.1 * threshold) == reference).all()
     outside = steered(x, y, reference, 0.9 * threshold)
     assert np.linalg.norm(outside - reference) > 1e-3
+    assert steered(x, y, reference, 1e-6) == pytest.approx(least_squares(x, y), abs=2e-3)
 
 
 def test_the_balance_is_none_at_the_least_squares_and_grows_towards_the_truth():
@@ -54,15 +52,6 @@ def test_the_balance_of_one_dimension_by_hand():
     x, y = np.array([[1.0], [1.0], [1.0]]), np.array([1.0, 1.0, -3.0])
     p = np.array([3 / 8, 3 / 8, 1 / 4])
     assert divergence_to_balance(x, y, np.zeros(1)) == pytest.approx(float((p * np.log(3 * p)).sum()))
-
-
-def test_a_vanishing_radius_gives_the_least_squares():
-    x, y = sample(100)
-    assert steered(x, y, np.full(5, 0.5), 1e-6) == pytest.approx(least_squares(x, y), abs=2e-3)
-
-
-def test_the_law_of_collapse_is_a_chi_square():
-    assert [round(collapse_law(rho), 2) for rho in (0.5, 2.5, 6.0)] == [0.04, 0.58, 0.97]
 
 
 @pytest.mark.slow

@@ -15,25 +15,18 @@ def test_the_bounds_by_hand():
     assert bound(problem, "ERM", n) == pytest.approx(3 * math.sqrt(math.log(462 / 0.05) / (2 * n)))
     assert bound(problem, "DRO", n) == pytest.approx(2 * math.sqrt(2 * rho / 16 / n) + 20 * 1.5 * rho / (3 * n))
     assert bound(problem, "DRRho", n) == pytest.approx(20 * rho / (3 * n))
-
-
-def test_the_bound_of_drrho_grows_with_the_variance_of_the_difference_and_erms_does_not():
-    near, far = FiniteClass(0.0), FiniteClass(0.2)
-    assert bound(near, "DRRho", 400) < bound(far, "DRRho", 400)
-    assert bound(near, "ERM", 400) == bound(far, "ERM", 400)
+    assert bound(FiniteClass(0.2), "DRRho", n) > bound(problem, "DRRho", n)
 
 
 def test_no_bound_and_no_certificate_is_violated_and_none_is_tight():
-    for result in tightness((0.0, 0.2), (100, 1600), 60, seed=0):
+    """Methods without a reference are measured once, at the first spread."""
+    results = tightness((0.0, 0.2), (100,), 60, seed=0)
+    measured = [(result.method, result.spread) for result in results]
+    assert measured == [("ERM", 0.0), ("DRO", 0.0), ("DRRho", 0.0), ("DRRho", 0.2)]
+    for result in results:
         assert result.violations == 0 and not result.certified
         assert result.factor > 10  # no prediction of an error
         assert (result.certified is None) == (result.method != "DRRho")
-
-
-def test_methods_without_a_reference_are_measured_once():
-    results = tightness((0.0, 0.2), (100,), 5, seed=0)
-    measured = [(result.method, result.spread) for result in results]
-    assert measured == [("ERM", 0.0), ("DRO", 0.0), ("DRRho", 0.0), ("DRRho", 0.2)]
 
 
 def test_the_order_of_the_bounds_is_that_of_the_truths_where_samples_are_many():

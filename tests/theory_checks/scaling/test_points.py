@@ -10,16 +10,8 @@ def test_the_published_points_are_eleven_a_method_in_the_same_settings():
         {(p.model, p.samples, p.compute) for p in points if p.method == name} for name in ("OpenCLIP", "DRRho-CLIP")
     ]
     assert settings[0] == settings[1] and len(settings[0]) == 11 == len(points) // 2
-
-
-def test_compute_is_operations_times_samples():
-    point = next(p for p in published() if p.model == "ViT-B/16" and p.samples == 1.28e9)
+    point = next(p for p in points if p.model == "ViT-B/16" and p.samples == 1.28e9)
     assert point.compute == pytest.approx(41.09 * 1.28e9) and point.error == pytest.approx(0.325)
-
-
-def test_drrho_lies_below_openclip_everywhere():
-    errors = {(p.method, p.unit): p.error for p in published()}
-    assert all(errors["DRRho-CLIP", p.unit] < p.error for p in published() if p.method == "OpenCLIP")
 
 
 def test_the_six_are_the_small_models_without_the_shortest_runs():
@@ -28,37 +20,27 @@ def test_the_six_are_the_small_models_without_the_shortest_runs():
         (model, samples) for model in ("ViT-B/32", "ViT-B/16") for samples in (0.64e9, 1.28e9, 2.56e9)
     }
     assert named(published(), ALL) == published()
-
-
-def test_an_unknown_subset_names_the_known_ones():
     with pytest.raises(UserError, match=r"no subset 'seven'.*published-six and all"):
         named(published(), "seven")
 
 
 @pytest.mark.parametrize(
-    "condition, kept",
+    "conditions, kept",
     [
-        ("model=ViT-B/32", 8),
-        ("model=ViT-B/32, ViT-L/14", 14),
-        ("method=OpenCLIP", 11),
-        ("samples>=1.28e9", 10),
-        ("samples<=3.2e8", 6),
-        ("samples=6.4e8", 6),
+        (["model=ViT-B/32, ViT-L/14"], 14),
+        (["samples>=1.28e9"], 10),
+        (["samples=6.4e8"], 6),
+        (["model=ViT-B/32", "samples<=6.4e8"], 4),
     ],
 )
-def test_conditions_choose_points(condition, kept):
-    assert len(where(published(), [condition])) == kept
-
-
-def test_several_conditions_must_all_be_met():
-    assert len(where(published(), ["model=ViT-B/32,ViT-B/16", "samples>=6e8"])) == 12
+def test_conditions_choose_points_and_must_all_be_met(conditions, kept):
+    assert len(where(published(), conditions)) == kept
 
 
 @pytest.mark.parametrize(
     "condition, message",
     [
         ("size=3", "columns method, compute, error, model, samples, run; got 'size=3'"),
-        ("model", "COLUMN=VALUE"),
         ("samples>=many", ">= compares numbers"),
         ("model>=3", ">= compares numbers"),
     ],
