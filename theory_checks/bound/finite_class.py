@@ -101,18 +101,9 @@ def excess(
     rho: float = RHO,
     only: tuple[str, ...] | None = None,
 ) -> dict[str, Array]:
-    """Exact excess risk of what every method chooses.
+    """Exact excess risk of what every method chooses, by method, ``[sizes, repetitions]``.
 
-    Args:
-        problem: the class and its reference.
-        sizes: sample sizes n.
-        repetitions: samples drawn of every size.
-        seed: of the draws; methods and radii see the same samples.
-        rho: radius times n of DRO and DRRho.
-        only: names of methods; all by default.
-
-    Returns:
-        By method, ``[sizes, repetitions]``.
+    Methods and radii (``rho``, times n) see the same samples; ``only`` names methods, all by default.
     """
     by_method: dict[str, list[Array]] = {}
     for n in sizes:

@@ -12,14 +12,6 @@ from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.certificate import Coverage, coverage
 from steering.theory_checks.bound.claims import Claim, mean, ratio, share, slope, slope_of_means
 from steering.theory_checks.bound.finite_class import BEST, NAMES, TRIMMED, FiniteClass
-from steering.theory_checks.bound.own_reference import (
-    MIDDLING,
-    SamplesNeeded,
-    against,
-    exponent,
-    samples_needed,
-    upper_quantile,
-)
 from steering.theory_checks.bound.parametric import Linear, LinearFits
 from steering.theory_checks.bound.tightness import DELTA, Tightness, tightness
 from steering.training.seeds import derive
@@ -87,7 +79,7 @@ class Study:
     by_radius: dict[float, Estimate] = field(default_factory=dict)
     # R(target) - R(reference) by the reference's index and method, [own_sizes, own_repetitions].
     against: dict[int, dict[str, Array]] = field(default_factory=dict)
-    needed: list[SamplesNeeded] = field(default_factory=list)
+    needed: list[own_reference.SamplesNeeded] = field(default_factory=list)
     bounds: list[Tightness] = field(default_factory=list)
     fits: dict[float, dict[int, LinearFits]] = field(default_factory=dict)  # by distance and size
     agreement: Estimate | None = None  # share of fits whose collapse the test foretold
@@ -104,8 +96,8 @@ class Study:
         self.claims.append(Claim(part, name, predicted, measured, *band, percent=percent))
 
     def claim_slope(self, part: str, name: str, predicted: float, measured: Estimate) -> None:
-        words = f"{predicted:.1f} \u00b1 {TOLERANCE}".replace("-", MINUS)
-        self.claim(part, name, words, measured, predicted - TOLERANCE, predicted + TOLERANCE)
+        band = (predicted - TOLERANCE, predicted + TOLERANCE)
+        self.claim(part, name, f"{predicted:.1f} \u00b1 {TOLERANCE}".replace("-", MINUS), measured, *band)
 
 
 def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
@@ -167,11 +159,11 @@ def _ratios(study: Study) -> None:
 
 def _own(study: Study) -> None:
     extent = study.extent
-    for reference, name in ((BEST, "the best hypothesis"), (MIDDLING, "a hypothesis 0.02 worse")):
+    for reference, name in ((BEST, "the best hypothesis"), (own_reference.MIDDLING, "a hypothesis 0.02 worse")):
         _against_reference(study, reference, name)
-    study.needed = [samples_needed(m, extent.own_repetitions, study.seed) for m in extent.fitted_on]
+    study.needed = [own_reference.samples_needed(m, extent.own_repetitions, study.seed) for m in extent.fitted_on]
     for name, predicted in (("DRRho", 0.5), ("ERM", 1.0), (own_reference.ALONE, 1.0)):
-        measured = exponent(study.needed, name)
+        measured = own_reference.exponent(study.needed, name)
         study.claim_slope(OWN, f"exponent of m in the samples {name} needs", predicted, measured)
 
 
@@ -180,10 +172,10 @@ def _against_reference(study: Study, reference: int, reference_name: str) -> Non
     extent, by_size = study.extent, []
     for n in extent.own_sizes:
         rng = np.random.default_rng(derive(study.seed, "own reference", reference, n))
-        by_size.append(against(np.full(extent.own_repetitions, reference), n, rng))
+        by_size.append(own_reference.against(np.full(extent.own_repetitions, reference), n, rng))
     above = {name: np.array([by_method[name] for by_method in by_size]) for name in NAMES}
     study.against[reference] = above
-    quantiles, draws = upper_quantile(above["DRRho"], study.rng("upper", reference))
+    quantiles, draws = own_reference.upper_quantile(above["DRRho"], study.rng("upper", reference))
     measured = slope(extent.own_sizes, quantiles, draws, extent.own_repetitions)
     predicted, name = f"{MINUS}1.0 or below, to {TOLERANCE}", f"rate of DRRho's upper quantile, {reference_name}"
     study.claim(OWN, name, predicted, measured, None, -1 + TOLERANCE)
