@@ -9,8 +9,8 @@ from steering.reports.report import Report
 from steering.theory_checks.bootstrap import Estimate, interval
 from steering.theory_checks.bound.claims import Claim, Verdict
 from steering.theory_checks.bound.figures import draw
-from steering.theory_checks.bound.finite_class import NAMES, FiniteClass
-from steering.theory_checks.bound.own_reference import MIDDLING
+from steering.theory_checks.bound.finite_class import FiniteClass
+from steering.theory_checks.bound.own_reference import MIDDLING, NAMES
 from steering.theory_checks.bound.study import BOUND, CERTIFICATE, FINITE, LINEAR, OWN, Study
 
 TONES: dict[Verdict, Tone] = {"holds": "better", "fails": "worse", "undecided": "undecided", "no claim": "quiet"}

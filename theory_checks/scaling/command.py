@@ -10,7 +10,7 @@ from rich.console import Console
 from steering.errors import UserError
 from steering.reports.report import show, write
 from steering.runs.run import new_folder
-from steering.theory_checks.scaling import points as paper
+from steering.theory_checks.scaling import points as known
 from steering.theory_checks.scaling.points import Point
 from steering.theory_checks.scaling.reading import from_csv, from_runs
 from steering.theory_checks.scaling.report import report
@@ -46,9 +46,9 @@ def run(
             f"--subset {subset_name} names points of the paper and stands alone: choose your own, and parts of the "
             f"paper's, by --where"
         )
-    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else paper.published()
+    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else known.published()
     first = baseline or points[0].method
-    reading = paper.READING_ERROR if published else None
+    reading = known.READING_ERROR if published else None
     subsets = [subset(name, chosen, first, reading, seed) for name, chosen in _chosen(points, subset_name, conditions)]
     words = "forward GFLOPs \u00d7 samples" if published else UNITS[unit] if runs else "compute"
     made = report(subsets, points, first, words, published, shlex.join(["steer", *sys.argv[1:]]))
@@ -61,9 +61,9 @@ def run(
 def _chosen(points: list[Point], name: str | None, conditions: Sequence[str]) -> list[tuple[str, list[Point]]]:
     """Subsets to fit, by name: of the published points both, unless one is asked for."""
     if conditions:
-        return [(" and ".join(conditions), paper.where(points, conditions))]
+        return [(" and ".join(conditions), known.where(points, conditions))]
     if name is not None:
-        return [(name, paper.named(points, name))]
-    if points == paper.published():
-        return [(each, paper.named(points, each)) for each in (paper.SIX, paper.ALL)]
+        return [(name, known.named(points, name))]
+    if points == known.published():
+        return [(each, known.named(points, each)) for each in (known.SIX, known.ALL)]
     return [("all points", points)]
