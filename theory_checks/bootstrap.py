@@ -29,15 +29,10 @@ BLOCK = 1 << 22  # multiplicities held at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and how far chance may have moved it.
+    """A figure, and how far chance may have moved it."""
 
-    Attributes:
-        value: of the samples as they are.
-        low, high: ends of its 95 % interval.
-    """
-
-    value: float
-    low: float
+    value: float  # of the samples as they are
+    low: float  # ends of its 95 % interval
     high: float
 
 

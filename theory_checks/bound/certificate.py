@@ -19,22 +19,14 @@ from steering.training.seeds import derive
 
 @dataclass(frozen=True)
 class Certificate:
-    """What held-out losses say of the target's risk minus the reference's.
+    """What held-out losses say of the target's risk minus the reference's."""
 
-    Attributes:
-        mean: of the differences; negative where the target was better.
-        upper: not exceeded by the true difference with probability 1 - delta.
-        kind: ``empirical Bernstein`` holds at every sample size, given the range; ``asymptotic`` only for many samples
-            of light tails.
-        samples: how many differences there were.
-        delta: probability of error.
-    """
-
-    mean: float
-    upper: float
+    mean: float  # of the differences; negative where the target was better
+    upper: float  # not exceeded by the true difference with probability 1 - delta
+    # The first holds at every sample size, given the range; the second only for many samples of light tails.
     kind: Literal["empirical Bernstein", "asymptotic"]
-    samples: int
-    delta: float
+    samples: int  # number of differences
+    delta: float  # probability of error
 
     @property
     def better(self) -> bool:

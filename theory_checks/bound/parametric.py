@@ -4,12 +4,12 @@
 ``|theta - theta*|^2 / 2`` exactly. The reference lies at a distance r from theta*, inside the class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from scipy.special import softmax
 from scipy.stats import chi2
 
@@ -71,8 +71,7 @@ def steered(x: Array, y: Array, reference: Array, rho: float) -> Array:
         weights = rule.weights(excess, rule.dual(excess, mask, n))[0].numpy()
         return float(weights @ excess[0].numpy()) / n, -(weights * residuals) @ x / n
 
-    options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 200}
-    result = minimize(risk, least_squares(x, y), jac=True, method="L-BFGS-B", options=options)
+    result = _minimise(risk, least_squares(x, y))
     return result.x if result.fun < 0 else reference
 
 
@@ -81,6 +80,7 @@ def divergence_to_balance(x: Array, y: Array, theta: Array) -> float:
 
     The dual is ``-min log mean exp(lambda . gradient)``: an empirical likelihood test (Owen 2001) with KL in place of
     the likelihood. At the reference it decides: DRRho returns the reference if and only if this is at most rho / n.
+    Very large where no weights balance the gradients.
     """
     gradients = -(y - x @ theta)[:, None] * x
 
@@ -88,7 +88,7 @@ def divergence_to_balance(x: Array, y: Array, theta: Array) -> float:
         exponents = gradients @ tilt
         return float(np.logaddexp.reduce(exponents)), softmax(exponents) @ gradients
 
-    return float(np.log(len(y))) - minimize(dual, np.zeros(x.shape[1]), jac=True, options={"gtol": 1e-9}).fun
+    return float(np.log(len(y))) - _minimise(dual, np.zeros(x.shape[1])).fun
 
 
 def collapse_law(rho: float) -> float:
@@ -128,6 +128,11 @@ def balances(problem: Linear, n: int, repetitions: int, seed: int) -> Array:
 def _samples(problem: Linear, n: int, repetitions: int, seed: int, stream: str) -> Iterator[tuple[Array, Array]]:
     for repetition in range(repetitions):
         yield problem.draw(n, np.random.default_rng(derive(seed, stream, n, repetition)))
+
+
+def _minimise(function: Callable[[Array], tuple[float, Array]], start: Array) -> OptimizeResult:
+    options = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 200}
+    return minimize(function, start, jac=True, method="L-BFGS-B", options=options)
 
 
 def _excess(theta: Array) -> Array:

@@ -52,6 +52,7 @@ def test_the_balance_of_one_dimension_by_hand():
     x, y = np.array([[1.0], [1.0], [1.0]]), np.array([1.0, 1.0, -3.0])
     p = np.array([3 / 8, 3 / 8, 1 / 4])
     assert divergence_to_balance(x, y, np.zeros(1)) == pytest.approx(float((p * np.log(3 * p)).sum()))
+    assert divergence_to_balance(x, np.abs(y), np.zeros(1)) > 1e3  # all gradients point the same way
 
 
 @pytest.mark.slow
