@@ -67,19 +67,19 @@ def test_references_out_of_the_class_are_reported_with_both_exponents(made):
     claims = {claim["name"]: claim for claim in made.numbers["claims"] if claim["part"] == "own reference"}
     assert {f"exponent of m in the samples {name} needs" for name in ("ERM", "DRRho")} < set(claims)
     assert claims["ERM worse than a hypothesis 0.02 worse, n = 400"]["verdict"] == "no claim"
-    assert [needed["m"] for needed in made.numbers["needed"]] == [100, 400]
-    for needed in made.numbers["needed"]:
-        assert needed["DRRho"]["low"] <= needed["DRRho"]["value"] <= needed["DRRho"]["high"]
+    assert [one["m"] for one in made.numbers["needed"]] == [100, 400]
+    for one in made.numbers["needed"]:
+        assert one["DRRho"]["low"] <= one["DRRho"]["value"] <= one["DRRho"]["high"]
 
 
 @pytest.mark.parametrize(
     "folder, width, message",
     [(None, 1.0, "give it together with --run"), ("nowhere", None, "nowhere is no run folder")],
 )
-def test_what_does_not_go_together_is_refused(folder, width, message, tmp_path):
-    run_folder = None if folder is None else tmp_path / folder
+def test_what_does_not_go_together_is_said(folder, width, message, tmp_path):
+    place = None if folder is None else tmp_path / folder
     with pytest.raises(UserError, match=message):
-        run(run_folder=run_folder, width=width, quick=True, seed=0, out=tmp_path)
+        run(run_folder=place, width=width, quick=True, seed=0, out=tmp_path)
 
 
 def test_an_unfinished_run_is_named(tmp_path):
@@ -89,11 +89,12 @@ def test_an_unfinished_run_is_named(tmp_path):
         run(run_folder=tmp_path, width=None, quick=False, seed=0, out=tmp_path / "out")
 
 
-def test_a_signal_ends_a_simulation_with_a_word_and_no_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "study", lambda *_: signal.raise_signal(signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_simulation_with_a_word_and_no_folder(number, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "study", lambda *_: signal.raise_signal(number))
     with pytest.raises(Stopped, match="the same command starts anew") as stop:
         run(run_folder=None, width=None, quick=True, seed=0, out=tmp_path / "out")
-    assert stop.value.signal == signal.SIGTERM and not list(tmp_path.iterdir())
+    assert stop.value.signal == number and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -105,9 +106,9 @@ def test_the_models_of_a_run_are_certified_on_their_held_out_losses(tmp_path, ca
     config, task = configs.resolve("digits", given={"recipe": {"steps": 40, "seeds": 1}})
     Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
     run(run_folder=tmp_path / "run", width=None, quick=False, seed=0, out=tmp_path / "out")
-    models = json.loads((tmp_path / "out" / "report.json").read_text())["numbers"]["models"]
-    assert [model["arm"] for model in models] == list(config.recipe.arms)
-    for model in models:
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["numbers"]["models"]
+    assert [model["arm"] for model in told] == list(config.recipe.arms)
+    for model in told:
         assert model["kind"] == "asymptotic" and model["upper"] > model["mean"]
     with pytest.raises(UserError, match=r"more than the width 0\.01"):
         run(run_folder=tmp_path / "run", width=0.01, quick=False, seed=0, out=tmp_path / "out")
