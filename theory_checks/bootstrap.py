@@ -76,14 +76,9 @@ def means(
 
 
 def slopes(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
-    """Least-squares slopes of ``y`` against ``x``, one for every row of weights, of multiplicities say.
+    """Least-squares slopes of ``y``, ``[..., n]``, against ``x``, ``[n]``, one for every row of weights, ``[..., n]``.
 
-    Args:
-        x: ``[n]``.
-        y, weights: ``[..., n]``.
-
-    Returns:
-        ``[...]``; NaN where all weight lies on a single x.
+    NaN where all weight lies on a single x. Weights are the multiplicities of draws, say.
     """
     total = weights.sum(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -32,5 +32,5 @@ def test_a_scale_that_is_no_number_is_named():
 @pytest.mark.slow
 def test_the_experiment_compares_all_scales_with_the_papers(tmp_path, capsys):
     main("digits", seeds=2, scales="1,auto", out=tmp_path / "run", sets=["recipe.steps=5"])
-    said = capsys.readouterr().out
-    assert "scale_auto" in said and "scale_1" in said and (tmp_path / "run" / "report.html").exists()
+    output = capsys.readouterr().out
+    assert "scale_auto" in output and "scale_1" in output and (tmp_path / "run" / "report.html").exists()

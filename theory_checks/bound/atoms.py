@@ -72,7 +72,13 @@ def kl(values: Array, counts: Counts, rho: float) -> Array:
     low, high = np.log(width) - 10, np.log(width) + 30
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        outside = _divergence(below, shares, np.exp(middle)) > (rho / counts.sum(-1, keepdims=True))
+        tilted = below / np.exp(middle)
+        weights = shares * np.exp(tilted)
+        total = weights.sum(-1, keepdims=True)
+        divergence = (weights * tilted).sum(-1, keepdims=True) / total - np.log(
+            total
+        )  # of the softmax, from the shares
+        outside = divergence > rho / counts.sum(-1, keepdims=True)
         low, high = np.where(outside, middle, low), np.where(outside, high, middle)
     weights = shares * np.exp(below / np.exp(high))
     return _largest(values, counts) + (weights * below).sum(-1) / weights.sum(-1)
@@ -103,10 +109,3 @@ def _descending(values: Array, counts: Counts) -> tuple[Array, Counts]:
 
 def _largest(values: Array, counts: Counts) -> Array:
     return np.where(counts > 0, values, -np.inf).max(-1)
-
-
-def _divergence(below: Array, shares: Array, temperature: Array) -> Array:
-    """KL of the softmax at a temperature from the shares, ``[..., 1]``."""
-    weights = shares * np.exp(below / temperature)
-    total = weights.sum(-1, keepdims=True)
-    return (weights * below).sum(-1, keepdims=True) / total / temperature - np.log(total)

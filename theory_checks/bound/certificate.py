@@ -67,22 +67,13 @@ def certificate(differences: Array, delta: float = 0.05, width: float | None = N
     return Certificate(mean, upper, "empirical Bernstein", m, delta)
 
 
-@dataclass(frozen=True)
-class Tails:
-    """A distribution of differences with its exact mean."""
-
-    name: str
-    draw: Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]  # ``(rng, shape)`` to values
-    mean: float  # of the distribution
-    width: float | None  # of an interval that holds all values, if there is one
-
-
-TAILS = (
-    Tails("bounded, even", lambda rng, shape: rng.uniform(-0.6, 0.4, shape), -0.1, 1.0),
-    Tails("bounded, 1 in 100", lambda rng, shape: (rng.random(shape) < 0.01) * 1.0, 0.01, 1.0),
-    Tails("normal", lambda rng, shape: rng.normal(-0.1, 0.5, shape), -0.1, None),
-    Tails("lognormal", lambda rng, shape: rng.lognormal(0, 2, shape), math.exp(2), None),
-)
+# Distributions of differences: what draws them, their mean, and the width of an interval that holds all values.
+TAILS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]], float, float | None]] = {
+    "bounded, even": (lambda rng, shape: rng.uniform(-0.6, 0.4, shape), -0.1, 1.0),
+    "bounded, 1 in 100": (lambda rng, shape: (rng.random(shape) < 0.01) * 1.0, 0.01, 1.0),
+    "normal": (lambda rng, shape: rng.normal(-0.1, 0.5, shape), -0.1, None),
+    "lognormal": (lambda rng, shape: rng.lognormal(0, 2, shape), math.exp(2), None),
+}
 
 
 @dataclass(frozen=True)
@@ -99,12 +90,12 @@ class Coverage:
 def coverage(samples: tuple[int, ...], repetitions: int, seed: int, delta: float = 0.05) -> list[Coverage]:
     """Draws held-out sets and counts how often the certificate holds, for every tail and size."""
     results = []
-    for tails, m in product(TAILS, samples):
-        drawn = tails.draw(np.random.default_rng(derive(seed, "certificate", tails.name, m)), (repetitions, m))
-        for width in dict.fromkeys((None, tails.width)):
+    for (name, (draw, mean, bounded)), m in product(TAILS.items(), samples):
+        drawn = draw(np.random.default_rng(derive(seed, "certificate", name, m)), (repetitions, m))
+        for width in dict.fromkeys((None, bounded)):
             certificates = [certificate(row, delta, width) for row in drawn]
-            above = np.array([bound.upper for bound in certificates]) - tails.mean
+            above = np.array([bound.upper for bound in certificates]) - mean
             covered, slack = share(int((above >= 0).sum()), repetitions), float(np.median(above))
             error = drawn.std() / math.sqrt(m)
-            results.append(Coverage(tails.name, certificates[0].kind, m, covered, slack / error))
+            results.append(Coverage(name, certificates[0].kind, m, covered, slack / error))
     return results

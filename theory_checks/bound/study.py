@@ -101,13 +101,7 @@ class Study:
 
 
 def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
-    """Runs all checks.
-
-    Args:
-        extent: how much is simulated.
-        seed: of all draws.
-        say: called with the name of every check before it starts.
-    """
+    """Runs all checks; ``say`` is called with the name of each before it starts."""
     results = Study(extent, seed)
     for name, check in (
         ("rates in a finite class", _rates),

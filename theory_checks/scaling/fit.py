@@ -100,15 +100,10 @@ def paired_gap(points: Sequence[Point], method: str, baseline: str) -> Estimate 
 
 
 def by_axis(points: Sequence[Point], method: str, baseline: str, error: float | None, seed: int = 0) -> list[Axis]:
-    """Splits the gap: how log(error / baseline's error) falls with samples and with the size of the model.
+    """Splits the gap: how log(error / baseline's error) falls with samples and with the size, compute / samples.
 
-    None of both where points of one setting are missing, or either did not vary.
-
-    Args:
-        points: with samples; the size is compute / samples.
-        method, baseline: which two.
-        error: standard deviation of a reading of an error, if it was read off a figure.
-        seed: of the simulated readings.
+    None of both where points of one setting are missing, or either did not vary. ``error`` is the standard deviation of
+    a reading of an error, if it was read off a figure.
     """
     pairs = _pairs(points, method, baseline)
     samples = np.log([point.samples or np.nan for point, _ in pairs])

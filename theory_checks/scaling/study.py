@@ -32,14 +32,7 @@ class Subset:
 
 
 def subset(name: str, points: Sequence[Point], baseline: str, reading: float | None, seed: int) -> Subset:
-    """Fits one choice of points.
-
-    Args:
-        name: in words.
-        points: all of them are fitted.
-        baseline: the method the others are compared with.
-        reading: standard deviation of every error, if read off a figure.
-        seed: of the bootstrap.
+    """Fits one choice of points; ``reading`` is the standard deviation of every error, if read off a figure.
 
     Raises:
         UserError: no points, or an unknown baseline.
