@@ -91,13 +91,9 @@ def slopes(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
 def two_level(
     repetitions: Sequence[Drawn], *, rng: np.random.Generator, crossed: bool = False, draws: int = OUTER
 ) -> Drawn:
-    """The mean over repetitions, which are drawn first and then, within each, its samples.
+    """The mean of a figure over repetitions, which are drawn first and then, within each, its samples.
 
-    Args:
-        repetitions: the same figure of each, with draws of its samples.
-        rng: what draws.
-        crossed: the repetitions share their samples, and draw b took the same of them in all repetitions.
-        draws: number of them.
+    ``crossed``: the repetitions share their samples, and draw b took the same of them in all repetitions.
     """
     inner = np.stack([repetition.draws for repetition in repetitions])
     number, inner_draws = inner.shape
@@ -110,11 +106,8 @@ def interval(drawn: Drawn, units: int) -> Estimate:
     """The percentile interval, expanded for few units (Hesterberg 2015, section 5.3).
 
     Bare percentiles are too narrow by sqrt((n - 1) / n) and by the normal's quantile in place of Student's; they are
-    taken further out to make up for it, which for ten units means 99 % where 95 % is meant, for 500 nothing.
-
-    Args:
-        drawn: the figure and its draws.
-        units: samples, clusters or repetitions that were drawn first.
+    taken further out to make up for it, which for ten units means 99 % where 95 % is meant, for 500 nothing. Units are
+    the samples, clusters or repetitions that were drawn first.
     """
     if units < 2:
         return Estimate(drawn.value, -np.inf, np.inf)

@@ -36,11 +36,7 @@ class CertifiedModel:
 
 
 def certified(folder: Path, width: float | None) -> list[CertifiedModel]:
-    """Certificates of every arm and seed of a finished run.
-
-    Args:
-        folder: of the run.
-        width: of an interval that holds all differences of losses; None if there is none.
+    """Certificates of every arm and seed of a finished run; ``width`` is of an interval that holds all differences.
 
     Raises:
         UserError: no run, not finished, or its task has no held-out losses for single samples.
