@@ -44,8 +44,9 @@ class GroupWeights:
 
     Example:
         >>> weights = GroupWeights(step_size=1.0, smoothing=0.0)
-        >>> weights.update(torch.tensor([2.0, 0.0]).log().nan_to_num(neginf=-1.0), torch.tensor([True, True])).tolist()
-        [0.6666666666666666, 0.3333333333333333]
+        >>> mean_excess, present = torch.tensor([0.6931, -1.0]), torch.tensor([True, True])  # log 2 doubles the first
+        >>> [round(float(weight), 3) for weight in weights.update(mean_excess, present)]
+        [0.667, 0.333]
     """
 
     def __init__(self, step_size: float = 1.0, smoothing: float = 1e-3):
