@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
@@ -200,8 +201,8 @@ def exchange(task: Task, **parts: Any) -> Task:
     Args:
         task: what all other parts are of.
         parts: members of Task, or of an optional protocol such as HeldOut, by name: values for ``size``, ``rows``,
-            ``recipe`` and ``metrics``, functions without ``self`` for methods. Another repetition (``seeded``) has the
-            same parts, unless ``seeded`` is among them.
+            ``recipe`` and ``metrics``, functions without ``self`` for methods; None takes an optional method away.
+            Another repetition (``seeded``) has the same parts, unless ``seeded`` is among them.
 
     Example:
         >>> from steering.tasks.blobs import Blobs
@@ -214,9 +215,9 @@ def exchange(task: Task, **parts: Any) -> Task:
 class _ExchangedTask:
     def __init__(self, task: Task, **parts: Any):
         self.task, self.parts = task, parts
-        methods = [name for name in dir(type(task)) if not name.startswith("_") and callable(getattr(type(task), name))]
+        methods = [name for name in dir(task) if not name.startswith("_") and callable(getattr_static(task, name))]
         for name in {*methods, *parts} - {"size", "rows", "recipe", "metrics"} - ({"seeded"} - parts.keys()):
-            setattr(self, name, parts.get(name) or getattr(task, name))
+            setattr(self, name, parts[name] if name in parts else getattr(task, name))
 
     @property
     def size(self) -> int:

@@ -28,3 +28,14 @@ def test_optional_parts_are_there_if_the_task_has_them_or_is_given_them():
 def test_options_of_the_task_can_be_read_and_nothing_else_is_invented():
     exchanged: Any = exchange(Blobs(samples=200))
     assert exchanged.noise == Blobs().noise and not hasattr(exchanged, "colour")
+
+
+def test_a_task_that_was_exchanged_before_keeps_what_is_not_named_again():
+    once = exchange(Blobs(samples=200), rows=7, seeded=lambda _: once)
+    twice = exchange(once, rows=8)
+    assert (once.rows, twice.rows, twice.seeded(3).rows) == (7, 8, 8)
+    assert "held_out" in vars(twice) and isinstance(twice, HeldOut)
+
+
+def test_an_optional_part_can_be_taken_away():
+    assert not isinstance(exchange(Blobs(samples=200), held_out=None), HeldOut)
