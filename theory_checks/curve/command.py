@@ -22,13 +22,14 @@ from steering.runs.config import resolve
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.run import Stopped, new_folder
 from steering.task import Task
-from steering.theory_checks.curve import pool, tuning
+from steering.theory_checks.curve import processes, tuning
 from steering.theory_checks.curve.analysis import Analysis
 from steering.theory_checks.curve.plan import Method, Plan, halvings, label_of, methods_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
-from steering.theory_checks.curve.samples import held
+from steering.theory_checks.curve.samples import sample_pool
 from steering.theory_checks.curve.settings import Setting, setting_of
 from steering.theory_checks.curve.units import Outcome, Unit, units
+from steering.theory_checks.training_sets import training_samples
 
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
 SEEDS = 20  # for claims against the reference
@@ -130,8 +131,8 @@ def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[A
     try:
         with Watch(console, total_steps=total) as watch, interrupts:
 
-            def make(some: Sequence[Unit]) -> list[Outcome]:
-                return pool.make(plan, some, folder, jobs=jobs, watch=watch)
+            def make(missing: Sequence[Unit]) -> list[Outcome]:
+                return processes.make(plan, missing, folder, jobs=jobs, watch=watch)
 
             chosen = tuning.tuned(plan, make) if plan.tune else {}
             wanted = [tuning.with_choice(unit, chosen) for unit in wanted]
@@ -215,8 +216,8 @@ def _pool_option(task: Task, largest: int) -> dict[str, int]:
 
 def _answers(task: Task) -> bool:
     """Whether the task's losses come with outputs."""
-    pool_ = held(task)
-    return task.losses(pool_.reference(), pool_.samples.take(torch.arange(1))).outputs is not None
+    pool = sample_pool(task)
+    return task.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
 
 
 def _chosen(known: dict[str, Method], wanted: str | None, needed: Sequence[str]) -> dict[str, Method]:

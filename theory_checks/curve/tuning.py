@@ -88,7 +88,7 @@ def _with(method: Method, **changes) -> Method:
 def _best(plan: Plan, trials: Trials, make: Make, rounds: str) -> Chosen:
     """The trial of least mean error for every method and size; of equal ones the first."""
     wanted = [
-        unit(f"{name}-{place}", method, size, seed, below=f"tuning/round{rounds}")
+        unit(f"{name}-{place}", method, size, seed, folder=f"tuning/round{rounds}")
         for seed in plan.tuning_numbers()
         for (name, size), methods in trials.items()
         for place, method in enumerate(methods)

@@ -3,26 +3,23 @@
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from steering import atomic_files, registry
 from steering.errors import UserError
 from steering.settings import Strict
+from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
-from steering.theory_checks.curve.samples import Asked, Held, ReferenceData, filtered, first, held, joined
-from steering.training.loop import Training, evaluate
+from steering.theory_checks.curve.samples import CountedReference, ReferenceData, filtered, first, joined, sample_pool
+from steering.training.loop import Training, candidates_needed, evaluate
+from steering.training.reference_losses import ReferenceLosses
 from steering.training.seeds import generator
 
 
 class Point(Strict):
-    """A test error on the way.
-
-    Attributes:
-        step: gradient steps taken.
-        cost: of all that led here.
-        error: on the test set.
-    """
+    """A test error on the way, after so many gradient steps, with the cost of all that led there."""
 
     step: int
     cost: Cost
@@ -56,14 +53,17 @@ class Unit(Strict):
         method: None for the reference.
         size: training samples; 0 for the reference, which does not depend on them.
         seed: of the draw, the initial weights and the order.
-        place: of its file in the folder of the curve.
+        file: in the folder of the curve.
     """
 
     name: str
     method: Method | None
     size: int
     seed: int
-    place: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, n = {self.size}, seed {self.seed}"
 
     def read(self, folder: Path) -> Outcome | None:
         """What the file says, if there is one.
@@ -71,7 +71,7 @@ class Unit(Strict):
         Raises:
             UserError: the file is damaged.
         """
-        path = folder / self.place
+        path = folder / self.file
         if not path.exists():
             return None
         try:
@@ -80,84 +80,78 @@ class Unit(Strict):
             raise UserError(f"{path} is damaged: delete it, and the curve trains that part again") from None
 
     def make(self, plan: Plan, folder: Path) -> Outcome:
-        """Trains and writes the file, whole or not at all."""
+        """Trains and writes the file, whole or not at all; the same unit gives the same outcome in any process."""
         torch.set_num_threads(1)
-        outcome = perform(plan, self)
-        atomic_files.write(folder / self.place, outcome.model_dump_json(indent=1) + "\n")
+        pool = drawn(plan.task, json.dumps(plan.options), self.seed)
+        if self.method is None:
+            outcome = Outcome(error=error_of(evaluate(pool, pool.reference()), pool))
+        else:
+            outcome = train(plan, self.method, first(pool, self.size), self.seed)
+        atomic_files.write(folder / self.file, outcome.model_dump_json(indent=1) + "\n")
         return outcome
 
 
 def units(plan: Plan) -> list[Unit]:
     """All that a plan without tuning trains; one seed after the other, so that early ones are whole."""
-    found = []
+    made = []
     for seed in plan.seed_numbers():
-        found.append(Unit(name=REFERENCE, method=None, size=0, seed=seed, place=f"parts/seed{seed}/reference.json"))
-        for size in plan.sizes:
-            found += [unit(name, method, size, seed) for name, method in plan.methods.items()]
-    return found
+        made.append(Unit(name=REFERENCE, method=None, size=0, seed=seed, file=f"parts/seed{seed}/reference.json"))
+        made += [unit(name, method, size, seed) for size in plan.sizes for name, method in plan.methods.items()]
+    return made
 
 
-def unit(name: str, method: Method, size: int, seed: int, below: str = "parts") -> Unit:
-    return Unit(name=name, method=method, size=size, seed=seed, place=f"{below}/seed{seed}/n{size}/{name}.json")
-
-
-def perform(plan: Plan, unit: Unit) -> Outcome:
-    """Trains one unit; the same unit gives the same outcome in any process."""
-    pool = drawn(plan.task, json.dumps(plan.options), unit.seed)
-    if unit.method is None:
-        return Outcome(error=error_of(evaluate(pool, pool.reference()), pool))
-    return train(plan, unit.method, first(pool, unit.size), unit.seed)
+def unit(name: str, method: Method, size: int, seed: int, folder: str = "parts") -> Unit:
+    return Unit(name=name, method=method, size=size, seed=seed, file=f"{folder}/seed{seed}/n{size}/{name}.json")
 
 
 @lru_cache(maxsize=2)
-def drawn(task: str, options: str, seed: int) -> Held:
+def drawn(task: str, options: str, seed: int) -> Task:
     """The pool of one seed, with its reference; kept for the units that follow."""
-    return held(registry.build("tasks", task, json.loads(options)).seeded(seed))
+    return sample_pool(registry.build("tasks", task, json.loads(options)).seeded(seed))
 
 
-def train(plan: Plan, method: Method, subset: Held, seed: int) -> Outcome:
+def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
     """Trains one method on a subset."""
-    task = altered(method, subset)
-    own = len(subset.reference_batch()) if _knows(method) and isinstance(subset.task, ReferenceData) else 0
-    before = Cost(referred=subset.size if method.data == "filtered" else 0, reference_samples=own)
-    places = torch.randperm(task.size, generator=generator(seed, "shuffled reference")) if method.shuffled else None
-    reference = Asked(task, places)
-    training = Training(task, method.arm, settled(plan, method, task.size), reference=reference, seed=seed)
-    path: list[Point] = []
+    training, reference = begin(plan, method, subset, seed)
+    scanned = subset.size if method.data == "filtered" else 0
+    own = len(subset.reference_batch()) if _needs_reference(method) and isinstance(subset, ReferenceData) else 0
+    candidates = candidates_needed(method.arm, training.recipe, training.task.size) if method.arm.selector else 0
     every, steps = plan.recipe.evaluate_every, plan.recipe.steps
+    path: list[Point] = []
     while training.done < steps:
-        training.step()
+        figures = training.step()
         if training.done == steps or (every and training.done % every == 0):
-            cost = _cost(training, reference, before)
-            path.append(Point(step=training.done, cost=cost, error=error_of(training.evaluate(), task)))
+            cost = Cost(
+                trained=figures["samples"],
+                scored=training.done * candidates,
+                referred=scanned + reference.count,
+                reference_samples=own,
+            )
+            path.append(Point(step=training.done, cost=cost, error=error_of(training.evaluate(), training.task)))
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)
 
 
-def altered(method: Method, subset: Held) -> Held:
-    """What a method is trained on, of a subset."""
+def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training, CountedReference]:
+    """A method before its first step, on what it takes of a subset, in batches no larger than that."""
+    task = subset
     if method.data == "filtered":
-        return filtered(subset, method.keep)
-    return joined(subset) if method.data == "joined" else subset
-
-
-def settled(plan: Plan, method: Method, size: int):
-    """The recipe of one training: a batch no larger than the training set, the method's own weight decay."""
+        task = filtered(subset, method.keep)
+    elif method.data == "joined":
+        task = joined(subset)
+    permutation = (
+        torch.randperm(task.size, generator=generator(seed, "shuffled reference")) if method.shuffled else None
+    )
     keep = registry.build("selectors", method.arm.selector).keep if method.arm.selector else 1
-    changes: dict[str, float] = {"batch": max(1, min(plan.recipe.batch, int(size * keep)))}
+    changes: dict[str, float] = {"batch": max(1, min(plan.recipe.batch, int(task.size * keep)))}
     if method.weight_decay is not None:
         changes["weight_decay"] = method.weight_decay
-    return plan.recipe.model_copy(update=changes)
+    reference = CountedReference(task, permutation)
+    recipe = plan.recipe.model_copy(update=changes)
+    return Training(task, method.arm, recipe, reference=cast(ReferenceLosses, reference), seed=seed), reference
 
 
-def _knows(method: Method) -> bool:
-    """Whether a method needs the reference at all."""
-    selector = registry.build("selectors", method.arm.selector) if method.arm.selector else None
-    looks = method.arm.subtract or method.arm.distill or (selector and selector.uses_reference)
-    return bool(looks) or method.data != "train"
-
-
-def _cost(training: Training, reference: Asked, before: Cost) -> Cost:
-    tally = training.tally
-    scored = tally.candidates if training.selector is not None else 0
-    changes = {"trained": tally.samples, "scored": scored, "referred": before.referred + reference.number}
-    return before.model_copy(update=changes)
+def _needs_reference(method: Method) -> bool:
+    """Whether a method needs the reference or its samples at all."""
+    arm = method.arm
+    selects = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
+    return bool(arm.subtract or arm.distill or selects or method.data != "train")

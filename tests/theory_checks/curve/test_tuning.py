@@ -67,7 +67,7 @@ def test_every_method_has_as_many_trials_at_every_size_on_seeds_that_do_not_repo
     assert set(counts.values()) == {plan.tuning_seeds * (2 * plan.tune + 1)}
     assert len(counts) == len(plan.methods) * len(plan.sizes)
     assert not {unit.seed for unit in asked} & set(plan.seed_numbers())
-    assert len({unit.place for unit in asked}) == len(asked)
+    assert len({unit.file for unit in asked}) == len(asked)
 
 
 def test_the_best_trial_is_chosen_for_its_size(plan):

@@ -7,9 +7,8 @@ from steering import UserError
 from steering.settings import Arm
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.curve.plan import Method, Plan, methods_of
-from steering.theory_checks.curve.samples import Asked, first, held
-from steering.theory_checks.curve.units import Outcome, altered, settled, train, units
-from steering.training.loop import Training
+from steering.theory_checks.curve.samples import first, sample_pool
+from steering.theory_checks.curve.units import Outcome, begin, train, units
 
 STEPS, BATCH = 6, 20
 
@@ -31,11 +30,12 @@ def plan():
     )
 
 
-def begun(plan, name, size, seed=3):
-    subset = first(held(Blobs(samples=60)), size)
-    method = plan.methods[name]
-    task = altered(method, subset)
-    return Training(task, method.arm, settled(plan, method, task.size), reference=Asked(task), seed=seed)
+def subset(size):
+    return first(sample_pool(Blobs(samples=60)), size)
+
+
+def begun(plan, name, size):
+    return begin(plan, plan.methods[name], subset(size), seed=3)[0]
 
 
 def test_every_method_that_is_there_for_blobs(plan):
@@ -61,9 +61,9 @@ def test_a_filter_and_joined_data_change_the_number_of_samples(plan):
 
 
 def test_a_batch_is_no_larger_than_the_training_set(plan):
-    assert settled(plan, plan.methods["erm"], 12).batch == 12
+    assert begun(plan, "erm", 12).recipe.batch == 12
     chooser = Method(arm=Arm(selector="top_k(keep=0.5)"))
-    assert settled(plan, chooser, 30).batch == 15
+    assert begin(plan, chooser, subset(30), seed=3)[0].recipe.batch == 15
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_batch_is_no_larger_than_the_training_set(plan):
     ],
 )
 def test_costs_counted_by_hand(plan, name, trained, scored, referred, own):
-    cost = train(plan, plan.methods[name], first(held(Blobs(samples=60)), 60), seed=0).cost
+    cost = train(plan, plan.methods[name], subset(60), seed=0).cost
     assert (cost.trained, cost.scored, cost.referred, cost.reference_samples) == (trained, scored, referred, own)
     assert cost.passes == 3 * trained + scored + referred
 
@@ -86,13 +86,13 @@ def test_costs_counted_by_hand(plan, name, trained, scored, referred, own):
 def test_samples_that_are_only_scored_cost_a_forward_pass(plan):
     """6 steps of 20 of 40 candidates: 240 looked at by the target, 120 of them trained on."""
     chooser = Method(arm=Arm(rule="uniform", subtract=False, selector="top_k(keep=0.5)"))
-    cost = train(plan, chooser, first(held(Blobs(samples=60)), 60), seed=0).cost
+    cost = train(plan, chooser, subset(60), seed=0).cost
     assert (cost.trained, cost.scored) == (120, 240)
     assert cost.referred == 60 and cost.passes == 360 + 240 + 60
 
 
 def test_the_path_has_every_evaluation_and_ends_with_the_error(plan):
-    outcome = train(plan, plan.methods["erm"], first(held(Blobs(samples=60)), 60), seed=0)
+    outcome = train(plan, plan.methods["erm"], subset(60), seed=0)
     assert [point.step for point in outcome.path] == [4, 6]
     assert outcome.path[-1].error == outcome.error >= outcome.lowest
 
@@ -101,14 +101,14 @@ def test_a_unit_gives_the_same_file_again_and_reads_it(plan, tmp_path):
     unit = next(unit for unit in units(plan) if unit.name == "shuffled")
     outcomes = [unit.make(plan, tmp_path / name) for name in ("one", "other")]
     assert outcomes[0] == outcomes[1] == unit.read(tmp_path / "one")
-    files = [(tmp_path / name / unit.place).read_bytes() for name in ("one", "other")]
+    files = [(tmp_path / name / unit.file).read_bytes() for name in ("one", "other")]
     assert files[0] == files[1]
 
 
 def test_a_damaged_file_is_named(plan, tmp_path):
     unit = units(plan)[0]
-    (tmp_path / unit.place).parent.mkdir(parents=True)
-    (tmp_path / unit.place).write_text('{"error": "high"}')
+    (tmp_path / unit.file).parent.mkdir(parents=True)
+    (tmp_path / unit.file).write_text('{"error": "high"}')
     with pytest.raises(UserError, match=r"reference\.json is damaged: delete it"):
         unit.read(tmp_path)
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_named(plan, tmp_path):
 def test_the_reference_is_one_unit_a_seed(plan):
     named = [unit for unit in units(plan) if unit.name == "reference"]
     assert [unit.seed for unit in named] == [7000, 7001]
-    assert len({unit.place for unit in units(plan)}) == 2 * (1 + 2 * 7)
+    assert len({unit.file for unit in units(plan)}) == 2 * (1 + 2 * 7)
 
 
 def test_an_outcomes_lowest_error_is_that_of_its_best_step():

@@ -5,10 +5,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from steering.errors import RunError
@@ -27,54 +28,51 @@ def make(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: W
         units: in the order in which they are begun.
         folder: of the curve.
         jobs: processes; with 1 everything happens in this one.
-        watch: told of every unit that is done.
+        watch: shows how many units are done.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; what was done is on disk.
         RunError: a training failed, or a process died.
     """
-    found = {unit.place: outcome for unit in units if (outcome := unit.read(folder)) is not None}
-    watch.finished(len(found))
-    missing = [unit for unit in units if unit.place not in found]
+    outcomes = {unit.file: outcome for unit in units if (outcome := unit.read(folder)) is not None}
+    watch.finished(len(outcomes))
+    missing = [unit for unit in units if unit.file not in outcomes]
     made = _here(plan, missing, folder) if min(jobs, len(missing)) <= 1 else _elsewhere(plan, missing, folder, jobs)
-    began = said = time.monotonic()
+    began = printed = time.monotonic()
     for done, (unit, outcome) in enumerate(made, 1):
-        found[unit.place] = outcome
+        outcomes[unit.file] = outcome
         watch.finished(1)
         if watch.console.is_terminal:
-            watch.note(f"{unit.name}, n = {unit.size}, seed {unit.seed}")
-        elif time.monotonic() - said > EVERY:
-            said = time.monotonic()
-            left = (said - began) / done * (watch.total - watch.before)
+            watch.note(str(unit))
+        elif time.monotonic() - printed > EVERY:
+            printed = time.monotonic()
+            left = (printed - began) / done * (watch.total - watch.before)
             watch.say(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
-    return [found[unit.place] for unit in units]
+    return [outcomes[unit.file] for unit in units]
 
 
 def _here(plan: Plan, units: Sequence[Unit], folder: Path) -> Iterator[tuple[Unit, Outcome]]:
     for unit in units:
-        yield unit, _told(unit, lambda unit=unit: unit.make(plan, folder))
+        yield unit, _named(unit, partial(unit.make, plan, folder))
 
 
 def _elsewhere(plan: Plan, units: Sequence[Unit], folder: Path, jobs: int) -> Iterator[tuple[Unit, Outcome]]:
     with _processes(jobs) as executor:
         futures = {executor.submit(unit.make, plan, folder): unit for unit in units}
-        left: set[Future] = set(futures)
-        while left:
-            done, left = wait(left, timeout=0.5, return_when="FIRST_COMPLETED")
-            for future in done:
-                yield futures[future], _told(futures[future], future.result)
+        for future in as_completed(futures):
+            yield futures[future], _named(futures[future], future.result)
 
 
-def _told(unit: Unit, make) -> Outcome:
+def _named(unit: Unit, result: Callable[[], Outcome]) -> Outcome:
     """The outcome, or which unit it was that failed."""
     try:
-        return make()
+        return result()
     except RunError as error:
-        raise RunError(f"{unit.name}, n = {unit.size}, seed {unit.seed}: {error}") from None
+        raise RunError(f"{unit}: {error}") from None
     except BrokenProcessPool:
         raise RunError(
-            f"a process died while it trained {unit.name}, n = {unit.size}, seed {unit.seed} or beside it (out of "
-            "memory?): what was done is kept; run the same command again, with a smaller --jobs"
+            f"a process died while it trained {unit} or beside it (out of memory?): what was done is kept; run the "
+            "same command again, with a smaller --jobs"
         ) from None
 
 
