@@ -57,6 +57,7 @@ class Run:
         console: for progress and tables.
         command: what the user typed, for the records.
         here: the device of this process; by default as the configuration says.
+        observe: called after every step with the name of the arm and its training, which it must leave as it is.
     """
 
     config: RunConfig
@@ -65,6 +66,7 @@ class Run:
     console: Console
     command: list[str]
     here: torch.device | None = None
+    observe: Callable[[str, loop.Training], None] = lambda name, training: None
 
     def __post_init__(self):
         self.recipe = self.config.recipe
@@ -188,6 +190,7 @@ class Run:
                 evaluation.update(figures.get("evaluation", {}))
                 if "loss" in figures:
                     watch.step(figures["step"], figures["samples"], figures["loss"])
+                    self.observe(name, training)
                 if rank() == 0 and ("evaluation" in figures or self._logged(figures["step"])):
                     journal.add({"arm": name, "seed": seed, **figures})
 
