@@ -178,7 +178,8 @@ class Run:
         """One arm of one repetition, trained or read back."""
 
         def train() -> Result:
-            training = self._training(name, seed, task, reference)
+            arm = self.recipe.arms[name]
+            training = loop.Training(task, arm, self.recipe, reference=reference, seed=seed, device=self.device)
             path = self._place(name, seed) / "checkpoint.pt"
             done = on_rank_zero(lambda: _steps_done(path))
             if rank() == 0:
@@ -254,10 +255,6 @@ class Run:
         if rank() == 0:
             atomic_files.write(path, result.model_dump_json(indent=1))
         return result
-
-    def _training(self, name: str, seed: int, task: Task, reference: ReferenceLosses) -> loop.Training:
-        arm = self.recipe.arms[name]
-        return loop.Training(task, arm, self.recipe, reference=reference, seed=seed, device=self.device)
 
     def _logged(self, step: int) -> bool:
         return step % self.recipe.log_every == 0 or step in (1, self.recipe.steps)

@@ -11,29 +11,29 @@ from numpy import ndarray
 from torch import nn
 
 from steering.errors import UserError
+from steering.settings import Recipe
 from steering.task import Batch, Task
+from steering.theory_checks.training_sets import concatenate, frozen_reference, train_on
 from steering.theory_checks.variance import losses
 from steering.theory_checks.variance.losses import Scored
 from steering.theory_checks.variance.measure import Paired, Samples
-from steering.theory_checks.variance.models import Variant, joined
 from steering.theory_checks.variance.pairs import Features, views
-from steering.training.reference_losses import ReferenceLosses
 
 STAR = "theta_star"
 
 
 class Bench(Protocol):
-    """Held-out samples of one draw of a task."""
+    """Held-out samples of one draw of a task; two kinds of answers, Scored or Features, never meet on one bench."""
 
-    def ask(self, model: nn.Module) -> Any:
-        """What a model says of them."""
+    def score(self, model: nn.Module) -> Any:
+        """A model's answers to them."""
         ...
 
     def compare(self, target: Any, reference: Any) -> dict[str, Paired]:
-        """The views of both, by name; the only one of losses a sample has none."""
+        """The views of both models' answers, by name; the only one of losses a sample has none."""
         ...
 
-    def leak(self, reference: nn.Module, known: Any) -> tuple[ndarray, ndarray] | None:
+    def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
         """The reference's losses on these samples and on training samples, if both can be had."""
         ...
 
@@ -55,7 +55,7 @@ class TaskBench:
     def batches(self) -> list[Batch]:
         return losses.held_out(self.task)
 
-    def ask(self, model: nn.Module) -> Scored | Features:
+    def score(self, model: nn.Module) -> Scored | Features:
         return losses.score(self.task, model, self.batches)
 
     def compare(self, target: Any, reference: Any) -> dict[str, Paired]:
@@ -63,12 +63,12 @@ class TaskBench:
             return views(target, reference, 1.0)
         return {"": losses.paired(target, reference)}
 
-    def leak(self, reference: nn.Module, known: Any) -> tuple[ndarray, ndarray] | None:
-        if isinstance(known, Features):
+    def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
+        if isinstance(answers, Features):
             return None
         trained = losses.score(self.task, reference, losses.trained_on(self.task))
         assert isinstance(trained, Scored)
-        return known.losses, trained.losses
+        return answers.losses, trained.losses
 
 
 def bench(task: Task, pairs: int) -> Bench:
@@ -80,9 +80,31 @@ def bench(task: Task, pairs: int) -> Bench:
     return ClipBench(task, pairs)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What every target of a drawn task is compared with: its reference's answers to the held-out samples."""
+
+    task: Task
+    bench: Bench
+    reference: nn.Module
+    answers: Any
+
+    @classmethod
+    def of(cls, task: Task, pairs: int, device: torch.device | str, last: "Baseline | None") -> "Baseline":
+        """The baseline of a drawn task with at most so many image-text pairs; ``last`` if that is of this very task."""
+        if last is not None and last.task is task:
+            return last
+        held_out, reference = bench(task, pairs), frozen_reference(task, device)
+        return cls(task, held_out, reference, held_out.score(reference))
+
+    def compare(self, model: nn.Module) -> dict[str, Paired]:
+        """The views of a target and the reference, by name."""
+        return self.bench.compare(self.bench.score(model), self.answers)
+
+
 @dataclass
 class Collected:
-    """What models said, ready to be measured.
+    """Answers of models, ready to be measured.
 
     Attributes:
         pairs: by target and view, one a seed.
@@ -96,8 +118,8 @@ class Collected:
     crossed: bool = False
     size: int = 0
 
-    def add(self, target: str, found: dict[str, Paired]) -> None:
-        for view, pair in found.items():
+    def add(self, target: str, views: dict[str, Paired]) -> None:
+        for view, pair in views.items():
             self.pairs.setdefault((target, view), []).append(pair)
 
 
@@ -107,7 +129,7 @@ Model = Callable[[Task, str, int], nn.Module]  # of a drawn task, an arm, a seed
 def collect(
     task: Task, seeds: int, arms: Sequence[str], model: Model, *, pairs: int, device: torch.device, star: Model | None
 ) -> Collected:
-    """Asks the models of all arms and seeds, and the reference.
+    """Losses of the models of all arms and seeds, and of the reference.
 
     Args:
         task: before it is drawn.
@@ -116,46 +138,42 @@ def collect(
         model: gives the trained target of an arm.
         pairs: most image-text pairs.
         device: of the reference.
-        star: trains a stand-in for the best model on the samples of a task, if that is wanted.
+        star: trains a stand-in for the best model on the samples of a task; None leaves it out.
     """
-    found, last = Collected(size=task.seeded(0).size), None
+    collected, baseline = Collected(size=task.seeded(0).size), None
     for seed in range(seeds):
         drawn = task.seeded(seed)
-        if last is None or last[0] is not drawn:
-            held, reference = bench(drawn, pairs), ReferenceLosses(drawn, device).model
-            last = drawn, held, reference, held.ask(reference)
-            leaked = held.leak(reference, last[3])
-            found.leaks += [leaked] if leaked else []
-        elif seed:
-            found.crossed = True
-        _, held, reference, known = last
+        last, baseline = baseline, Baseline.of(drawn, pairs, device, baseline)
+        if baseline is last:
+            collected.crossed = True
+        elif (leak := baseline.bench.leak(baseline.reference, baseline.answers)) is not None:
+            collected.leaks.append(leak)
         for arm in arms:
-            found.add(arm, held.compare(held.ask(model(drawn, arm, seed)), known))
-        if star is not None and isinstance(known, Scored) and known.rows is None:
-            found.add(STAR, {"": cross_fitted(drawn, known, star, seed)})
-    return found
+            collected.add(arm, baseline.compare(model(drawn, arm, seed)))
+        if star is not None and isinstance(baseline.answers, Scored) and baseline.answers.rows is None:
+            collected.add(STAR, {"": cross_fitted(drawn, baseline.answers, star, seed)})
+    return collected
 
 
 def cross_fitted(task: Task, reference: Scored, star: Model, seed: int) -> Samples:
-    """A stand-in for the best model: trained on one half of the held-out samples too, asked about the other."""
-    whole = joined(*losses.held_out(task))
-    fold = torch.arange(len(whole)) % 2
-    target = np.zeros(len(whole))
+    """A stand-in for the best model: trained on one half of the held-out samples too, scored on the other."""
+    samples = concatenate(*losses.held_out(task))
+    fold = torch.arange(len(samples)) % 2
+    target = np.zeros(len(samples))
     (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
     for part in range(2):
-        data = joined(trained, whole.take((fold != part).nonzero()[:, 0]))
-        model = star(Variant(task, data=data), f"{STAR}-{part}", seed)
-        asked = losses.score(task, model, [whole.take((fold == part).nonzero()[:, 0])])
-        assert isinstance(asked, Scored)
-        target[(fold == part).numpy()] = asked.losses
+        data = concatenate(trained, samples.take((fold != part).nonzero()[:, 0]))
+        model = star(train_on(task, data), f"{STAR}-{part}", seed)
+        scored = losses.score(task, model, [samples.take((fold == part).nonzero()[:, 0])])
+        assert isinstance(scored, Scored)
+        target[fold == part] = scored.losses
     return losses.paired(Scored(target), reference)
 
 
-def plain_and_steered(recipe) -> tuple[str, str | None]:
+def plain_and_steered(recipe: Recipe) -> tuple[str, str | None]:
     """Names of the arm without reference and of the first one with it."""
     plain = [name for name, arm in recipe.arms.items() if not arm.subtract and arm.selector is None]
     steered = [name for name, arm in recipe.arms.items() if arm.subtract]
     if not plain:
         raise UserError("no arm is trained without the reference, so its variance cannot be told: add --arms erm")
-    first = recipe.baseline if recipe.baseline in plain else plain[0]
-    return first, steered[0] if steered else None
+    return recipe.baseline if recipe.baseline in plain else plain[0], next(iter(steered), None)

@@ -38,7 +38,7 @@ class ClipBench:
     task: Clip
     most: int
 
-    def ask(self, model: nn.Module) -> Features:
+    def score(self, model: nn.Module) -> Features:
         """A model's features of the held-out pairs."""
         images, texts = self._pairs.embed(_towers(model), Work())
         return Features(_array(images), _array(texts[_captions(len(texts), self._noise)]))
@@ -46,13 +46,15 @@ class ClipBench:
     def compare(self, target: Features, reference: Features) -> dict[str, Paired]:
         return views(target, reference, self.temperature)
 
-    def leak(self, reference: nn.Module, known: Features) -> tuple[np.ndarray, np.ndarray]:
+    def leak(self, reference: nn.Module, answers: Features) -> tuple[np.ndarray, np.ndarray]:
         """The reference's anchor losses of fresh and of training pairs, against as many negatives each."""
-        pairs = self.task.training_pairs(len(known.left))
+        pairs = self.task.training_pairs(len(answers.left))
         images, texts = pairs.embed(_towers(reference), Work())
         trained = Features(_array(images), _array(texts))
-        number = min(len(known.left), len(trained.left))
-        fresh, old = (_anchors(Features(f.left[:number], f.right[:number]), self.temperature) for f in (known, trained))
+        number = min(len(answers.left), len(trained.left))
+        fresh, old = (
+            _anchors(Features(f.left[:number], f.right[:number]), self.temperature) for f in (answers, trained)
+        )
         return fresh, old
 
     @cached_property

@@ -86,9 +86,8 @@ def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
     if asked.validate:
         validation.check(task, config.task)
     plain, steered = bench.plain_and_steered(config.recipe)
-    whole = trajectory.ObservedRun(
-        config, task, folder / "run", console, asked.command.split(), plain=plain, pairs=asked.pairs
-    )
+    observe = trajectory.Observer(folder / "run", plain, asked.pairs)
+    whole = runs.Run(config, task, folder / "run", console, asked.command.split(), observe=observe)
     try:
         whole.execute()
     except runs.Stopped as stop:  # whose advice is to finish the run, not the measurement

@@ -1,9 +1,8 @@
 """Models to measure: those of a run's checkpoints, and those trained for a measurement alone."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +11,10 @@ from steering.errors import UserError
 from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.run import Stopped
-from steering.settings import Arm, Metric, Recipe
-from steering.task import Batch, Losses, Stream, Task
+from steering.settings import Arm, Recipe
+from steering.task import Batch, Losses, Task, exchange
+from steering.theory_checks.training_sets import concatenate
 from steering.training import loop
-from steering.training.loader import ShuffledLoader
 from steering.training.reference_losses import ReferenceLosses
 
 
@@ -34,74 +33,21 @@ def of_run(folder: Path, config: RunConfig, task: Task, arm: str, seed: int, dev
     return loop.trained(task, path, device, steps=config.recipe.steps)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A task with another reference, or with other training data.
-
-    Args:
-        task: what all else is of.
-        other: its reference, if another one; may see the samples in a way of its own (``losses``).
-        data: its training data, if others; ids are places among them.
-    """
-
-    task: Task
-    other: nn.Module | None = None
-    data: Batch | None = None
-
-    @property
-    def size(self) -> int:
-        return self.task.size if self.data is None else len(self.data)
-
-    @property
-    def rows(self) -> int:
-        return 1 if self.data is not None else self.task.rows
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.task.recipe
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        return self.task.metrics
-
-    def seeded(self, seed: int) -> Self:
-        return self
-
-    def target(self) -> nn.Module:
-        return self.task.target()
-
-    def reference(self) -> nn.Module:
-        return self.task.reference() if self.other is None else self.other
-
-    def stream(self, batch: int, *, seed: int) -> Stream:
-        if self.data is None:
-            return self.task.stream(batch, seed=seed)
-        return ShuffledLoader(self._load, size=self.size, batch=min(batch, self.size), seed=seed)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        if isinstance(model, OfOthers):
-            return model.losses(self.task, batch)
-        return self.task.losses(model, batch)
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return self.task.evaluate(model)
-
-    def _load(self, ids: torch.Tensor, _: torch.Generator) -> Batch:
-        assert self.data is not None
-        found = self.data.take(ids)
-        return Batch(ids, found.fields, found.facts)
+def steered_by(task: Task, model: nn.Module) -> Task:
+    """A task with another reference, which is asked as the task's own would be."""
+    return exchange(task, reference=lambda: model)
 
 
-class OfOthers(nn.Module):
-    """A reference that gives every sample the losses of another one: it knows how losses spread, and nothing else."""
+def steered_by_shuffled(task: Task, model: nn.Module) -> Task:
+    """One whose reference gives every sample the losses of another: it knows how losses spread, and nothing else."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
+    def losses(which: nn.Module, batch: Batch) -> Losses:
+        answers = task.losses(which, batch)
+        if which is not model:
+            return answers
+        return Losses(*(None if part is None else part.roll(1, 0) for part in answers))  # type: ignore[union-attr]
 
-    def losses(self, task: Task, batch: Batch) -> Losses:
-        values, mask, outputs = task.losses(self.model, batch)
-        return Losses(*(None if part is None else part.roll(1, 0) for part in (values, mask, outputs)))  # type: ignore[union-attr]
+    return exchange(task, reference=lambda: model, losses=losses)
 
 
 class Scaled(nn.Module):
@@ -113,12 +59,6 @@ class Scaled(nn.Module):
 
     def forward(self, *inputs: Any) -> torch.Tensor:
         return self.factor * self.model(*inputs)
-
-
-def joined(*batches: Batch) -> Batch:
-    """Batches as one, with ids of their own."""
-    fields = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0].fields}
-    return Batch(torch.arange(sum(map(len, batches))), fields)
 
 
 @dataclass
@@ -147,10 +87,10 @@ class Trainer:
         self.interrupts.training = True
         try:
             path = self.folder / name / f"seed{seed}" / "checkpoint.pt"
-            whole = loop.run(training, path, record=record, stopped=self.interrupts)
+            finished = loop.run(training, path, record=record, stopped=self.interrupts)
         finally:
             self.interrupts.training = False
-        if not whole or self.interrupts():
+        if not finished or self.interrupts():
             raise Interrupted
         self.watch.finished(recipe.steps)
         return training.result.eval()
@@ -166,9 +106,8 @@ def advice(folder: Path) -> str:
     return f"stopped; the same command with --out {folder} goes on"
 
 
-def halves(batches: list[Batch], share: float = 0.5) -> Iterator[Batch]:
+def split(batches: list[Batch], share: float) -> tuple[Batch, Batch]:
     """The first share of the samples, and the rest."""
-    whole = joined(*batches)
-    cut = round(share * len(whole))
-    for places in (torch.arange(cut), torch.arange(cut, len(whole))):
-        yield whole.take(places)
+    samples = concatenate(*batches)
+    cut = round(share * len(samples))
+    return samples.take(torch.arange(cut)), samples.take(torch.arange(cut, len(samples)))

@@ -1,7 +1,7 @@
 """R along the training of the plain target, measured at a few of its steps while the one loop trains it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,13 @@ import numpy as np
 import torch
 from numpy import ndarray
 from scipy.stats import t as student
-from torch import nn
 
 from steering import atomic_files
 from steering.errors import RunError, UserError
-from steering.runs.run import Run
-from steering.task import Task
 from steering.theory_checks.bootstrap import LEVEL
-from steering.theory_checks.variance.bench import bench
+from steering.theory_checks.variance.bench import Baseline
 from steering.theory_checks.variance.words import EARLY, short
-from steering.training import loop
-from steering.training.reference_losses import ReferenceLosses
+from steering.training.loop import Training
 from steering.training.seeds import untouched
 
 FIRST, MOMENTS = 5, 8  # first step, and how many; geometric in between
@@ -54,79 +50,65 @@ class Moment:
 
 
 def steps(last: int) -> list[int]:
-    """The steps after which to look, geometric from the fifth to the last."""
+    """The steps after which R is measured, geometric from the fifth to the last."""
     return np.unique(np.geomspace(min(FIRST, last), last, MOMENTS).round().astype(int)).tolist()
 
 
-class Observed(loop.Training):
-    """A training that is looked at after some of its steps; it ends with the same bits as one that is not."""
+class Observer:
+    """Measures R after some steps of a run's plain arm; the training ends with the same bits as without.
 
-    def __init__(self, *given: Any, observe: Callable[[int, nn.Module], None], **named: Any):
-        super().__init__(*given, **named)
-        self.observe, self.moments = observe, set(steps(self.recipe.steps))
-
-    def step(self) -> loop.Record:
-        figures = super().step()
-        if self.done in self.moments:
-            model = self.result
-            mode = model.training
-            with torch.no_grad(), untouched():
-                self.observe(self.done, model.eval())
-            model.train(mode)
-        return figures
-
-
-@dataclass
-class ObservedRun(Run):
-    """A run whose plain arm is looked at while it trains.
-
-    What is seen after a step is on disk before the step is in any checkpoint, so a run that goes on lacks none of it.
+    What is measured after a step is on disk before the step is in any checkpoint, so a run that goes on lacks none.
 
     Args:
+        folder: of the run.
         plain: name of that arm.
         pairs: most image-text pairs.
     """
 
-    plain: str = ""
-    pairs: int = 0
+    def __init__(self, folder: Path, plain: str, pairs: int):
+        self.folder, self.plain, self.pairs = folder, plain, pairs
+        self._baseline: Baseline | None = None
 
-    def _training(self, name: str, seed: int, task: Task, reference: ReferenceLosses) -> loop.Training:
-        if name != self.plain:
-            return super()._training(name, seed, task, reference)
-        held, path = bench(task, self.pairs), self._place(name, seed) / FILE
-        known = held.ask(reference.model)
-
-        def observe(step: int, model: nn.Module) -> None:
-            try:
-                pair = next(iter(held.compare(held.ask(model), known).values()))
-            except RunError:  # losses that are all alike or not finite, which the training may leave behind
-                return
-            m = pair.moments()
-            figures = map(float, (m.variance, m.reference_variance, m.difference_variance))
-            others = [one for one in _saved(path) if one.step != step]
-            _save(path, [*others, Moment(step, pair.units, *figures)])
-
-        arm = self.recipe.arms[name]
-        return Observed(task, arm, self.recipe, reference=reference, seed=seed, device=self.device, observe=observe)
+    def __call__(self, arm: str, training: Training) -> None:
+        """Called after every step of every arm."""
+        if arm != self.plain or training.done not in steps(training.recipe.steps):
+            return
+        self._baseline = Baseline.of(training.task, self.pairs, training.device, self._baseline)
+        model, path = training.result, _path(self.folder, arm, training.seed)
+        was_training = model.training
+        try:
+            with torch.no_grad(), untouched():
+                pair = next(iter(self._baseline.compare(model.eval()).values()))
+        except RunError:  # losses that are all alike or not finite, which the training may leave behind
+            return
+        finally:
+            model.train(was_training)
+        m = pair.moments()
+        variances = map(float, (m.variance, m.reference_variance, m.difference_variance))
+        earlier = [one for one in _saved(path) if one.step != training.done]
+        moments = sorted([*earlier, Moment(training.done, pair.units, *variances)], key=lambda one: one.step)
+        atomic_files.write_json(path, [asdict(one) for one in moments])
 
 
 def read(folder: Path, arm: str, last: int, units: Sequence[int]) -> list[list[Moment]]:
-    """What was seen of every seed, at the steps that all of them have.
+    """What was measured of every seed, at the steps that all of them have.
 
     Args:
         folder: of the run.
         arm: the plain one.
         last: step of the recipe.
-        units: of the held-out samples of every seed; what was seen on others does not count.
+        units: of the held-out samples of every seed; what was measured on others does not count.
 
     Returns:
-        Moments by seed, in order; none where nobody looked.
+        Moments by seed, in order; none where nothing was measured.
     """
-    asked = set(steps(last))
-    found = [_saved(folder / "arms" / arm / f"seed{seed}" / FILE) for seed in range(len(units))]
-    found = [[o for o in seed if o.step in asked and o.units == n] for seed, n in zip(found, units, strict=True)]
-    common = set.intersection(*({one.step for one in seed} for seed in found))
-    return [[one for one in seed if one.step in common] for seed in found] if common else []
+    expected = set(steps(last))
+    seeds = [
+        [one for one in _saved(_path(folder, arm, seed)) if one.step in expected and one.units == number]
+        for seed, number in enumerate(units)
+    ]
+    common = set.intersection(*({one.step for one in moments} for moments in seeds))
+    return [[one for one in moments if one.step in common] for moments in seeds] if common else []
 
 
 def ratios(along: Sequence[Sequence[Moment]]) -> ndarray:
@@ -169,6 +151,10 @@ def _lowest(differences: ndarray, choices: int) -> float:
     return float(differences.mean() - reach * differences.std(ddof=1) / np.sqrt(count))
 
 
+def _path(folder: Path, arm: str, seed: int) -> Path:
+    return folder / "arms" / arm / f"seed{seed}" / FILE
+
+
 def _saved(path: Path) -> list[Moment]:
     try:
         return [Moment(**one) for one in json.loads(path.read_text())]
@@ -176,7 +162,3 @@ def _saved(path: Path) -> list[Moment]:
         return []
     except (ValueError, TypeError):
         raise UserError(f"{path} is damaged: delete its folder, and that arm is trained again") from None
-
-
-def _save(path: Path, seen: Sequence[Moment]) -> None:
-    atomic_files.write_json(path, [asdict(one) for one in sorted(seen, key=lambda one: one.step)])

@@ -16,12 +16,13 @@ from steering.runs.config import RunConfig
 from steering.settings import Recipe
 from steering.task import Batch, Task
 from steering.theory_checks.bootstrap import OUTER, Drawn, Estimate, interval
+from steering.theory_checks.training_sets import concatenate, train_on
 from steering.theory_checks.variance import losses, plots
 from steering.theory_checks.variance.bench import plain_and_steered
 from steering.theory_checks.variance.candidates import stand_in
 from steering.theory_checks.variance.losses import Scored
 from steering.theory_checks.variance.measure import FIGURES
-from steering.theory_checks.variance.models import OfOthers, Scaled, Trainer, Variant, halves, joined
+from steering.theory_checks.variance.models import Scaled, Trainer, split, steered_by, steered_by_shuffled
 from steering.theory_checks.variance.words import short
 from steering.training.seeds import derive
 
@@ -40,7 +41,7 @@ PREDICTIONS = {
 
 @dataclass
 class Study:
-    """What was predicted and what came of it, one row a seed.
+    """Predictions and what came of them, one row a seed.
 
     Attributes:
         names: of the candidates.
@@ -61,10 +62,10 @@ def check(task: Task, name: str) -> None:
     Raises:
         UserError: the task has no noise to leave out, or no classifier.
     """
-    if not any(option == "noise" for option in getattr(task, "__dataclass_fields__", {})):
+    if "noise" not in getattr(task, "__dataclass_fields__", {}):
         raise UserError(f"--validate needs a task of classes with an option noise, digits or blobs; {name} has none")
     drawn = task.seeded(0)
-    _ask(drawn, drawn.reference(), losses.held_out(drawn)[0])
+    _score(drawn, drawn.reference(), losses.held_out(drawn)[0])
 
 
 def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
@@ -78,78 +79,76 @@ def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> R
 def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> None:
     plain, steered = plain_and_steered(recipe)
     assert steered is not None
-    pool, fresh = halves(losses.held_out(task), POOL)
-    clean_pool, clean = halves(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
-    candidates = _candidates(task, recipe, plain, trainer, seed, pool, clean_pool)
-    study.names = list(candidates)
+    pool, fresh = split(losses.held_out(task), POOL)
+    clean_pool, clean = split(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
+    candidates = _candidates(task, recipe, trainer, seed, pool, clean_pool)
     (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
-    arm = recipe.arms[plain]
+    larger = train_on(task, concatenate(trained, pool))
     proxies = {
-        "R, plainly trained target": trainer("plain", task, arm, recipe, seed),
-        "R, best model at hand": trainer("best", Variant(task, data=joined(trained, pool)), arm, recipe, seed),
+        "R, plainly trained target": trainer("plain", task, recipe.arms[plain], recipe, seed),
+        "R, best model at hand": trainer("best", larger, recipe.arms[plain], recipe, seed),
     }
-    study.plain.append(_error(task, proxies["R, plainly trained target"], clean))
-    said = {name: _ask(task, model, fresh) for name, model in candidates.items()}
-    for name, row in _predict(said, {name: _ask(task, model, fresh) for name, model in proxies.items()}).items():
+    scores = {name: _score(candidate, candidate.reference(), fresh) for name, candidate in candidates.items()}
+    predicted = _predict(scores, {name: _score(task, model, fresh) for name, model in proxies.items()})
+    for name, row in predicted.items():
         study.predicted[name].append(row)
-    errors = []
-    for name, model in candidates.items():
-        target = trainer(
-            f"with-{name.replace(' ', '-')}", Variant(task, other=model), recipe.arms[steered], recipe, seed
-        )
-        errors.append(_error(task, target, clean))
+    targets = [
+        trainer(f"with-{name.replace(' ', '-')}", candidate, recipe.arms[steered], recipe, seed)
+        for name, candidate in candidates.items()
+    ]
+    plain_error, *errors = (
+        float(_score(task, model, clean).wrong.mean()) for model in (proxies["R, plainly trained target"], *targets)
+    )
+    study.names = list(candidates)
+    study.plain.append(plain_error)
     study.errors.append(np.array(errors))
 
 
 def _candidates(
-    task: Task, recipe: Recipe, plain: str, trainer: Trainer, seed: int, pool: Batch, clean_pool: Batch
-) -> dict[str, nn.Module]:
-    """References from good to useless; those that are trained see samples that neither target nor measurement sees."""
-    own, arm = task.reference(), recipe.arms[plain]
+    task: Task, recipe: Recipe, trainer: Trainer, seed: int, pool: Batch, clean_pool: Batch
+) -> dict[str, Task]:
+    """The task with references from good to useless, trained on samples that no target or measurement sees."""
+    reference, arm = task.reference(), recipe.arms[plain_and_steered(recipe)[0]]
     hard = recipe.model_copy(update={"steps": LONGER * recipe.steps, "weight_decay": 0.0})
-    found = {
-        "own": own,
-        "over-confident": Scaled(own, 3.0),
-        "under-confident": Scaled(own, 1 / 3),
-        "shuffled": OfOthers(own),
-        "noisy labels": trainer("noisy", Variant(task, data=pool), arm, recipe, seed),
-        "overfit": trainer("overfit", Variant(task, data=pool), arm, hard, seed),
+    models = {
+        "own": reference,
+        "over-confident": Scaled(reference, 3.0),
+        "under-confident": Scaled(reference, 1 / 3),
+        "shuffled": reference,
+        "noisy labels": trainer("noisy", train_on(task, pool), arm, recipe, seed),
+        "overfit": trainer("overfit", train_on(task, pool), arm, hard, seed),
         "leak": trainer("leak", task, arm, hard, seed),
     }
     if any((pool[name] != clean_pool[name]).any() for name in pool.fields):
-        found["clean labels"] = trainer("clean", Variant(task, data=clean_pool), arm, recipe, seed)
-    return found
+        models["clean labels"] = trainer("clean", train_on(task, clean_pool), arm, recipe, seed)
+    return {n: steered_by_shuffled(task, m) if n == "shuffled" else steered_by(task, m) for n, m in models.items()}
 
 
-def _predict(said: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dict[str, ndarray]:
+def _predict(scores: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dict[str, ndarray]:
     """Every prediction for every candidate, ``[candidates]``."""
-    means = {name: float(one.losses.mean()) for name, one in said.items()}
-    others = {name: said[stand_in(means, name)] for name in said}
+    means = {name: float(one.losses.mean()) for name, one in scores.items()}
+    others = {name: scores[stand_in(means, name)] for name in scores}
 
     def figure(name: str, targets: Mapping[str, Scored]) -> ndarray:
         of = FIGURES[name].of
-        return np.array([of(losses.paired(targets[key], one).moments()) for key, one in said.items()])
+        return np.array([of(losses.paired(targets[key], one).moments()) for key, one in scores.items()])
 
-    found = {"R, best other candidate": figure("ratio", others)}
-    found |= {name: figure("ratio", dict.fromkeys(said, proxy)) for name, proxy in proxies.items()}
-    found["R at beta*"] = figure("ratio_at_beta", others)
-    found["own loss"] = np.array(list(means.values()))
-    found["own error"] = np.array([one.wrong.mean() for one in said.values()])
-    return found
+    return {
+        "R, best other candidate": figure("ratio", others),
+        **{name: figure("ratio", dict.fromkeys(scores, proxy)) for name, proxy in proxies.items()},
+        "R at beta*": figure("ratio_at_beta", others),
+        "own loss": np.array(list(means.values())),
+        "own error": np.array([one.wrong.mean() for one in scores.values()]),
+    }
 
 
-def _ask(task: Task, model: nn.Module, batch: Batch) -> Scored:
-    found = losses.score(Variant(task), model, [batch])
-    if not isinstance(found, Scored) or found.outputs is None:
+def _score(task: Task, model: nn.Module, batch: Batch) -> Scored:
+    scored = losses.score(task, model, [batch])
+    if not isinstance(scored, Scored) or scored.outputs is None:
         raise UserError(
             f"--validate needs losses that are a classifier's cross-entropy; {type(task).__name__} has others"
         )
-    return found
-
-
-def _error(task: Task, model: nn.Module, clean: Batch) -> float:
-    """Share of right labels that a model does not give."""
-    return float(_ask(task, model, clean).wrong.mean())
+    return scored
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""R along the training: when it is looked at, that looking changes nothing, what a stop leaves, what is said."""
+"""R along the training: when it is measured, that this changes nothing, what a stop leaves, what is reported."""
 
 import pytest
 import torch
@@ -11,8 +11,7 @@ from steering.tasks.blobs import Blobs
 from steering.theory_checks.variance.trajectory import (
     FILE,
     Moment,
-    Observed,
-    ObservedRun,
+    Observer,
     finding,
     initial,
     read,
@@ -30,59 +29,56 @@ def course(*ratios: float, early: int = 0) -> list[Moment]:
     return [Moment(5 * 2**k, 50, 1.0, 5.0 if k < early else 1.0, ratio) for k, ratio in enumerate(ratios)]
 
 
-def observed(folder) -> ObservedRun:
+def observed(folder) -> runs.Run:
     config, task = configs.resolve("blobs", sets=SHORT, given={"device": "cpu"})
-    return ObservedRun(config, task, folder, Console(quiet=True), [], plain="erm", pairs=10)
+    return runs.Run(config, task, folder, Console(quiet=True), [], observe=Observer(folder, "erm", pairs=10))
 
 
-@pytest.mark.parametrize("last", [1, 4, 5, 6, 150, 100_000])
+@pytest.mark.parametrize("last", [1, 6, 150, 100_000])
 def test_moments_rise_from_the_fifth_step_to_the_last_in_about_eight(last):
-    found = steps(last)
-    assert found == sorted(set(found)) and found[0] == min(5, last) and found[-1] == last
-    assert len(found) <= 8
+    moments = steps(last)
+    assert moments == sorted(set(moments)) and moments[0] == min(5, last) and moments[-1] == last
+    assert len(moments) <= 8
 
 
-def test_a_training_that_is_looked_at_ends_with_the_same_bits():
+def test_an_observed_training_ends_with_the_same_bits(tmp_path):
     task = Blobs()
-    given = (task, task.recipe.arms["erm"], task.recipe.model_copy(update={"steps": 8}))
-    looked: list[int] = []
-
-    def observe(step, model):
-        looked.append(step)
-        assert not model.training and not torch.is_grad_enabled()
-        torch.rand(3)
-
-    watched = Observed(*given, reference=ReferenceLosses(task), seed=0, observe=observe)
-    alone = loop.Training(*given, reference=ReferenceLosses(task), seed=0)
+    recipe = task.recipe.model_copy(update={"steps": 8})
+    watched, alone = (
+        loop.Training(task, recipe.arms["erm"], recipe, reference=ReferenceLosses(task), seed=0) for _ in range(2)
+    )
+    observe = Observer(tmp_path, "erm", pairs=10)
     for _ in range(8):
         assert watched.step()["loss"] == alone.step()["loss"]
-    assert looked == steps(8) and watched.model.training
-    for one, other in zip(watched.model.parameters(), alone.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+        observe("erm", watched)
+        observe("dro", watched)
+    assert watched.model.training
+    assert [one.step for one in read(tmp_path, "erm", 8, [UNITS])[0]] == steps(8)
+    assert all(map(torch.equal, watched.model.parameters(), alone.model.parameters()))
 
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_after_a_stop_lacks_no_moment(tmp_path, monkeypatch):
     observed(tmp_path / "whole").execute()
-    whole = read(tmp_path / "whole", "erm", 8, [UNITS])
-    assert [one.step for one in whole[0]] == steps(8)
+    complete = read(tmp_path / "whole", "erm", 8, [UNITS])
+    assert [one.step for one in complete[0]] == steps(8)
+    step = loop.Training.step
 
-    class Halted(Observed):
-        def step(self):
-            if self.done == 6:
-                raise KeyboardInterrupt
-            return super().step()
+    def interrupted(training):
+        if training.done == 6:
+            raise KeyboardInterrupt
+        return step(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr("steering.theory_checks.variance.trajectory.Observed", Halted)
+        patch.setattr(loop.Training, "step", interrupted)
         with pytest.raises((KeyboardInterrupt, runs.Stopped)):
             observed(tmp_path / "cut").execute()
     assert [one.step for one in read(tmp_path / "cut", "erm", 8, [UNITS])[0]] == [5, 6]
     observed(tmp_path / "cut").execute()
-    assert read(tmp_path / "cut", "erm", 8, [UNITS]) == whole
+    assert read(tmp_path / "cut", "erm", 8, [UNITS]) == complete
 
 
-def test_what_nobody_looked_at_or_was_seen_on_other_samples_is_not_told(tmp_path):
+def test_what_was_not_measured_or_on_other_samples_is_left_out(tmp_path):
     assert read(tmp_path, "erm", 8, [UNITS]) == []
     place = tmp_path / "arms" / "erm" / "seed0"
     place.mkdir(parents=True)
@@ -101,10 +97,10 @@ def test_the_beginning_is_where_the_loss_varies_less_than_half_as_much_as_the_re
     assert initial(along).tolist() == [True, True, False]
 
 
-def test_a_smallest_ratio_in_the_middle_is_told_where_the_seeds_agree():
+def test_a_smallest_ratio_in_the_middle_is_reported_where_the_seeds_agree():
     along = [course(2.0, 0.5 + 0.01 * k, 0.9) for k in range(5)]
-    said = finding(along, "erm")
-    assert said is not None and "0.52 after step 10, 0.90 at its end" in said
+    sentence = finding(along, "erm")
+    assert sentence is not None and "0.52 after step 10, 0.90 at its end" in sentence
 
 
 @pytest.mark.parametrize(
@@ -117,5 +113,5 @@ def test_a_smallest_ratio_in_the_middle_is_told_where_the_seeds_agree():
         [course(2.0, 0.5, 0.9), course(2.0, 0.9, 0.6), course(2.0, 0.6, 0.65)],  # seeds that disagree
     ],
 )
-def test_no_smallest_ratio_is_told_where_it_is_none_or_chance(along):
+def test_no_smallest_ratio_is_reported_where_it_is_none_or_chance(along):
     assert finding(along, "erm") is None
