@@ -5,7 +5,7 @@ steering (Wei et al. 2025, Theorem 1 and Corollary 1) has sqrt(2 rho Var(d) / n)
 reference has sqrt(2 rho Var(l) / n): their ratio is sqrt(R), R = Var(d) / Var(l).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -31,9 +31,30 @@ class Moments(NamedTuple):
     reference_variance: ndarray
     covariance: ndarray
 
+    @classmethod
+    def of_means(cls, means: Iterable[ndarray]) -> "Moments":
+        """From the means of what ``powers`` gives, in its order."""
+        loss, reference, squares, reference_squares, products = means
+        return cls(
+            loss,
+            reference,
+            squares - loss * loss,
+            reference_squares - reference * reference,
+            products - loss * reference,
+        )
+
+    def shifted(self, mean: float, reference_mean: float) -> "Moments":
+        """Of losses that are larger by constants."""
+        return self._replace(mean=self.mean + mean, reference_mean=self.reference_mean + reference_mean)
+
     @property
     def difference_variance(self) -> ndarray:
         return np.maximum(self.variance + self.reference_variance - 2 * self.covariance, 0)
+
+
+def powers(loss: ndarray, reference: ndarray) -> list[ndarray]:
+    """What moments are made of; centred losses keep the digits."""
+    return [loss, reference, loss * loss, reference * reference, loss * reference]
 
 
 class Figure(NamedTuple):
@@ -139,18 +160,10 @@ class Samples:
         return Samples(self.target, self.tempered(temperature), self.clusters)
 
     def _columns(self) -> ndarray:
-        loss, other = self.target - self.target.mean(), self.reference - self.reference.mean()
-        return np.stack([loss, other, loss * loss, other * other, loss * other], 1)
+        return np.stack(powers(self.target - self.target.mean(), self.reference - self.reference.mean()), 1)
 
-    def _moments(self, mean: ndarray) -> Moments:
-        loss, other, squares, other_squares, products = np.moveaxis(mean, -1, 0)
-        return Moments(
-            loss + self.target.mean(),
-            other + self.reference.mean(),
-            squares - loss * loss,
-            other_squares - other * other,
-            products - loss * other,
-        )
+    def _moments(self, means: ndarray) -> Moments:
+        return Moments.of_means(np.moveaxis(means, -1, 0)).shifted(self.target.mean(), self.reference.mean())
 
 
 @dataclass(frozen=True)
@@ -231,22 +244,22 @@ def measure(
         crossed: the repetitions share their held-out samples.
         seed: of the draws.
     """
-    chances = [derive(seed, "draws", 0 if crossed else place) for place in range(len(pairs))]
-    drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, chances, strict=True)]
-    points = [pair.moments() for pair in pairs]
-    asked = FIGURES if scale is None else FIGURES | {"ratio_at_scale": at_scale(scale)}
-    figures = {n: _over(f, points, drawn, pairs[0].units, crossed, seed) for n, f in asked.items()}
-    plain = [pair.winsorised() for pair in pairs]
-    plain_drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(plain, chances, strict=True)]
-    plain_points = [pair.moments() for pair in plain]
+    chances = [derive(seed, "draws", 0 if crossed else number) for number in range(len(pairs))]
+
+    def estimates(pairs: Sequence[Paired], figures: Mapping[str, Figure]) -> dict[str, Estimate]:
+        points = [pair.moments() for pair in pairs]
+        drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, chances, strict=True)]
+        return {n: _over(f, points, drawn, pairs[0].units, crossed, seed) for n, f in figures.items()}
+
     ratio = FIGURES["ratio"]
+    points = [pair.moments() for pair in pairs]
     temperature, tempered = _temperature(pairs)
     chance = np.random.default_rng(derive(seed, "shuffles"))
     return Measured(
         units=pairs[0].units,
         repetitions=len(pairs),
-        figures=figures,
-        winsorised=_over(ratio, plain_points, plain_drawn, pairs[0].units, crossed, seed),
+        figures=estimates(pairs, FIGURES if scale is None else FIGURES | {"ratio_at_scale": at_scale(scale)}),
+        winsorised=estimates([pair.winsorised() for pair in pairs], {"ratio": ratio})["ratio"],
         temperature=temperature,
         tempered=tempered,
         shuffled=_mean_ratio([pair.shuffled(chance) for pair in pairs for _ in range(SHUFFLES)]),
@@ -262,16 +275,12 @@ def _over(
     """A figure with its interval: over repetitions and samples, or over the samples of the only one."""
     change, back = (np.log, np.exp) if figure.log else (np.asarray, np.asarray)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inner = [
-            Drawn(float(change(figure.of(point))), change(figure.of(some)))
-            for point, some in zip(points, drawn, strict=True)
-        ]
-        if len(inner) == 1:
-            found = interval(inner[0], units)
-        else:
-            chance = np.random.default_rng(derive(seed, "repetitions"))
-            found = interval(two_level(inner, rng=chance, crossed=crossed), len(inner))
-        return Estimate(*(float(back(x)) for x in (found.value, found.low, found.high)))
+        inner = [Drawn(float(change(figure.of(p))), change(figure.of(d))) for p, d in zip(points, drawn, strict=True)]
+        if len(inner) > 1:
+            chance, units = np.random.default_rng(derive(seed, "repetitions")), len(inner)
+            inner = [two_level(inner, chance=chance, crossed=crossed)]
+        ends = interval(inner[0], units)
+        return Estimate(*(float(back(x)) for x in (ends.value, ends.low, ends.high)))
 
 
 def _temperature(pairs: Sequence[Paired]) -> tuple[float | None, float | None]:
@@ -282,8 +291,8 @@ def _temperature(pairs: Sequence[Paired]) -> tuple[float | None, float | None]:
     def ratio(log: float) -> float:
         return _mean_ratio([p for pair in pairs if (p := pair.at_temperature(float(np.exp(log)))) is not None])
 
-    found: Any = minimize_scalar(ratio, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x)), float(found.fun)
+    best: Any = minimize_scalar(ratio, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(best.x)), float(best.fun)
 
 
 def _mean_ratio(pairs: Sequence[Paired]) -> float:
@@ -299,14 +308,10 @@ def geometric(values: Sequence[float]) -> float:
 def _tails(pair: Paired) -> list[float]:
     """Largest share of a unit in Var(l) and in Var(d), and their kurtosis."""
     loss, reference, units = pair.flat()
-    place = np.unique(units, return_inverse=True)[1]
-    shares, kurtoses = [], []
-    for values in (loss, loss - reference):
-        square = (values - values.mean()) ** 2
-        total = square.sum()
-        shares.append(float(np.bincount(place, square).max() / total) if total else 0.0)
-        kurtoses.append(float((square**2).mean() / square.mean() ** 2) if total else 0.0)
-    return shares + kurtoses
+    unit = np.unique(units, return_inverse=True)[1]
+    squares = [(values - values.mean()) ** 2 for values in (loss, loss - reference)]
+    shares = [float(np.bincount(unit, x).max() / x.sum()) if x.any() else 0.0 for x in squares]
+    return shares + [float((x**2).mean() / x.mean() ** 2) if x.any() else 0.0 for x in squares]
 
 
 def drawn_in(target: ndarray, reference: ndarray) -> tuple[ndarray, ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy import ndarray
 from scipy.special import logsumexp
 
-from steering.theory_checks.bootstrap import multiplicities
-from steering.theory_checks.variance.measure import Moments, Paired, Samples, drawn_in
+from steering.theory_checks.bootstrap import counts
+from steering.theory_checks.variance.measure import Moments, Paired, Samples, drawn_in, powers
 
 SIDES = ("image", "text")
 PER_PAIR, WITHIN, PER_ANCHOR = "per pair", "within an anchor", "per anchor"
@@ -51,31 +51,25 @@ class PairLosses:
         return len(self.target)
 
     def moments(self) -> Moments:
-        return Moments(*(part[0] for part in self._moments([np.ones((1, self.units))])))
+        return Moments(*(part[0] for part in self._moments(np.ones((1, self.units)))))
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        return self._moments(list(multiplicities(self.units, number, chance)))
+        blocks = [self._moments(weights) for weights in counts(self.units, number, chance)]
+        return Moments(*np.concatenate(blocks, 1))
 
-    def _moments(self, taken: list[ndarray]) -> Moments:
-        """Of draws, each ``[draws]``: copies of a pair that was taken twice are no negatives of each other."""
-        powers = self._powers()
-        parts = []
-        for weights in taken:
-            others = weights.sum(1, keepdims=True) - weights  # [draws, n] negatives of each anchor
-            sums = [weights @ power.T for power in powers]
-            parts.append(self._of_anchors(sums, weights, others))
-        return Moments(*np.concatenate(parts, 1))
-
-    def _of_anchors(self, sums: list[ndarray], weights: ndarray, others: ndarray) -> ndarray:
-        """``[5, draws]`` from the ``[draws, n]`` sums over negatives of every power."""
+    def _moments(self, weights: ndarray) -> Moments:
+        """Of draws ``[draws, n]``: copies of a pair that was taken twice are no negatives of each other."""
+        off, number = ~np.eye(self.units, dtype=bool), self.units * (self.units - 1)
+        centres = [float((x.sum() - np.trace(x)) / number) for x in (self.target, self.reference)]
+        centred = [(x - centre) * off for x, centre in zip((self.target, self.reference), centres, strict=True)]
+        sums = [weights @ power.T for power in powers(*centred)]  # over the negatives of each anchor, [draws, n]
+        others = weights.sum(1, keepdims=True) - weights  # how many these are
         if self.within:
             share = weights / weights.sum(1, keepdims=True)
-            found = [(share * x).sum(1) for x in _central([total / others for total in sums])]
+            moments = Moments(*((share * x).sum(1) for x in Moments.of_means(x / others for x in sums)))
         else:
-            number = (weights * others).sum(1)
-            found = _central([(weights * total).sum(1) / number for total in sums])
-        at, beside = self._centres()
-        return np.stack([found[0] + at, found[1] + beside, *found[2:]])
+            moments = Moments.of_means((weights * x).sum(1) / (weights * others).sum(1) for x in sums)
+        return moments.shifted(*centres)
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         off = ~np.eye(self.units, dtype=bool)
@@ -100,23 +94,6 @@ class PairLosses:
         """The losses of pairs are linear in the similarity: a temperature is a scale, and ``beta`` the best of it."""
         return None
 
-    def _centres(self) -> tuple[float, float]:
-        number = self.units * (self.units - 1)
-        return tuple((x.sum() - np.trace(x)) / number for x in (self.target, self.reference))
-
-    def _powers(self) -> list[ndarray]:
-        """l, l_ref, their squares and product, centred, with nothing on the diagonal."""
-        off = ~np.eye(self.units, dtype=bool)
-        at, beside = self._centres()
-        loss, other = (self.target - at) * off, (self.reference - beside) * off
-        return [loss, other, loss * loss, other * other, loss * other]
-
-
-def _central(means: list[ndarray]) -> list[ndarray]:
-    """Means, variances and covariance from the means of l, l_ref, their squares and product."""
-    loss, other, squares, other_squares, products = means
-    return [loss, other, squares - loss * loss, other_squares - other * other, products - loss * other]
-
 
 def views(target: Features, reference: Features, temperature: float) -> dict[str, Paired]:
     """Everything that is measured on pairs, by name, ``image side, per pair`` first.
@@ -125,15 +102,16 @@ def views(target: Features, reference: Features, temperature: float) -> dict[str
         target, reference: of the same pairs.
         temperature: tau of an anchor's whole loss.
     """
-    found: dict[str, Paired] = {}
     losses = {side: (target.losses(side), reference.losses(side)) for side in SIDES}
-    for kind in (PER_PAIR, WITHIN):
-        for side, (mine, theirs) in losses.items():
-            found[f"{side} side, {kind}"] = PairLosses(mine, theirs, kind == WITHIN)
-    for side, (mine, theirs) in losses.items():
-        tempered = _tempered(theirs, temperature)
-        found[f"{side} side, {PER_ANCHOR}"] = Samples(anchor_losses(mine, temperature), tempered(1.0), None, tempered)
-    return found
+    made: dict[str, Paired] = {
+        f"{side} side, {kind}": PairLosses(*both, kind == WITHIN)
+        for kind in (PER_PAIR, WITHIN)
+        for side, both in losses.items()
+    }
+    for side, (loss, other) in losses.items():
+        tempered = _tempered(other, temperature)
+        made[f"{side} side, {PER_ANCHOR}"] = Samples(anchor_losses(loss, temperature), tempered(1.0), None, tempered)
+    return made
 
 
 def anchor_losses(losses: ndarray, temperature: float, *, reference_temperature: float = 1.0) -> ndarray:

@@ -56,7 +56,7 @@ def test_a_draw_takes_whole_pairs_as_anchors_and_negatives(within):
     pair = PairLosses(target, reference, within)
     taken = np.array([0, 0, 1, 3, 5, 5])
     weights = np.bincount(taken, minlength=6)[None].astype(float)
-    found = float(pair._moments([weights])[2][0])
+    found = float(pair._moments(weights).variance[0])
     rows = [[target[i, j] for j in taken if j != i] for i in taken]
     expected = np.mean([np.var(row) for row in rows]) if within else np.var(np.concatenate(rows))
     assert found == pytest.approx(expected)
