@@ -1,7 +1,7 @@
 """Candidate references judged on image-text pairs before any training."""
 
-from collections.abc import Mapping
-from functools import partial
+import math
+from dataclasses import asdict
 
 from rich.console import Console
 
@@ -13,10 +13,10 @@ from steering.reports.grid import Cell, Column, Grid
 from steering.reports.report import Report
 from steering.runs import run as runs
 from steering.theory_checks.variance import plots
-from steering.theory_checks.variance.candidates import Ranked, Views, rank
+from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
 from steering.theory_checks.variance.options import Asked
-from steering.theory_checks.variance.pairs import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, Features, views
+from steering.theory_checks.variance.pairs import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
 from steering.theory_checks.variance.words import short, span
 from steering.training.seeds import untouched
 
@@ -43,16 +43,19 @@ def judge(asked: Asked, console: Console) -> Report:
     data = str(bundled_shard("held_out_google")) if bundled else str(asked.data)
     temperature = TEMPERATURES[bundled]
     pairs = pairs_of(data, asked.pairs, asked.caption_field)
-    device, known, labels = runs.device(asked.device), {}, _labels(names)
+    device, labels, answers = runs.device(asked.device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
-            known[labels[name]] = features(load_reference(name).to(device), pairs, asked.workers)
-    losses = {name: mean_loss(found) for name, found in known.items()}
-    proxy = asked.proxy and labels[asked.proxy]
-    errors = {name: mistakes(found) for name, found in known.items()}
-    ranked = rank(losses, partial(_views, known, temperature), errors=errors, decide=DECIDE, proxy=proxy)
-    number = len(next(iter(known.values())).left)
+            answers[labels[name]] = features(load_reference(name).to(device), pairs, asked.workers)
+    ranked = rank(
+        {name: mean_loss(one) for name, one in answers.items()},
+        lambda proxy, name: views(answers[proxy], answers[name], temperature),
+        errors={name: mistakes(one) for name, one in answers.items()},
+        decide=DECIDE,
+        proxy=asked.proxy and labels[asked.proxy],
+    )
+    number = len(next(iter(answers.values())).left)
     return report(ranked, EMOJI_DATA if bundled else data, number, temperature, asked.command)
 
 
@@ -77,7 +80,7 @@ def report(ranked: list[Ranked], data: str, number: int, temperature: float, com
         plots=[plots.candidates({one.name: one.ratio for one in ranked})],
         method=[_method(number, temperature)],
         limits=WORTH,
-        numbers={"ranked": [_numbers(one) for one in ranked], "pairs": number, "temperature": temperature},
+        numbers={"ranked": [asdict(one) for one in ranked], "pairs": number, "temperature": temperature},
         command=command,
     )
 
@@ -102,80 +105,67 @@ WORTH = [
 ]
 
 
-def _views(known: Mapping[str, Features], temperature: float, proxy: str, name: str) -> Views:
-    return views(known[proxy], known[name], temperature)
-
-
 def _verdict(ranked: list[Ranked]) -> str:
     first = ranked[0]
-    said = f"R = {span(first.ratio)}, predicted factor sqrt(R) = {short(first.ratio.value**0.5)}"
+    ratio = f"R = {span(first.ratio)}, predicted factor sqrt(R) = {short(first.ratio.value**0.5)}"
     if len(ranked) == 1:
-        return f"{first.name}, against {first.proxy} as the target: {said}."
+        return f"{first.name}, against {first.proxy} as the target: {ratio}."
     if first.first >= SURE:
-        return f"{first.name} takes most of the variance ({said}); it is first in {first.first:.0%} of the draws."
-    return f"Undecided which is first: {first.name} ({said}) is so in {first.first:.0%} of the draws."
+        return f"{first.name} takes most of the variance ({ratio}); it is first in {first.first:.0%} of the draws."
+    return f"Undecided which is first: {first.name} ({ratio}) is so in {first.first:.0%} of the draws."
 
 
 def _findings(ranked: list[Ranked]) -> list[str]:
     lines = []
-    larger = [one.name for one in ranked if one.ratio.low > 1]
-    if larger:
+    if larger := [one.name for one in ranked if one.ratio.low > 1]:
         lines.append(f"The loss of the proxy varies more with than without: {', '.join(larger)}.")
-    within = sorted(ranked, key=lambda one: _mean(one, WITHIN))
-    if [one.name for one in within] != [one.name for one in ranked]:
-        lines.append(
-            f"Within an anchor, which its robust problem sees, the order is {', '.join(o.name for o in within)}."
-        )
-    own = sorted(ranked, key=lambda one: one.error)
-    if [one.name for one in own] != [one.name for one in ranked]:
-        order = ", ".join(f"{one.name} ({one.error:.0%})" for one in own)
+    within = sorted(ranked, key=lambda one: math.prod(one.views[f"{side} side, {WITHIN}"].value for side in SIDES))
+    if within != ranked:
+        order = ", ".join(one.name for one in within)
+        lines.append(f"Within an anchor, which its robust problem sees, the order is {order}.")
+    by_error = sorted(ranked, key=lambda one: one.error)
+    if by_error != ranked:
+        order = ", ".join(f"{one.name} ({one.error:.0%})" for one in by_error)
         lines.append(f"By their own error, which was the better guide where it was tried, the order is {order}.")
     return lines
 
 
 def _cautions(ranked: list[Ranked], number: int) -> list[str]:
-    found = []
+    lines = []
     if len(ranked) == 2 and {ranked[0].name, ranked[1].name} == {ranked[0].proxy, ranked[1].proxy}:
-        found.append(
+        lines.append(
             "two candidates that judge each other have the same Var(l - l_ref): the order says only whose own losses "
             "vary less; give a third one, or --proxy"
         )
     if len({one.proxy for one in ranked}) > 1:
-        found.append(
+        lines.append(
             "not all candidates have the same proxy: the best one is judged by the second best; --proxy makes it one"
         )
     for one in ranked:
         if one.loss > -KNOWS:
-            found.append(
+            lines.append(
                 f"{one.name} hardly tells these pairs apart ({-one.loss:.2g} nats better than guessing): it takes "
                 f"nothing away and adds nothing, which leaves R near 1 and is no merit"
             )
     if number < 200:
-        found.append(f"{number} pairs are few; use some hundreds at least")
-    return found
-
-
-def _mean(one: Ranked, kind: str) -> float:
-    product = 1.0
-    for side in SIDES:
-        product *= one.views[f"{side} side, {kind}"].value
-    return product**0.5
+        lines.append(f"{number} pairs are few; use some hundreds at least")
+    return lines
 
 
 def _order(ranked: list[Ranked]) -> Grid:
-    places = {one.name: f"no. {place}" for place, one in enumerate(ranked, 1)}
+    numbers = {one.name: f"no. {number}" for number, one in enumerate(ranked, 1)}
     rows = tuple(
         (
-            Cell(f"{place}. {one.name}", "best" if place == 1 and one.first >= SURE else ""),
+            Cell(f"{number}. {one.name}", "best" if number == 1 and one.first >= SURE else ""),
             Cell(span(one.ratio)),
             Cell(short(one.ratio.value**0.5)),
-            Cell(short(one.scaled)),
+            Cell(short(one.ratio_at_beta)),
             Cell(f"{one.first:.0%}"),
             Cell(f"{one.error:.0%}"),
             Cell(short(one.loss, 3)),
-            Cell(places.get(one.proxy, "the proxy")),
+            Cell(numbers.get(one.proxy, "the proxy")),
         )
-        for place, one in enumerate(ranked, 1)
+        for number, one in enumerate(ranked, 1)
     )
     names = ("R [95 %]", "sqrt(R)", "R at beta*", "first in", "own error", "own loss")
     columns = (Column("reference", False), *(Column(name) for name in names), Column("judged by", False))
@@ -189,27 +179,10 @@ def _order(ranked: list[Ranked]) -> Grid:
 
 
 def _sides(ranked: list[Ranked]) -> Grid:
-    rows = tuple(
-        (
-            Cell(one.name if kind == PER_PAIR else ""),
-            Cell(kind),
-            *(Cell(span(one.views[f"{side} side, {kind}"])) for side in SIDES),
-        )
-        for one in ranked
-        for kind in (PER_PAIR, WITHIN, PER_ANCHOR)
-    )
+    rows = []
+    for one in ranked:
+        for kind in (PER_PAIR, WITHIN, PER_ANCHOR):
+            ratios = [Cell(span(one.views[f"{side} side, {kind}"])) for side in SIDES]
+            rows.append((Cell(one.name if kind == PER_PAIR else ""), Cell(kind), *ratios))
     columns = (Column("reference", False), Column("losses", False), *(Column(f"{side} side") for side in SIDES))
-    return Grid("R from either side", columns, rows)
-
-
-def _numbers(one: Ranked) -> dict:
-    return {
-        "name": one.name,
-        "proxy": one.proxy,
-        "loss": one.loss,
-        "error": one.error,
-        "ratio": vars(one.ratio),
-        "ratio_at_beta": one.scaled,
-        "first": one.first,
-        "views": {view: vars(ratio) for view, ratio in one.views.items()},
-    }
+    return Grid("R from either side", columns, tuple(rows))

@@ -21,7 +21,7 @@ class Ranked:
         loss: the candidate's own mean loss on the held-out samples.
         error: its own share of wrong answers there.
         ratio: R, the geometric mean over the views that decide.
-        scaled: the same with the candidate's losses scaled as is best, 1 - corr^2.
+        ratio_at_beta: the same with the candidate's losses scaled as is best, 1 - corr^2.
         views: R of every view.
         first: share of the draws in which no candidate has a smaller R.
     """
@@ -31,7 +31,7 @@ class Ranked:
     loss: float
     error: float
     ratio: Estimate
-    scaled: float
+    ratio_at_beta: float
     views: dict[str, Estimate]
     first: float
 
@@ -83,7 +83,7 @@ def rank(
             loss=losses[name],
             error=errors[name],
             ratio=_ratio(whole[name], units),
-            scaled=scaled[name],
+            ratio_at_beta=scaled[name],
             views={view: _ratio(part, units) for view, part in drawn[name].items()},
             first=float((best == place).mean()),
         )

@@ -170,17 +170,16 @@ def worth(predicted: ndarray, errors: ndarray, *, seed: int = 0) -> Worth:
     """Compares ``[seeds, candidates]`` predictions with errors; 95 % intervals by a bootstrap over seeds."""
     taus = np.array([_tau(p, e) for p, e in zip(predicted, errors, strict=True)])
     best = predicted <= predicted.min(1, keepdims=True) * (1 + 1e-9)  # two that judge each other have the same R
-    picked = np.where(best, errors, 0).sum(1) / best.sum(1) - errors.min(1)
-    overall = _tau(predicted.mean(0), errors.mean(0))
-    return Worth(_over_seeds(taus, seed), overall, _over_seeds(picked, seed))
+    regret = np.where(best, errors, 0).sum(1) / best.sum(1) - errors.min(1)
+    return Worth(_over_seeds(taus, seed), _tau(predicted.mean(0), errors.mean(0)), _over_seeds(regret, seed))
 
 
 def _tau(predicted: ndarray, errors: ndarray) -> float:
-    found: Any = kendalltau(predicted, errors)
-    return float(np.nan_to_num(found.statistic))  # no order at all is no agreement
+    order: Any = kendalltau(predicted, errors)
+    return float(np.nan_to_num(order.statistic))  # no order at all is no agreement
 
 
-def _over_seeds(values: ndarray, seed: int) -> Estimate:
+def _over_seeds(values: ndarray, seed: int = 0) -> Estimate:
     chance = np.random.default_rng(derive(seed, "seeds"))
     draws = values[chance.integers(len(values), size=(OUTER, len(values)))].mean(1)
     return interval(Drawn(float(values.mean()), draws), len(values))
@@ -189,24 +188,25 @@ def _over_seeds(values: ndarray, seed: int) -> Estimate:
 def _report(study: Study, config: RunConfig, command: str) -> Report:
     errors = np.stack(study.errors)
     predicted = {name: np.stack(rows) for name, rows in study.predicted.items()}
-    found = {name: worth(rows, errors) for name, rows in predicted.items()}
-    first = next(iter(PREDICTIONS))
-    spread = {name: _over_seeds(errors[:, place], 0) for place, name in enumerate(study.names)}
+    worths = {name: worth(rows, errors) for name, rows in predicted.items()}
+    means = {name: dict(zip(study.names, _geometric(rows), strict=True)) for name, rows in predicted.items()}
+    after = {name: _over_seeds(column) for name, column in zip(study.names, errors.T, strict=True)}
     plain = float(np.mean(study.plain))
     random = float((errors.mean(1) - errors.min(1)).mean())
+    first = next(iter(PREDICTIONS))
     return Report(
         title=f"Worth of the ranking: {config.task}",
         question=(
             "Does the order of references that R predicts before training agree with the order of the targets' errors "
             "after training with each?"
         ),
-        verdict=_verdict(found[first]),
-        findings=_findings(found, random),
+        verdict=_verdict(worths[first].tau),
+        findings=_findings(worths, random),
         cautions=[f"{len(errors)} seeds are too few; use at least 5"] if len(errors) < 5 else [],
-        grids=[_worth_grid(found, random), _candidate_grid(study, predicted, spread, plain)],
+        grids=[_worth_grid(worths, random), _candidate_grid(means, after, plain)],
         plots=[
-            plots.prediction(place, name, _means(study, predicted[name]), spread, plain)
-            for place, name in (("prediction", first), ("own", "own error"))
+            plots.prediction(file, name, means[name], after, plain)
+            for file, name in (("prediction", first), ("own", "own error"))
         ],
         method=_method(config, len(errors)),
         limits=[
@@ -215,7 +215,10 @@ def _report(study: Study, config: RunConfig, command: str) -> Report:
             "used with the recipe's setting, which was chosen for the task's own reference.",
         ],
         numbers={
-            "worth": {name: _numbers(one) for name, one in found.items()},
+            "worth": {
+                name: {"tau": vars(one.tau), "overall": one.overall, "regret": vars(one.regret)}
+                for name, one in worths.items()
+            },
             "random_regret": random,
             "candidates": study.names,
             "errors": errors,
@@ -226,46 +229,49 @@ def _report(study: Study, config: RunConfig, command: str) -> Report:
     )
 
 
-def _means(study: Study, rows: ndarray) -> dict[str, float]:
-    """Geometric means over seeds, by candidate."""
-    return dict(zip(study.names, np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist(), strict=True))
+def _geometric(rows: ndarray) -> list[float]:
+    """Geometric means over seeds of ``[seeds, candidates]``."""
+    return np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist()
 
 
-def _verdict(found: Worth) -> str:
-    tau = f"Kendall's tau {found.tau.value:.2f} [{found.tau.low:.2f}, {found.tau.high:.2f}]"
-    if found.tau.low > 0.5:
-        return f"The predicted order is largely the trained one: {tau}."
-    if found.tau.low > 0:
-        return f"The predicted order agrees with the trained one, but loosely: {tau}."
-    if found.tau.high < 0:
-        return f"The predicted order is against the trained one: {tau}."
-    return f"The predicted order tells nothing certain of the trained one: {tau}."
+def _span(value: Estimate, places: int = 2, factor: float = 1.0) -> str:
+    middle, low, high = (f"{factor * x:.{places}f}" for x in (value.value, value.low, value.high))
+    return f"{middle} [{low}, {high}]"
 
 
-def _findings(found: Mapping[str, Worth], random: float) -> list[str]:
-    best = max(found, key=lambda name: found[name].tau.value)
-    first = next(iter(found.values()))
+def _verdict(tau: Estimate) -> str:
+    answer = "tells nothing certain of the trained one"
+    if tau.low > 0.5:
+        answer = "is largely the trained one"
+    elif tau.low > 0:
+        answer = "agrees with the trained one, but loosely"
+    elif tau.high < 0:
+        answer = "is against the trained one"
+    return f"The predicted order {answer}: Kendall's tau {_span(tau)}."
+
+
+def _findings(worths: Mapping[str, Worth], random: float) -> list[str]:
+    best = max(worths, key=lambda name: worths[name].tau.value)
+    first = next(iter(worths))
     lines = [
-        f"Taking the candidate of the smallest predicted R costs {100 * first.regret.value:.1f} points of error "
-        f"against the best one; one at random costs {100 * random:.1f}."
+        f"Taking the candidate of the smallest predicted R costs {100 * worths[first].regret.value:.1f} points of "
+        f"error against the best one; one at random costs {100 * random:.1f}."
     ]
-    if best != next(iter(found)):
-        lines.append(f"The best of the predictions is '{best}' (tau {found[best].tau.value:.2f}), chosen afterwards.")
+    if best != first:
+        lines.append(f"The best of the predictions is '{best}' (tau {worths[best].tau.value:.2f}), chosen afterwards.")
     return lines
 
 
-def _worth_grid(found: Mapping[str, Worth], random: float) -> Grid:
-    top = max(one.tau.value for one in found.values())
+def _worth_grid(worths: Mapping[str, Worth], random: float) -> Grid:
+    top = max(one.tau.value for one in worths.values())
     rows = [
         (
             Cell(name),
-            Cell(
-                f"{one.tau.value:.2f} [{one.tau.low:.2f}, {one.tau.high:.2f}]", "best" if one.tau.value == top else ""
-            ),
+            Cell(_span(one.tau), "best" if one.tau.value == top else ""),
             Cell(f"{one.overall:.2f}"),
-            Cell(f"{100 * one.regret.value:.1f} [{100 * one.regret.low:.1f}, {100 * one.regret.high:.1f}]"),
+            Cell(_span(one.regret, 1, 100)),
         )
-        for name, one in found.items()
+        for name, one in worths.items()
     ]
     columns = (Column("prediction", False), Column("tau"), Column("of means"), Column("regret, points"))
     note = (
@@ -275,23 +281,16 @@ def _worth_grid(found: Mapping[str, Worth], random: float) -> Grid:
     return Grid("What a prediction is worth", columns, tuple(rows), note)
 
 
-def _candidate_grid(
-    study: Study, predicted: Mapping[str, ndarray], errors: Mapping[str, Estimate], plain: float
-) -> Grid:
-    means = {name: _means(study, rows) for name, rows in predicted.items()}
-    order = sorted(range(len(study.names)), key=lambda place: errors[study.names[place]].value)
+def _candidate_grid(means: Mapping[str, dict[str, float]], errors: Mapping[str, Estimate], plain: float) -> Grid:
     rows = []
-    for place in order:
-        error = errors[study.names[place]]
-        shown = [short(values[study.names[place]]) for values in means.values()]
-        trained = f"{100 * error.value:.1f} [{100 * error.low:.1f}, {100 * error.high:.1f}]"
+    for name, error in sorted(errors.items(), key=lambda pair: pair[1].value):
+        predicted = [Cell(short(values[name])) for values in means.values()]
         tone = "better" if error.high < plain else ("worse" if error.low > plain else "")
-        rows.append((Cell(study.names[place]), *(Cell(text) for text in shown), Cell(trained, tone)))
+        rows.append((Cell(name), *predicted, Cell(_span(error, 1, 100), tone)))
     rows.append((Cell("no reference", "quiet"), *[Cell("")] * len(means), Cell(f"{100 * plain:.1f}", "quiet")))
     columns = (Column("reference", False), *(Column(name) for name in means), Column("error after training, %"))
-    return Grid(
-        "The candidates, best first after training", columns, tuple(rows), "Predictions: geometric means over seeds."
-    )
+    note = "Predictions: geometric means over seeds."
+    return Grid("The candidates, best first after training", columns, tuple(rows), note)
 
 
 def _method(config: RunConfig, seeds: int) -> list[str]:
@@ -305,7 +304,3 @@ def _method(config: RunConfig, seeds: int) -> list[str]:
         f"samples. Each candidate steers one training by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
         "Predictions: " + "; ".join(f"{name}: {words}" for name, words in PREDICTIONS.items()) + ".",
     ]
-
-
-def _numbers(one: Worth) -> dict[str, Any]:
-    return {"tau": vars(one.tau), "overall": one.overall, "regret": vars(one.regret)}

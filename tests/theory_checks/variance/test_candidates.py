@@ -58,7 +58,7 @@ def test_a_wrong_scale_spoils_the_ratio_but_not_the_one_at_beta():
     models = world() | {"fair": 5 * world()["good"]}
     found = {one.name: one for one in rank(LOSSES, compare(models), errors=LOSSES, decide=[""], proxy="good", draws=50)}
     assert found["fair"].ratio.value > 1
-    assert found["fair"].scaled == pytest.approx(0, abs=1e-9)
+    assert found["fair"].ratio_at_beta == pytest.approx(0, abs=1e-9)
 
 
 def test_the_views_that_decide_are_averaged_as_logarithms():
