@@ -1,18 +1,49 @@
-"""All outcomes of a curve as numbers: errors, gains, samples to reach the reference, slopes."""
+"""All outcomes of a curve as numbers: errors, paired gains, samples to reach the reference, slopes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from steering.runs.statistics import Interval, interval
-from steering.theory_checks.curve.comparisons import Gain, gains
+from steering.runs.statistics import LEVEL, Interval, Verdict, holm, interval, paired_difference
 from steering.theory_checks.curve.plan import REFERENCE, Plan
 from steering.theory_checks.curve.reach import Estimate, Range, Slope, estimate, ratio, reach, reaches, resamples, slope
 from steering.theory_checks.curve.units import Outcome
 
 Outcomes = Mapping[tuple[str, int, int], Outcome]  # by method, size (0 for the reference) and seed
+LEAST, LEAST_REFERENCE = 12, 20  # seeds for a claim, and for one against the reference
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much smaller one method's error is than another's, at one size.
+
+    Attributes:
+        size: training samples.
+        interval: of the paired difference, positive where the first method is better; of this size alone.
+        adjusted: p value after Holm over the sizes of the same comparison; None where there is none.
+    """
+
+    size: int
+    interval: Interval
+    adjusted: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Decided only if it still is after Holm."""
+        if self.adjusted is None or self.adjusted >= 1 - LEVEL:
+            return "undecided"
+        return "better" if self.interval.mean > 0 else "worse"
+
+
+def gains(sizes: Sequence[int], first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[Gain]:
+    """The gain of one method over another at every size, from errors ``[sizes][seeds]`` of the same seeds."""
+    intervals = [paired_difference(a, b, "low") for a, b in zip(first, other, strict=True)]
+    adjusted = iter(holm([one.p for one in intervals if one.p is not None]))
+    return [
+        Gain(size, one, None if one.p is None else next(adjusted)) for size, one in zip(sizes, intervals, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -34,8 +65,8 @@ class Analysis:
 
     def errors(self, name: str, size: int) -> list[float]:
         """One a seed; the reference's are the same at every size."""
-        place = 0 if name == REFERENCE else size
-        return [self.outcomes[name, place, seed].error for seed in self.plan.seed_numbers()]
+        size = 0 if name == REFERENCE else size
+        return [self.outcomes[name, size, seed].error for seed in self.plan.seed_numbers()]
 
     def lowest(self, name: str, size: int) -> list[float]:
         """As ``errors``, each training stopped where its test error was least."""
@@ -61,12 +92,11 @@ class Analysis:
     def _reached(self) -> dict[str, tuple[Range, list[Range]]]:
         """Of every method: samples to reach the reference, and the same in every draw of seeds."""
         target = np.array(self.errors(REFERENCE, 0))
-        found = {}
-        for name in self.names:
-            table, sizes = self.table(name), self.plan.sizes
-            whole = reach(sizes, list(table.mean(0)), float(target.mean()))
-            found[name] = (whole, reaches(sizes, table, target, self._draws))
-        return found
+        sizes, tables = self.plan.sizes, {name: self.table(name) for name in self.names}
+        return {
+            name: (reach(sizes, list(x.mean(0)), float(target.mean())), reaches(sizes, x, target, self._draws))
+            for name, x in tables.items()
+        }
 
     def reached(self, name: str) -> Estimate | None:
         """Samples a method needs to be as good as the reference; None where there is only one size."""
@@ -76,10 +106,8 @@ class Analysis:
         """How many times as many samples the baseline needs for that; above 1 where the method needs fewer."""
         if len(self.plan.sizes) == 1:
             return None
-        base, drawn = self._reached[self.plan.baseline]
-        own, others = self._reached[name]
-        ratios = [ratio(a, b) for a, b in zip(drawn, others, strict=True)]
-        return estimate(ratio(base, own), ratios, self.plan.seeds)
+        (value, drawn), (other, other_drawn) = self._reached[self.plan.baseline], self._reached[name]
+        return estimate(ratio(value, other), list(map(ratio, drawn, other_drawn)), self.plan.seeds)
 
     def slope(self, name: str) -> Slope | None:
         return slope(self.plan.sizes, self.table(name), self._draws)

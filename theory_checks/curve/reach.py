@@ -15,7 +15,7 @@ TINY = 1e-9
 
 @dataclass(frozen=True)
 class Range:
-    """What is known of a number: itself (``low == high``), or between what it must lie.
+    """A number as far as it is determined: itself (``low == high``), or between what it must lie.
 
     Attributes:
         low: 0 where there is no lower limit.
@@ -27,11 +27,12 @@ class Range:
 
     def words(self, places: int = 0) -> str:
         """``203``, ``<50`` or ``>750``."""
+        low, high = f"{self.low:,.{places}f}", f"{self.high:,.{places}f}"
         if self.low == self.high:
-            return f"{self.low:,.{places}f}"
+            return low
         if self.high == math.inf:
-            return f">{self.low:,.{places}f}" if self.low > 0 else "unknown"
-        return f"<{self.high:,.{places}f}" if self.low == 0 else f"{self.low:,.{places}f} to {self.high:,.{places}f}"
+            return f">{low}" if self.low > 0 else "unknown"
+        return f"<{high}" if self.low == 0 else f"{low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,23 @@ def reach(sizes: Sequence[int], errors: Sequence[float], target: float) -> Range
     """
     if errors[0] <= target:
         return Range(0 if errors[0] < target else sizes[0], sizes[0])
-    for place in range(1, len(sizes)):
-        if errors[place] <= target:
-            high, low, aim = (math.log(max(value, TINY)) for value in (errors[place - 1], errors[place], target))
-            left, right = math.log(sizes[place - 1]), math.log(sizes[place])
+    for index in range(1, len(sizes)):
+        if errors[index] <= target:
+            high, low, aim = (math.log(max(value, TINY)) for value in (errors[index - 1], errors[index], target))
+            left, right = math.log(sizes[index - 1]), math.log(sizes[index])
             number = math.exp(left + (right - left) * (high - aim) / (high - low))
             return Range(number, number)
     return Range(sizes[-1], math.inf)
 
 
 def ratio(above: Range, below: Range) -> Range:
-    """What is known of the ratio of two numbers."""
+    """As far as it is determined, the ratio of two numbers."""
     low = 0.0 if below.high == math.inf else above.low / below.high
     return Range(low, math.inf if below.low == 0 or above.high == math.inf else above.high / below.low)
 
 
 def resamples(seeds: int, generator: np.random.Generator) -> np.ndarray:
-    """``[DRAWS, seeds]`` places of seeds drawn with replacement, the same for all that is compared."""
+    """``[DRAWS, seeds]`` indices of seeds drawn with replacement, the same for all that is compared."""
     return generator.integers(seeds, size=(DRAWS, seeds))
 
 
@@ -102,12 +103,12 @@ def reaches(sizes: Sequence[int], errors: np.ndarray, target: np.ndarray, draws:
 
 
 def estimate(value: Range, drawn: Sequence[Range], seeds: int) -> Estimate:
-    """With the interval that covers what is known: the lower ends of the draws below, the upper ends above.
+    """With the interval from the lower ends of the draws to the upper ones; of one seed there is none.
 
     Args:
         value: from the mean over all seeds.
         drawn: the same of every draw.
-        seeds: number of them; of one there is no interval.
+        seeds: number of them.
     """
     if seeds < 2:
         return Estimate(value, Range(0, math.inf))
@@ -133,9 +134,9 @@ class Slope:
 
     exponent: float
     interval: tuple[float, float]
-    floor: tuple[float, float, float] | None
-    floored: tuple[float, float, float] | None
-    reason: str
+    floor: tuple[float, float, float] | None = None
+    floored: tuple[float, float, float] | None = None
+    reason: str = ""
 
 
 def slope(sizes: Sequence[int], errors: np.ndarray, draws: np.ndarray) -> Slope | None:
@@ -149,42 +150,37 @@ def slope(sizes: Sequence[int], errors: np.ndarray, draws: np.ndarray) -> Slope 
     if len(sizes) < 2:
         return None
     curves = np.maximum(np.concatenate([errors.mean(0, keepdims=True), errors[draws].mean(1)]), TINY)
-    plain = _lines(np.log(sizes), np.log(curves))[0]
-    seeds = len(errors)
-    ends = _ends(plain[1:], seeds)
+    exponent, *ends = _with_ends(_fit(np.log(sizes), np.log(curves))[0], len(errors))
     decades = math.log10(sizes[-1] / sizes[0])
     if len(sizes) < LEAST_SIZES or decades < LEAST_DECADES - 1e-9:
         reason = f"a floor needs {LEAST_SIZES} sizes over {LEAST_DECADES} decades, there are {len(sizes)} over "
-        return Slope(float(plain[0]), ends, None, None, reason + f"{decades:.2f}")
-    floors, exponents = _with_floor(np.log(sizes), curves)
-    low, high = _ends(floors[1:], seeds)
-    if low <= 0 or high >= 0.99 * float(curves[0].min()):
-        return Slope(
-            float(plain[0]), ends, None, None, "the data do not tell a floor from none, or from the last error"
-        )
-    floor = (float(floors[0]), low, high)
-    return Slope(float(plain[0]), ends, floor, (float(exponents[0]), *_ends(exponents[1:], seeds)), "")
+        return Slope(exponent, (ends[0], ends[1]), reason=f"{reason}{decades:.2f}")
+    floor, floored = (_with_ends(values, len(errors)) for values in _fit_with_floor(np.log(sizes), curves))
+    if floor[1] <= 0 or floor[2] >= 0.99 * float(curves[0].min()):
+        reason = "the data do not tell a floor from none, or from the last error"
+        return Slope(exponent, (ends[0], ends[1]), reason=reason)
+    return Slope(exponent, (ends[0], ends[1]), floor, floored)
 
 
-def _ends(values: np.ndarray, seeds: int) -> tuple[float, float]:
+def _with_ends(values: np.ndarray, seeds: int) -> tuple[float, float, float]:
+    """The first value, of the mean curve, and the interval of the others, of the draws; without ends for one seed."""
     if seeds < 2:
-        return -math.inf, math.inf
-    low, high = np.quantile(values, [tail(seeds), 1 - tail(seeds)])
-    return float(low), float(high)
+        return float(values[0]), -math.inf, math.inf
+    low, high = np.quantile(values[1:], [tail(seeds), 1 - tail(seeds)])
+    return float(values[0]), float(low), float(high)
 
 
-def _lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least squares of many lines: their falls and their sums of squares, of ``y`` ``[..., k]``."""
     x, y = x - x.mean(), y - y.mean(-1, keepdims=True)
     rise = (y * x).sum(-1) / (x**2).sum()
     return -rise, ((y - rise[..., None] * x) ** 2).sum(-1)
 
 
-def _with_floor(x: np.ndarray, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit_with_floor(x: np.ndarray, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The floor and the exponent that fit every curve ``[draws, k]`` best, floors on a grid below its least error."""
     shares = np.concatenate([[0.0], np.linspace(0.01, 0.995, 150)])
     floors = shares * curves.min(-1, keepdims=True)  # [draws, grid]
-    falls, misfit = _lines(x, np.log(curves[:, None] - floors[..., None]))
-    best = misfit.argmin(-1)
-    rows = np.arange(len(curves))
-    return floors[rows, best], falls[rows, best]
+    falls, misfit = _fit(x, np.log(curves[:, None] - floors[..., None]))
+    best = (np.arange(len(curves)), misfit.argmin(-1))
+    return floors[best], falls[best]

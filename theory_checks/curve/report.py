@@ -23,7 +23,7 @@ def report(found: Analysis, chosen: Chosen, setting: Setting | None, command: st
         command: what was typed.
     """
     grids = [
-        tables.known_grid(found, setting) if setting is not None else None,
+        tables.earlier_grid(found, setting) if setting is not None else None,
         tables.errors_grid(found),
         tables.gains_grid(found),
         tables.over_baseline_grid(found),
@@ -63,7 +63,8 @@ def numbers(found: Analysis, chosen: Chosen, setting: Setting | None) -> dict[st
         made["slope"] = {name: _asdict(found.slope(name)) for name in found.names}
     if setting is not None:
         made["known"] = [
-            asdict(known) | {"now": _interval(tables.gain_now(found, setting, known))} for known in setting.known
+            asdict(earlier) | {"now": _interval(tables.gain_now(found, setting, earlier))}
+            for earlier in setting.earlier
         ]
     return made
 

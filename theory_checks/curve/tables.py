@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Column, Grid, Tone
 from steering.runs.statistics import Interval, interval, paired_difference
-from steering.theory_checks.curve.analysis import Analysis
-from steering.theory_checks.curve.comparisons import Gain
+from steering.theory_checks.curve.analysis import Analysis, Gain
 from steering.theory_checks.curve.plan import REFERENCE, Method
-from steering.theory_checks.curve.settings import Known, Setting
+from steering.theory_checks.curve.settings import EarlierGain, Setting
 from steering.theory_checks.curve.tuning import Chosen
 
 Row = tuple[Cell, ...]
@@ -103,14 +102,14 @@ def cost_grid(found: Analysis) -> Grid:
     )
 
 
-def known_grid(found: Analysis, setting: Setting) -> Grid:
+def earlier_grid(found: Analysis, setting: Setting) -> Grid:
     """Gains that were measured before, and the same now."""
     rows: list[Row] = []
-    for known in setting.known:
-        now = gain_now(found, setting, known)
-        before = f"+{known.gain:.2f} {PLUS_MINUS} {known.half:.2f}"
-        words = f"{known.other}, at its best step" if known.lowest else known.other
-        agree = "" if now.half is None else ("yes" if agrees(known, 100 * now.mean, 100 * now.half) else "no")
+    for earlier in setting.earlier:
+        now = gain_now(found, setting, earlier)
+        before = f"+{earlier.gain:.2f} {PLUS_MINUS} {earlier.half:.2f}"
+        words = f"{earlier.other}, at its best step" if earlier.lowest else earlier.other
+        agree = "" if now.half is None else ("yes" if agrees(earlier, 100 * now.mean, 100 * now.half) else "no")
         rows.append((Cell(words), Cell(before), Cell(_signed(found, now)), Cell(agree)))
     seeds = f"seeds {found.plan.first_seed} to {found.plan.first_seed + found.plan.seeds - 1}"
     heads = (Column("over", number=False), Column("before"), Column(f"now, {seeds}"), Column("agree", number=False))
@@ -118,14 +117,14 @@ def known_grid(found: Analysis, setting: Setting) -> Grid:
     return Grid(f"{found.plan.steered}, error points gained at n = {setting.size}", heads, tuple(rows), note)
 
 
-def gain_now(found: Analysis, setting: Setting, known: Known) -> Interval:
-    errors = found.lowest if known.lowest else found.errors
-    return paired_difference(found.errors(found.plan.steered, setting.size), errors(known.other, setting.size), "low")
+def gain_now(found: Analysis, setting: Setting, earlier: EarlierGain) -> Interval:
+    errors = found.lowest if earlier.lowest else found.errors
+    return paired_difference(found.errors(found.plan.steered, setting.size), errors(earlier.other, setting.size), "low")
 
 
-def agrees(known: Known, mean: float, half: float) -> bool:
+def agrees(earlier: EarlierGain, mean: float, half: float) -> bool:
     """Whether two independent measurements differ by no more than their intervals allow, added in squares."""
-    return abs(known.gain - mean) <= (known.half**2 + half**2) ** 0.5
+    return abs(earlier.gain - mean) <= (earlier.half**2 + half**2) ** 0.5
 
 
 def chosen_grid(found: Analysis, chosen: Chosen) -> Grid:

@@ -14,7 +14,7 @@ Make = Callable[[Sequence[Unit]], list[Outcome]]
 
 WIDEST = 10.0  # factor from the recipe's weight decay to the smallest and the largest that are tried
 LEAST = 1e-3  # weight decay in the middle where the recipe has none
-KEPT = re.compile(r"\b(temperature|rho|alpha|keep)=([0-9.eE+-]+)")
+PARAMETER = re.compile(r"\b(temperature|rho|alpha|keep)=([0-9.eE+-]+)")
 
 
 def tuned(plan: Plan, make: Make) -> Chosen:
@@ -24,33 +24,31 @@ def tuned(plan: Plan, make: Make) -> Chosen:
     method's own parameter (temperature, rho or alpha of the rule, share of the filter, weight of distillation). A
     method without any, such as plain training, tries weight decays between the neighbours of its best one instead.
     """
-    decays = spread(plan.recipe.weight_decay or LEAST, plan.tune)
+    decays = _decays(plan)
     first: Trials = {
         (name, size): [method.model_copy(update={"weight_decay": decay}) for decay in decays]
         for name, method in plan.methods.items()
         for size in plan.sizes
     }
     best = _best(plan, first, make, "1")
-    second = {key: second_round(method, decays, plan.tune) for key, method in best.items()}
-    return _best(plan, {key: [best[key], *trials] for key, trials in second.items()}, make, "2")
+    second = {key: [method, *second_round(method, decays, plan.tune)] for key, method in best.items()}
+    return _best(plan, second, make, "2")
 
 
 def with_choice(unit: Unit, chosen: Chosen) -> Unit:
     """A unit with what was chosen for its method and size, if anything was."""
-    method = chosen.get((unit.name, unit.size))
-    return unit if method is None else unit.model_copy(update={"method": method})
+    return unit.model_copy(update={"method": chosen.get((unit.name, unit.size), unit.method)})
 
 
 def at_the_end(plan: Plan, chosen: Chosen) -> list[str]:
     """Methods and sizes for which a weight decay beyond those that were tried might be better still."""
-    decays = spread(plan.recipe.weight_decay or LEAST, plan.tune)
-    ends = (decays[0], decays[-1])
-    return [f"{name} at n = {size}" for (name, size), method in chosen.items() if method.weight_decay in ends]
+    first, *_, last = _decays(plan)
+    return [f"{name} at n = {size}" for (name, size), method in chosen.items() if method.weight_decay in (first, last)]
 
 
 def spread(middle: float, number: int) -> list[float]:
     """Values in equal ratios around one that is among them, or between two if the number is even."""
-    steps = [2 * place / (number - 1) - 1 for place in range(number)]
+    steps = [2 * index / (number - 1) - 1 for index in range(number)]
     return [float(f"{middle * WIDEST**step:.3g}") for step in steps]
 
 
@@ -60,41 +58,45 @@ def second_round(method: Method, decays: Sequence[float], number: int) -> list[M
         return [method.model_copy(update={"keep": share}) for share in shares(number)]
     if method.arm.distill:
         return [_with(method, distill=value) for value in spread(method.arm.distill, number)]
-    if found := KEPT.search(method.arm.rule):
-        name, value = found[1], float(found[2])
+    if match := PARAMETER.search(method.arm.rule):
+        name, value = match[1], float(match[2])
         values = shares(number) if name in ("alpha", "keep") else spread(value, number)
-        return [_with(method, rule=KEPT.sub(f"{name}={new:g}", method.arm.rule, count=1)) for new in values]
+        return [_with(method, rule=PARAMETER.sub(f"{name}={new:g}", method.arm.rule, count=1)) for new in values]
     return [method.model_copy(update={"weight_decay": value}) for value in finer(method.weight_decay, decays, number)]
 
 
 def shares(number: int) -> list[float]:
     """Shares to keep, evenly from 0.3 to 0.9."""
-    return [round(0.3 + 0.6 * place / (number - 1), 3) for place in range(number)]
+    return [round(0.3 + 0.6 * index / (number - 1), 3) for index in range(number)]
 
 
 def finer(best: float | None, decays: Sequence[float], number: int) -> list[float]:
     """Values between the neighbours of the best one, in equal ratios, none of which was tried before."""
     assert best is not None
-    place = list(decays).index(best)
-    low, high = decays[max(0, place - 1)], decays[min(len(decays) - 1, place + 1)]
+    index = list(decays).index(best)
+    low, high = decays[max(0, index - 1)], decays[min(len(decays) - 1, index + 1)]
     ratio = math.log(high / low) / (number + 1)
     return [float(f"{low * math.exp(ratio * (step + 1)):.4g}") for step in range(number)]
+
+
+def _decays(plan: Plan) -> list[float]:
+    return spread(plan.recipe.weight_decay or LEAST, plan.tune)
 
 
 def _with(method: Method, **changes) -> Method:
     return method.model_copy(update={"arm": Arm.model_validate(method.arm.model_dump() | changes)})
 
 
-def _best(plan: Plan, trials: Trials, make: Make, rounds: str) -> Chosen:
+def _best(plan: Plan, trials: Trials, make: Make, number: str) -> Chosen:
     """The trial of least mean error for every method and size; of equal ones the first."""
-    wanted = [
-        unit(f"{name}-{place}", method, size, seed, folder=f"tuning/round{rounds}")
+    begun = [
+        unit(f"{name}-{index}", method, size, seed, folder=f"tuning/round{number}")
         for seed in plan.tuning_numbers()
         for (name, size), methods in trials.items()
-        for place, method in enumerate(methods)
+        for index, method in enumerate(methods)
     ]
-    errors: dict[tuple[str, int], list[float]] = {key: [0.0] * len(methods) for key, methods in trials.items()}
-    for one, outcome in zip(wanted, make(wanted), strict=True):
-        name, _, place = one.name.rpartition("-")
-        errors[name, one.size][int(place)] += outcome.error
+    errors = {key: [0.0] * len(methods) for key, methods in trials.items()}
+    for trial, outcome in zip(begun, make(begun), strict=True):
+        name, _, index = trial.name.rpartition("-")
+        errors[name, trial.size][int(index)] += outcome.error
     return {key: methods[errors[key].index(min(errors[key]))] for key, methods in trials.items()}

@@ -124,7 +124,7 @@ def test_a_setting_is_a_plan_of_its_own_size_and_seeds(name):
     setting = SETTINGS[name]
     plan = planned("digits", setting)
     assert (plan.sizes, plan.seeds, plan.options["samples"]) == ([setting.size], setting.seeds, setting.size)
-    assert {known.other for known in setting.known} <= {*plan.methods, "reference"}
+    assert {earlier.other for earlier in setting.earlier} <= {*plan.methods, "reference"}
     for settings, made in ((setting.options, plan.options), (setting.recipe, plan.recipe.model_dump())):
         assert {key: made[key] for key in settings} == settings
 

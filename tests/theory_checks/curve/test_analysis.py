@@ -1,6 +1,6 @@
 """Paired gains, and p values adjusted for looking at every size."""
 
-from steering.theory_checks.curve.comparisons import gains
+from steering.theory_checks.curve.analysis import gains
 
 
 def test_a_gain_that_is_decided_alone_may_be_undecided_among_many():
