@@ -16,7 +16,7 @@ from steering.task import Batch, Task
 from steering.theory_checks.training_sets import concatenate, frozen_reference, train_on
 from steering.theory_checks.variance import losses
 from steering.theory_checks.variance.losses import Scored
-from steering.theory_checks.variance.measure import Paired, Samples
+from steering.theory_checks.variance.paired import Paired, Samples
 from steering.theory_checks.variance.pairs import Features, views
 
 STAR = "theta_star"
@@ -66,7 +66,7 @@ class TaskBench:
     def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
         if isinstance(answers, Features):
             return None
-        trained = losses.score(self.task, reference, losses.trained_on(self.task))
+        trained = losses.score(self.task, reference, [losses.trained_on(self.task)])
         assert isinstance(trained, Scored)
         return answers.losses, trained.losses
 
@@ -160,7 +160,7 @@ def cross_fitted(task: Task, reference: Scored, star: Model, seed: int) -> Sampl
     samples = concatenate(*losses.held_out(task))
     fold = torch.arange(len(samples)) % 2
     target = np.zeros(len(samples))
-    (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
+    trained = losses.trained_on(task, losses.MOST_WHOLE)
     for part in range(2):
         data = concatenate(trained, samples.take((fold != part).nonzero()[:, 0]))
         model = star(train_on(task, data), f"{STAR}-{part}", seed)

@@ -1,19 +1,20 @@
 """Ranks references before any training: by how little a stand-in for the best model varies beyond them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval
-from steering.theory_checks.variance.measure import FIGURES, Paired, geometric
+from steering.theory_checks.variance.measure import FIGURES, geometric
+from steering.theory_checks.variance.paired import Paired
 
 Views = Mapping[str, Paired]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A candidate and its place.
+    """A candidate as it was judged.
 
     Attributes:
         name: of the candidate.
@@ -36,11 +37,9 @@ class Ranked:
     first: float
 
 
-def stand_in(losses: Mapping[str, float], judged: str, given: str | None = None) -> str:
-    """Whom to take for the best model when judging a candidate: the best of the others, or the given one."""
-    if given is not None:
-        return given
-    return min((name for name in losses if name != judged), key=lambda name: losses[name])
+def stand_in(losses: Mapping[str, float], judged: str, proxy: str | None = None) -> str:
+    """The model taken for the best one when judging a candidate: the best of the others, or the proxy."""
+    return proxy if proxy is not None else min((name for name in losses if name != judged), key=lambda n: losses[n])
 
 
 def rank(
@@ -56,40 +55,36 @@ def rank(
     """Candidates, the one of smallest R first.
 
     Args:
-        losses: mean held-out loss of every candidate (and of the proxy, if one is given).
+        losses: mean held-out loss of every candidate (and of the proxy, if there is one).
         errors: share of its answers that are wrong, likewise; shown, not used.
         compare: the views of a proxy, as target, against a candidate, as reference.
         decide: views whose R, in geometric mean, makes the order.
-        proxy: judges all; if not given, each is judged by the best of the others.
+        proxy: judges all; without one, each is judged by the best of the others.
         draws: of the held-out samples, the same for all candidates, whose order in each draw is counted.
         seed: of the draws.
     """
-    judged = [name for name in losses if name != proxy]
-    proxies = {name: stand_in(losses, name, proxy) for name in judged}
-    drawn: dict[str, dict[str, Drawn]] = {}
-    scaled: dict[str, float] = {}
-    units = 0
-    for name in judged:
-        views = compare(proxies[name], name)
-        units = next(iter(views.values())).units
-        scaled[name] = geometric([float(FIGURES["ratio_at_beta"].of(views[view].moments())) for view in decide])
-        drawn[name] = {view: _log_ratio(pair, draws, seed) for view, pair in views.items()}
-    whole = {name: _mean([views[view] for view in decide]) for name, views in drawn.items()}
-    best = np.argmin(np.stack([part.draws for part in whole.values()]), 0)
-    found = [
-        Ranked(
-            name=name,
-            proxy=proxies[name],
-            loss=losses[name],
-            error=errors[name],
-            ratio=_ratio(whole[name], units),
-            ratio_at_beta=scaled[name],
-            views={view: _ratio(part, units) for view, part in drawn[name].items()},
-            first=float((best == place).mean()),
+    proxies = {name: stand_in(losses, name, proxy) for name in losses if name != proxy}
+    means, made = [], []
+    for name, other in proxies.items():
+        pairs = compare(other, name)
+        logs = {view: _log_ratio(pair, draws, seed) for view, pair in pairs.items()}
+        units = next(iter(pairs.values())).units
+        means.append(Drawn(*(np.mean([logs[view][part] for view in decide], 0) for part in range(2))))
+        made.append(
+            Ranked(
+                name=name,
+                proxy=other,
+                loss=losses[name],
+                error=errors[name],
+                ratio=_ratio(means[-1], units),
+                ratio_at_beta=geometric([float(FIGURES["ratio_at_beta"].of(pairs[v].moments())) for v in decide]),
+                views={view: _ratio(log, units) for view, log in logs.items()},
+                first=0.0,
+            )
         )
-        for place, name in enumerate(judged)
-    ]
-    return sorted(found, key=lambda ranked: ranked.ratio.value)
+    best = np.argmin(np.stack([mean.draws for mean in means]), 0)
+    ranked = [replace(one, first=float((best == number).mean())) for number, one in enumerate(made)]
+    return sorted(ranked, key=lambda one: one.ratio.value)
 
 
 def _log_ratio(pair: Paired, draws: int, seed: int) -> Drawn:
@@ -98,10 +93,6 @@ def _log_ratio(pair: Paired, draws: int, seed: int) -> Drawn:
         return Drawn(float(np.log(of(pair.moments()))), np.log(of(pair.draws(draws, np.random.default_rng(seed)))))
 
 
-def _mean(parts: Sequence[Drawn]) -> Drawn:
-    return Drawn(float(np.mean([part.value for part in parts])), np.mean([part.draws for part in parts], 0))
-
-
-def _ratio(part: Drawn, units: int) -> Estimate:
-    found = interval(part, units)
-    return Estimate(*(float(np.exp(x)) for x in (found.value, found.low, found.high)))
+def _ratio(log: Drawn, units: int) -> Estimate:
+    ends = interval(log, units)
+    return Estimate(*(float(np.exp(x)) for x in (ends.value, ends.low, ends.high)))

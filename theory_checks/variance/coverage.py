@@ -6,8 +6,7 @@ Result: in docs/variance.md, section "What the intervals are worth".
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -15,14 +14,14 @@ from numpy import ndarray
 from rich.console import Console
 
 from steering.reports.grid import Cell, Column, Grid, to_rich
-from steering.theory_checks.variance.measure import Samples, measure
+from steering.theory_checks.variance.measure import measure
+from steering.theory_checks.variance.paired import Samples
 from steering.training.seeds import derive
 
 Draw = Callable[[np.random.Generator, int], tuple[ndarray, ndarray]]  # l and l_ref of so many samples
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A law of l and l_ref whose ratio of variances is known.
 
     Attributes:
@@ -40,14 +39,6 @@ class Case:
     size: int
     seeds: int = 1
     cluster: int = 1
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Shares of the repetitions: the interval holds the truth; the tails were called unreliable."""
-
-    covered: float
-    flagged: float
 
 
 def light(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
@@ -89,9 +80,9 @@ CASES = [
 ]
 
 
-def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> Coverage:
-    """Makes that many intervals of a case and counts those that hold the truth."""
-    covered = flagged = 0
+def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> tuple[float, float]:
+    """Shares of that many intervals of a case that hold the truth, and whose tails were called unreliable."""
+    covered = unreliable = 0
     for repetition in range(repetitions):
         chance = np.random.default_rng(derive(repetition, "coverage", case.name))
         pairs = []
@@ -99,20 +90,20 @@ def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> Coverage:
             loss, reference = (np.repeat(x, case.cluster) for x in case.draw(chance, case.size // case.cluster))
             clusters = np.arange(len(loss)) // case.cluster if case.cluster > 1 else None
             pairs.append(Samples(loss, reference, clusters))
-        found = measure(pairs, draws=draws, seed=repetition)
-        covered += found.ratio.low <= case.ratio <= found.ratio.high
-        flagged += not found.reliable
-    return Coverage(covered / repetitions, flagged / repetitions)
+        measured = measure(pairs, draws=draws, seed=repetition)
+        covered += measured.ratio.low <= case.ratio <= measured.ratio.high
+        unreliable += not measured.reliable
+    return covered / repetitions, unreliable / repetitions
 
 
 def main(repetitions: Annotated[int, typer.Option(min=1, help="Intervals of every case.")] = 500) -> None:
     """Prints the share of 95 % intervals that hold the truth, case by case."""
     rows = []
     for case in CASES:
-        found = simulate(case, repetitions)
-        error = math.sqrt(found.covered * (1 - found.covered) / repetitions)
-        share = f"{100 * found.covered:.1f} +- {100 * error:.1f} %"
-        rows.append((Cell(case.name), Cell(f"{case.ratio:.3g}"), Cell(share), Cell(f"{100 * found.flagged:.0f} %")))
+        covered, unreliable = simulate(case, repetitions)
+        error = math.sqrt(covered * (1 - covered) / repetitions)
+        share = f"{100 * covered:.1f} +- {100 * error:.1f} %"
+        rows.append(tuple(map(Cell, (case.name, f"{case.ratio:.3g}", share, f"{100 * unreliable:.0f} %"))))
     columns = (Column("losses", False), Column("true R"), Column("covered"), Column("called unreliable"))
     note = f"{repetitions} repetitions; +- is a standard error of them."
     Console().print(to_rich(Grid("Coverage of the 95 % intervals", columns, tuple(rows), note)))

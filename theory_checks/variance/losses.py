@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steering.contrastive.pairs import Pairs
 from steering.errors import RunError, UserError
 from steering.task import Batch, HeldOut, Task
-from steering.theory_checks.variance.measure import Samples
+from steering.theory_checks.variance.paired import Samples
 from steering.theory_checks.variance.pairs import Features
 from steering.training.seeds import untouched
 
@@ -22,7 +22,7 @@ MOST_WHOLE = 1 << 16  # training samples of the best model at hand, which are he
 
 
 class Scored(NamedTuple):
-    """What a model says of samples.
+    """A model's answers to samples.
 
     Attributes:
         losses: ``[n]``.
@@ -44,8 +44,8 @@ class Scored(NamedTuple):
         """Losses with the scores divided by a temperature; none where there are no scores."""
         if self.outputs is None:
             return None
-        outputs, own = self.outputs, _of_label(self.losses, self.outputs)
-        return lambda temperature: logsumexp(outputs / temperature, axis=1) - own / temperature
+        outputs, right = self.outputs, _of_label(self.losses, self.outputs)
+        return lambda temperature: logsumexp(outputs / temperature, axis=1) - right / temperature
 
 
 def _of_label(losses: ndarray, outputs: ndarray) -> ndarray:
@@ -78,19 +78,18 @@ def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Featur
     model.eval()
     with untouched():
         parts = [task.losses(model, batch.to(device)) for batch in batches]
-    first = parts[0].values
-    if isinstance(first, Pairs):
-        sides = [[getattr(part.values, side) for part in parts] for side in ("left", "right")]
-        return Features(*(_array(torch.cat(side)) for side in sides))
-    masks = [part.mask for part in parts if part.mask is not None]
-    values = _array(torch.cat([part.values for part in parts]))  # type: ignore[arg-type]
-    mask = _array(torch.cat(masks)).astype(bool) if masks else np.ones(values.shape, dtype=bool)
-    if not np.isfinite(values[mask]).all():
-        count = int((~np.isfinite(values[mask])).sum())
-        raise RunError(f"{count} of {mask.sum()} held-out losses are no finite numbers: clip what the model gives")
+    if isinstance(parts[0].values, Pairs):
+        return Features(*(_array([getattr(part.values, side) for part in parts]) for side in ("left", "right")))
+    values, masks, outputs = (
+        _array([x for part in parts if (x := getattr(part, name)) is not None])
+        for name in ("values", "mask", "outputs")
+    )
+    mask = masks.astype(bool) if len(masks) else np.ones(values.shape, dtype=bool)
+    infinite = int((~np.isfinite(values[mask])).sum())
+    if infinite:
+        raise RunError(f"{infinite} of {mask.sum()} held-out losses are no finite numbers: clip what the model gives")
     rows = np.nonzero(mask)[0] if values.ndim > 1 else None
-    outputs = [part.outputs for part in parts if part.outputs is not None]
-    return Scored(values[mask], _scores(values, _array(torch.cat(outputs)) if outputs else None), rows)
+    return Scored(values[mask], _scores(values, outputs) if len(outputs) else None, rows)
 
 
 def paired(target: Scored, reference: Scored) -> Samples:
@@ -104,18 +103,18 @@ def paired(target: Scored, reference: Scored) -> Samples:
     return Samples(target.losses, reference.losses, target.rows, reference.tempered())
 
 
-def trained_on(task: Task, most: int = MOST_TRAINED) -> list[Batch]:
-    """Samples that the target is trained on, as one batch of at most so many."""
-    return [next(iter(task.stream(min(task.size, most), seed=0)))]
+def trained_on(task: Task, most: int = MOST_TRAINED) -> Batch:
+    """Samples that the target is trained on, at most so many."""
+    return next(iter(task.stream(min(task.size, most), seed=0)))
 
 
-def _scores(values: ndarray, outputs: ndarray | None) -> ndarray | None:
+def _scores(values: ndarray, outputs: ndarray) -> ndarray | None:
     """The outputs if the losses are their cross-entropy with one of the classes."""
-    if outputs is None or values.ndim > 1:
+    if values.ndim > 1:
         return None
     gap = np.abs(outputs - _of_label(values, outputs)[:, None]).min(1)
     return outputs if (gap < 1e-3 * (1 + np.abs(outputs).max())).all() else None
 
 
-def _array(values: Tensor) -> ndarray:
-    return values.cpu().numpy() if values.dtype == torch.bool else values.double().cpu().numpy()
+def _array(parts: list[Tensor]) -> ndarray:
+    return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)

@@ -5,56 +5,21 @@ steering (Wei et al. 2025, Theorem 1 and Corollary 1) has sqrt(2 rho Var(d) / n)
 reference has sqrt(2 rho Var(l) / n): their ratio is sqrt(R), R = Var(d) / Var(l).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from scipy.optimize import minimize_scalar
 
-from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval, means, two_level
+from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval, two_level
+from steering.theory_checks.variance.paired import Moments, Paired
 from steering.training.seeds import derive
 
 SHARE, KURTOSIS = 0.1, 50.0  # above either no interval of a variance is to be relied on
-TAIL = 0.01  # of each side that is drawn in for the winsorised ratio
 SHUFFLES = 20
 TEMPERATURES = (0.05, 50.0)
-
-
-class Moments(NamedTuple):
-    """Means, variances and covariance of l and l_ref, each ``[...]``: of the samples or of draws of them."""
-
-    mean: ndarray
-    reference_mean: ndarray
-    variance: ndarray
-    reference_variance: ndarray
-    covariance: ndarray
-
-    @classmethod
-    def of_means(cls, means: Iterable[ndarray]) -> "Moments":
-        """From the means of what ``powers`` gives, in its order."""
-        loss, reference, squares, reference_squares, products = means
-        return cls(
-            loss,
-            reference,
-            squares - loss * loss,
-            reference_squares - reference * reference,
-            products - loss * reference,
-        )
-
-    def shifted(self, mean: float, reference_mean: float) -> "Moments":
-        """Of losses that are larger by constants."""
-        return self._replace(mean=self.mean + mean, reference_mean=self.reference_mean + reference_mean)
-
-    @property
-    def difference_variance(self) -> ndarray:
-        return np.maximum(self.variance + self.reference_variance - 2 * self.covariance, 0)
-
-
-def powers(loss: ndarray, reference: ndarray) -> list[ndarray]:
-    """What moments are made of; centred losses keep the digits."""
-    return [loss, reference, loss * loss, reference * reference, loss * reference]
 
 
 class Figure(NamedTuple):
@@ -84,86 +49,6 @@ FIGURES = {
     "loss": Figure(lambda m: m.mean, False),
     "difference": Figure(lambda m: m.mean - m.reference_mean, False),
 }
-
-
-class Paired(Protocol):
-    """Losses of a target and a reference on the same held-out samples."""
-
-    @property
-    def units(self) -> int:
-        """What can be drawn independently: samples, clusters, or image-text pairs."""
-        ...
-
-    def moments(self) -> Moments:
-        """Of the samples as they are."""
-        ...
-
-    def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        """Of draws of the units, each ``[number]``."""
-        ...
-
-    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
-        """l and l_ref, and the unit of each, ``[n]``."""
-        ...
-
-    def shuffled(self, chance: np.random.Generator) -> "Paired":
-        """The same with the reference's losses of other samples."""
-        ...
-
-    def winsorised(self) -> "Paired":
-        """The same with the tails of l and of d drawn in."""
-        ...
-
-    def at_temperature(self, temperature: float) -> "Paired | None":
-        """The same with the reference's scores divided by it, where its losses have scores."""
-        ...
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Losses a sample.
-
-    Attributes:
-        target, reference: ``[n]``.
-        clusters: ``[n]`` labels of samples that belong together; each is its own if not given.
-        tempered: the reference's losses with its scores divided by a temperature.
-    """
-
-    target: ndarray
-    reference: ndarray
-    clusters: ndarray | None = None
-    tempered: Callable[[float], ndarray] | None = field(default=None, repr=False)
-
-    @property
-    def units(self) -> int:
-        return len(self.target if self.clusters is None else np.unique(self.clusters))
-
-    def moments(self) -> Moments:
-        return self._moments(self._columns().mean(0))
-
-    def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        return self._moments(means(self._columns(), rng=chance, clusters=self.clusters, draws=number))
-
-    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
-        units = np.arange(len(self.target)) if self.clusters is None else self.clusters
-        return self.target, self.reference, units
-
-    def shuffled(self, chance: np.random.Generator) -> "Samples":
-        return Samples(self.target, chance.permutation(self.reference), self.clusters)
-
-    def winsorised(self) -> "Samples":
-        return Samples(*drawn_in(self.target, self.reference), self.clusters)
-
-    def at_temperature(self, temperature: float) -> "Samples | None":
-        if self.tempered is None:
-            return None
-        return Samples(self.target, self.tempered(temperature), self.clusters)
-
-    def _columns(self) -> ndarray:
-        return np.stack(powers(self.target - self.target.mean(), self.reference - self.reference.mean()), 1)
-
-    def _moments(self, means: ndarray) -> Moments:
-        return Moments.of_means(np.moveaxis(means, -1, 0)).shifted(self.target.mean(), self.reference.mean())
 
 
 @dataclass(frozen=True)
@@ -312,10 +197,3 @@ def _tails(pair: Paired) -> list[float]:
     squares = [(values - values.mean()) ** 2 for values in (loss, loss - reference)]
     shares = [float(np.bincount(unit, x).max() / x.sum()) if x.any() else 0.0 for x in squares]
     return shares + [float((x**2).mean() / x.mean() ** 2) if x.any() else 0.0 for x in squares]
-
-
-def drawn_in(target: ndarray, reference: ndarray) -> tuple[ndarray, ndarray]:
-    """l, and the l_ref that leaves d, with the outermost hundredth of either side of l and of d drawn in."""
-    loss = np.clip(target, *np.quantile(target, [TAIL, 1 - TAIL]))
-    difference = target - reference
-    return loss, loss - np.clip(difference, *np.quantile(difference, [TAIL, 1 - TAIL]))

@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from steering.reports.figures import BASE, GREY, PALETTE, STYLE, Plot, figure, legend, png
 from steering.theory_checks.bootstrap import Estimate
-from steering.theory_checks.variance.measure import Measured, Paired
+from steering.theory_checks.variance.measure import Measured
+from steering.theory_checks.variance.paired import Paired
 from steering.theory_checks.variance.trajectory import Moment, initial
 from steering.theory_checks.variance.trajectory import ratios as ratios_of
 from steering.theory_checks.variance.words import VISIBLE, short, span

@@ -82,7 +82,7 @@ def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: 
     pool, fresh = split(losses.held_out(task), POOL)
     clean_pool, clean = split(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
     candidates = _candidates(task, recipe, trainer, seed, pool, clean_pool)
-    (trained,) = losses.trained_on(task, losses.MOST_WHOLE)
+    trained = losses.trained_on(task, losses.MOST_WHOLE)
     larger = train_on(task, concatenate(trained, pool))
     proxies = {
         "R, plainly trained target": trainer("plain", task, recipe.arms[plain], recipe, seed),

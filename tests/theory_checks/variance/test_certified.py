@@ -7,7 +7,7 @@ import pytest
 
 from steering.theory_checks.variance.bench import STAR, Collected
 from steering.theory_checks.variance.certified import as_numbers, certify, grid
-from steering.theory_checks.variance.measure import Paired, Samples
+from steering.theory_checks.variance.paired import Paired, Samples
 
 
 def samples(shift: float, clusters=None) -> Samples:

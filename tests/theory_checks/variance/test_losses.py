@@ -1,4 +1,4 @@
-"""Losses of held-out samples: what is asked, what is recognised in the answers, what is refused."""
+"""Losses of held-out samples: held-out samples, what is recognised in the answers, what is refused."""
 
 from dataclasses import dataclass, replace
 
@@ -18,8 +18,8 @@ from steering.theory_checks.variance.models import Scaled
 
 
 @dataclass(frozen=True)
-class Told:
-    """A task whose losses are what its batches say."""
+class LossesOfBatch:
+    """A task whose losses come with its batches."""
 
     mask: bool = False
     outputs: bool = False
@@ -57,12 +57,12 @@ def test_right_labels_are_those_of_the_same_samples():
     assert torch.equal(noisy != clean, wrong)
 
 
-def test_a_task_without_held_out_samples_is_told_what_it_lacks():
-    with pytest.raises(UserError, match="Told has no held-out samples like its training data"):
-        held_out(Told())  # type: ignore[arg-type]
+def test_a_task_without_held_out_samples_is_refused_with_what_it_lacks():
+    with pytest.raises(UserError, match="LossesOfBatch has no held-out samples like its training data"):
+        held_out(LossesOfBatch())  # type: ignore[arg-type]
 
 
-def test_a_classifiers_cross_entropy_is_known_by_its_scores():
+def test_a_classifiers_cross_entropy_is_recognised_by_its_scores():
     task = Digits()
     model, batches = task.reference(), held_out(task)
     found = score(task, model, batches)
@@ -84,12 +84,12 @@ def test_scores_at_a_temperature_are_the_losses_of_the_divided_scores():
 
 
 def test_losses_that_are_no_cross_entropy_of_the_scores_have_no_temperature():
-    found = score(Told(outputs=True), nn.Identity(), batch(1.0, 2.0, 0.3))  # type: ignore[arg-type]
+    found = score(LossesOfBatch(outputs=True), nn.Identity(), batch(1.0, 2.0, 0.3))  # type: ignore[arg-type]
     assert isinstance(found, Scored) and found.outputs is None and found.tempered() is None
 
 
 def test_losses_of_a_row_are_a_cluster_and_padding_is_left_out():
-    found = score(Told(mask=True), nn.Identity(), batch([1.0, 2.0], [3.0, 0.0]))  # type: ignore[arg-type]
+    found = score(LossesOfBatch(mask=True), nn.Identity(), batch([1.0, 2.0], [3.0, 0.0]))  # type: ignore[arg-type]
     assert isinstance(found, Scored) and found.rows is not None
     assert found.losses.tolist() == [1, 2, 3] and found.rows.tolist() == [0, 0, 1]
     assert paired(found, found).units == 2
@@ -97,7 +97,7 @@ def test_losses_of_a_row_are_a_cluster_and_padding_is_left_out():
 
 def test_losses_that_are_no_numbers_are_counted():
     with pytest.raises(RunError, match="1 of 3 held-out losses"):
-        score(Told(), nn.Identity(), batch(1.0, float("nan"), 2.0))  # type: ignore[arg-type]
+        score(LossesOfBatch(), nn.Identity(), batch(1.0, float("nan"), 2.0))  # type: ignore[arg-type]
 
 
 def test_losses_that_are_all_alike_have_no_variance_to_compare():
@@ -107,13 +107,12 @@ def test_losses_that_are_all_alike_have_no_variance_to_compare():
 
 
 def test_training_samples_are_all_there_where_they_are_few():
-    (batch,) = trained_on(Blobs())
-    assert sorted(batch.ids.tolist()) == list(range(200))
+    assert sorted(trained_on(Blobs()).ids.tolist()) == list(range(200))
 
 
 def test_the_leak_check_takes_some_training_samples_and_the_best_model_at_hand_all_of_them():
     task = Blobs(samples=5000)
-    assert len(trained_on(task)[0]) == 4096
+    assert len(trained_on(task)) == 4096
     seen = []
 
     def star(variant, name, seed):
@@ -126,7 +125,7 @@ def test_the_leak_check_takes_some_training_samples_and_the_best_model_at_hand_a
     assert seen == [5000 + 1000] * 2
 
 
-def test_asking_a_model_leaves_the_global_generators_alone():
+def test_scoring_a_model_leaves_the_global_generators_alone():
     task = replace(Blobs(), samples=50)
     before = torch.get_rng_state()
     score(task, task.reference(), held_out(task))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steering.theory_checks.variance.measure import FIGURES, Samples, measure
+from steering.theory_checks.variance.measure import FIGURES, measure
+from steering.theory_checks.variance.paired import Samples
 from steering.theory_checks.variance.words import verdict
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from steering.theory_checks.variance.measure import FIGURES, measure
-from steering.theory_checks.variance.pairs import Features, PairLosses, anchor_losses, views
+from steering.theory_checks.variance.paired import PairLosses
+from steering.theory_checks.variance.pairs import Features, anchor_losses, views
 
 
 def unit(rows):
@@ -67,7 +68,7 @@ def test_intervals_know_that_pairs_share_their_texts():
     found = views(features(40, 8, 5), features(40, 8, 6), 0.1)["image side, per pair"]
     chance = np.random.default_rng(0)
     spread = np.log(FIGURES["ratio"].of(found.draws(300, chance))).std()
-    from steering.theory_checks.variance.measure import Samples
+    from steering.theory_checks.variance.paired import Samples
 
     loss, reference, _ = found.flat()
     free = np.log(FIGURES["ratio"].of(Samples(loss, reference).draws(300, chance))).std()

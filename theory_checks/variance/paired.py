@@ -1,0 +1,173 @@
+"""Losses of a target and a reference on the same held-out samples or image-text pairs, and draws of them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from steering.theory_checks.bootstrap import counts, means
+
+TAIL = 0.01  # of each side that is drawn in for the winsorised ratio
+
+
+class Moments(NamedTuple):
+    """Means, variances and covariance of l and l_ref, each ``[...]``: of the samples or of draws of them."""
+
+    mean: ndarray
+    reference_mean: ndarray
+    variance: ndarray
+    reference_variance: ndarray
+    covariance: ndarray
+
+    @classmethod
+    def of_means(cls, means: Iterable[ndarray]) -> "Moments":
+        """From the means of what ``powers`` gives, in its order."""
+        loss, reference, squares, reference_squares, products = means
+        return cls(
+            loss,
+            reference,
+            squares - loss * loss,
+            reference_squares - reference * reference,
+            products - loss * reference,
+        )
+
+    def shifted(self, mean: float, reference_mean: float) -> "Moments":
+        """Of losses that are larger by constants."""
+        return self._replace(mean=self.mean + mean, reference_mean=self.reference_mean + reference_mean)
+
+    @property
+    def difference_variance(self) -> ndarray:
+        return np.maximum(self.variance + self.reference_variance - 2 * self.covariance, 0)
+
+
+def powers(loss: ndarray, reference: ndarray) -> list[ndarray]:
+    """What moments are made of; centred losses keep the digits."""
+    return [loss, reference, loss * loss, reference * reference, loss * reference]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Losses a sample.
+
+    Attributes:
+        target, reference: ``[n]``.
+        clusters: ``[n]`` labels of samples that belong together; each is its own if not given.
+        tempered: the reference's losses with its scores divided by a temperature.
+    """
+
+    target: ndarray
+    reference: ndarray
+    clusters: ndarray | None = None
+    tempered: Callable[[float], ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def units(self) -> int:
+        """What can be drawn independently: samples or clusters."""
+        return len(self.target if self.clusters is None else np.unique(self.clusters))
+
+    def moments(self) -> Moments:
+        """Of the samples as they are."""
+        return self._moments(self._columns().mean(0))
+
+    def draws(self, number: int, chance: np.random.Generator) -> Moments:
+        """Of draws of the units, each ``[number]``."""
+        return self._moments(means(self._columns(), chance=chance, clusters=self.clusters, draws=number))
+
+    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
+        """l and l_ref, and the unit of each, ``[n]``."""
+        units = np.arange(len(self.target)) if self.clusters is None else self.clusters
+        return self.target, self.reference, units
+
+    def shuffled(self, chance: np.random.Generator) -> "Samples":
+        """The same with the reference's losses of other samples."""
+        return Samples(self.target, chance.permutation(self.reference), self.clusters)
+
+    def winsorised(self) -> "Samples":
+        """The same with the tails of l and of d drawn in."""
+        return Samples(*drawn_in(self.target, self.reference), self.clusters)
+
+    def at_temperature(self, temperature: float) -> "Samples | None":
+        """The same with the reference's scores divided by it, where its losses have scores."""
+        if self.tempered is None:
+            return None
+        return Samples(self.target, self.tempered(temperature), self.clusters)
+
+    def _columns(self) -> ndarray:
+        return np.stack(powers(self.target - self.target.mean(), self.reference - self.reference.mean()), 1)
+
+    def _moments(self, means: ndarray) -> Moments:
+        return Moments.of_means(np.moveaxis(means, -1, 0)).shifted(self.target.mean(), self.reference.mean())
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """Losses l_ij of anchors and negatives, j other than i; a draw takes whole pairs, as anchors and negatives alike.
+
+    Attributes:
+        target, reference: ``[n, n]``; the diagonal does not count.
+        within: variances within an anchor, averaged over anchors, instead of over all.
+    """
+
+    target: ndarray
+    reference: ndarray
+    within: bool = False
+
+    @property
+    def units(self) -> int:
+        return len(self.target)
+
+    def moments(self) -> Moments:
+        return Moments(*(part[0] for part in self._moments(np.ones((1, self.units)))))
+
+    def draws(self, number: int, chance: np.random.Generator) -> Moments:
+        blocks = [self._moments(weights) for weights in counts(self.units, number, chance)]
+        return Moments(*np.concatenate(blocks, 1))
+
+    def _moments(self, weights: ndarray) -> Moments:
+        """Of draws ``[draws, n]``: copies of a pair that was taken twice are no negatives of each other."""
+        off, number = ~np.eye(self.units, dtype=bool), self.units * (self.units - 1)
+        centres = [float((x.sum() - np.trace(x)) / number) for x in (self.target, self.reference)]
+        centred = [(x - centre) * off for x, centre in zip((self.target, self.reference), centres, strict=True)]
+        sums = [weights @ power.T for power in powers(*centred)]  # over the negatives of each anchor, [draws, n]
+        others = weights.sum(1, keepdims=True) - weights  # how many these are
+        if self.within:
+            share = weights / weights.sum(1, keepdims=True)
+            moments = Moments(*((share * x).sum(1) for x in Moments.of_means(x / others for x in sums)))
+        else:
+            moments = Moments.of_means((weights * x).sum(1) / (weights * others).sum(1) for x in sums)
+        return moments.shifted(*centres)
+
+    def flat(self) -> tuple[ndarray, ndarray, ndarray]:
+        off = ~np.eye(self.units, dtype=bool)
+        anchors = np.nonzero(off)[0]
+        loss, reference = self.target[off], self.reference[off]
+        if not self.within:
+            return loss, reference, anchors
+        own = [np.bincount(anchors, x)[anchors] / (self.units - 1) for x in (loss, reference)]
+        return loss - own[0], reference - own[1], anchors
+
+    def shuffled(self, chance: np.random.Generator) -> "PairLosses":
+        order = chance.permutation(self.units)
+        return PairLosses(self.target, self.reference[np.ix_(order, order)], self.within)
+
+    def winsorised(self) -> "PairLosses":
+        off = ~np.eye(self.units, dtype=bool)
+        target, reference = np.zeros_like(self.target), np.zeros_like(self.target)
+        target[off], reference[off] = drawn_in(self.target[off], self.reference[off])
+        return PairLosses(target, reference, self.within)
+
+    def at_temperature(self, temperature: float) -> None:
+        """The losses of pairs are linear in the similarity: a temperature is a scale, and ``beta`` the best of it."""
+        return None
+
+
+Paired = Samples | PairLosses
+
+
+def drawn_in(target: ndarray, reference: ndarray) -> tuple[ndarray, ndarray]:
+    """l, and the l_ref that leaves d, with the outermost hundredth of either side of l and of d drawn in."""
+    loss = np.clip(target, *np.quantile(target, [TAIL, 1 - TAIL]))
+    difference = target - reference
+    return loss, loss - np.clip(difference, *np.quantile(difference, [TAIL, 1 - TAIL]))
