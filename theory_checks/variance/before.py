@@ -16,7 +16,7 @@ from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
 from steering.theory_checks.variance.options import Asked
-from steering.theory_checks.variance.pairs import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
+from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
 from steering.theory_checks.variance.words import short, span
 from steering.training.seeds import untouched
 

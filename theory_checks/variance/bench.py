@@ -16,8 +16,7 @@ from steering.task import Batch, Task
 from steering.theory_checks.training_sets import concatenate, frozen_reference, train_on
 from steering.theory_checks.variance import losses
 from steering.theory_checks.variance.losses import Scored
-from steering.theory_checks.variance.paired import Paired, Samples
-from steering.theory_checks.variance.pairs import Features, views
+from steering.theory_checks.variance.paired import Features, Paired, Samples, views
 
 STAR = "theta_star"
 

@@ -18,8 +18,7 @@ from steering.clip.reference.online import Reference
 from steering.clip.task import EMOJI_DATA, Clip
 from steering.clip.towers import Towers
 from steering.errors import UserError
-from steering.theory_checks.variance.paired import Paired
-from steering.theory_checks.variance.pairs import SIDES, Features, anchor_losses, views
+from steering.theory_checks.variance.paired import SIDES, Features, Paired, anchor_losses, views
 from steering.training.seeds import generator
 
 FEWEST = 10  # pairs below which there is nothing to measure

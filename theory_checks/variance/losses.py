@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from steering.contrastive.pairs import Pairs
 from steering.errors import RunError, UserError
 from steering.task import Batch, HeldOut, Task
-from steering.theory_checks.variance.paired import Samples
-from steering.theory_checks.variance.pairs import Features
+from steering.theory_checks.variance.paired import Features, Samples
 from steering.training.seeds import untouched
 
 BLOCK = 512  # samples that go through a model at a time

@@ -9,7 +9,7 @@ from steering.theory_checks.variance import certified, plots, trajectory
 from steering.theory_checks.variance.bench import STAR, Collected
 from steering.theory_checks.variance.losses import MOST_WHOLE
 from steering.theory_checks.variance.measure import Measured
-from steering.theory_checks.variance.pairs import PER_ANCHOR
+from steering.theory_checks.variance.paired import PER_ANCHOR
 from steering.theory_checks.variance.trajectory import Moment
 from steering.theory_checks.variance.words import (
     TONES,

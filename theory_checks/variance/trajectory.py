@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import ndarray
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from steering import atomic_files
 from steering.errors import RunError, UserError
@@ -130,9 +130,11 @@ def finding(along: Sequence[Sequence[Moment]], name: str) -> str | None:
     least, last = int(logs.mean(0).argmin()), logs.shape[1] - 1
     if len(logs) < 2 or least in (0, last) or initial(along)[least]:
         return None
-    if any(_lowest(logs[:, end] - logs[:, least], choices=last) <= 0 for end in (0, last)):
+    level = 1 - (1 - LEVEL) / last  # the least is the lowest of so many others
+    tests = [ttest_1samp(logs[:, end] - logs[:, least], 0) for end in (0, last)]
+    if any(test.confidence_interval(level).low <= 0 for test in tests):
         return None
-    where, end = (np.exp(logs[:, place].mean()) for place in (least, last))
+    where, end = (np.exp(logs[:, index].mean()) for index in (least, last))
     return (
         f"R is smallest in the middle of the training of {name}: {short(where)} after step {along[0][least].step}, "
         f"{short(end)} at its end (means over seeds)."
@@ -142,13 +144,6 @@ def finding(along: Sequence[Sequence[Moment]], name: str) -> str | None:
 def as_numbers(along: Sequence[Sequence[Moment]]) -> list[list[dict[str, Any]]]:
     """All of it as plain numbers, by seed."""
     return [[asdict(one) | {"ratio": one.ratio, "init": one.initial} for one in seed] for seed in along]
-
-
-def _lowest(differences: ndarray, choices: int) -> float:
-    """Lower end of the t-interval of a mean difference that was chosen among some."""
-    count = len(differences)
-    reach = student.ppf(1 - (1 - LEVEL) / 2 / choices, count - 1)
-    return float(differences.mean() - reach * differences.std(ddof=1) / np.sqrt(count))
 
 
 def _path(folder: Path, arm: str, seed: int) -> Path:

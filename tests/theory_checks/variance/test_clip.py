@@ -8,7 +8,7 @@ from steering import UserError
 from steering.clip.reference.load import load_reference
 from steering.clip.task import Clip
 from steering.theory_checks.variance.clip import ClipBench, features, mean_loss, mistakes, pairs_of
-from steering.theory_checks.variance.pairs import Features
+from steering.theory_checks.variance.paired import Features
 
 
 def unit(rows):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from steering.theory_checks.variance.measure import FIGURES, measure
-from steering.theory_checks.variance.paired import PairLosses
-from steering.theory_checks.variance.pairs import Features, anchor_losses, views
+from steering.theory_checks.variance.paired import Features, PairLosses, Samples, anchor_losses, views
 
 
 def unit(rows):
@@ -68,7 +67,6 @@ def test_intervals_know_that_pairs_share_their_texts():
     found = views(features(40, 8, 5), features(40, 8, 6), 0.1)["image side, per pair"]
     chance = np.random.default_rng(0)
     spread = np.log(FIGURES["ratio"].of(found.draws(300, chance))).std()
-    from steering.theory_checks.variance.paired import Samples
 
     loss, reference, _ = found.flat()
     free = np.log(FIGURES["ratio"].of(Samples(loss, reference).draws(300, chance))).std()
