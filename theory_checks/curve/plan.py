@@ -106,15 +106,15 @@ def methods_of(task: Task, recipe: Recipe, *, keep: float, answers: bool) -> dic
     """
     plain = recipe.arms[recipe.baseline]
     steered = steered_of(recipe)
-    found = {name: Method(arm=arm) for name, arm in recipe.arms.items()}
-    found |= {"filter": Method(arm=plain, data="filtered", keep=keep)}
+    methods = {name: Method(arm=arm) for name, arm in recipe.arms.items()}
+    methods |= {"filter": Method(arm=plain, data="filtered", keep=keep)}
     if answers:
-        found["distill"] = Method(arm=plain.model_copy(update={"distill": 1.0}))
+        methods["distill"] = Method(arm=plain.model_copy(update={"distill": 1.0}))
     if isinstance(task, ReferenceData):
-        found["joined"] = Method(arm=plain, data="joined")
+        methods["joined"] = Method(arm=plain, data="joined")
     if steered is not None:
-        found["shuffled"] = Method(arm=recipe.arms[steered], shuffled=True)
-    return found
+        methods["shuffled"] = Method(arm=recipe.arms[steered], shuffled=True)
+    return methods
 
 
 def steered_of(recipe: Recipe) -> str | None:

@@ -30,7 +30,7 @@ class Outcome(Strict):
     """What one training came to.
 
     Attributes:
-        error: on the test set at the end; of the reference, which is not trained here, its own.
+        error: on the test set at the end; of the reference, which is not trained here, its reference_samples.
         path: at every evaluation of the recipe and at the end.
         cost: of all of it.
     """
@@ -114,7 +114,8 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
     """Trains one method on a subset."""
     training, reference = begin(plan, method, subset, seed)
     scanned = subset.size if method.data == "filtered" else 0
-    own = len(subset.reference_batch()) if _needs_reference(method) and isinstance(subset, ReferenceData) else 0
+    referred = subset if _needs_reference(method) else None
+    reference_samples = len(referred.reference_batch()) if isinstance(referred, ReferenceData) else 0
     candidates = candidates_needed(method.arm, training.recipe, training.task.size) if method.arm.selector else 0
     every, steps = plan.recipe.evaluate_every, plan.recipe.steps
     path: list[Point] = []
@@ -125,7 +126,7 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
                 trained=figures["samples"],
                 scored=training.done * candidates,
                 referred=scanned + reference.count,
-                reference_samples=own,
+                reference_samples=reference_samples,
             )
             path.append(Point(step=training.done, cost=cost, error=error_of(training.evaluate(), training.task)))
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)

@@ -1,6 +1,5 @@
 """Features of CLIP models on held-out pairs, each model seeing them its own way."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,7 @@ from steering.theory_checks.variance.paired import SIDES, Features, Paired, anch
 from steering.training.seeds import generator
 
 FEWEST = 10  # pairs below which there is nothing to measure
-OWN = (1e-3, 10.0)  # temperatures among which a model's own is looked for
+TEMPERATURES = (1e-3, 10.0)  # temperatures among which the best one of a model is searched
 
 
 @dataclass
@@ -39,34 +38,31 @@ class ClipBench:
 
     def score(self, model: nn.Module) -> Features:
         """A model's features of the held-out pairs."""
-        images, texts = self._pairs.embed(_towers(model), Work())
-        return Features(_array(images), _array(texts[_captions(len(texts), self._noise)]))
+        answers = features(_towers(model), self._pairs)
+        noise = self.task.noise if self.task.data == EMOJI_DATA else 0.0  # other held-out pairs are as they come
+        return answers._replace(right=answers.right[_captions(len(answers.right), noise)])
 
     def compare(self, target: Features, reference: Features) -> dict[str, Paired]:
         return views(target, reference, self.temperature)
 
     def leak(self, reference: nn.Module, answers: Features) -> tuple[np.ndarray, np.ndarray]:
         """The reference's anchor losses of fresh and of training pairs, against as many negatives each."""
-        pairs = self.task.training_pairs(len(answers.left))
-        images, texts = pairs.embed(_towers(reference), Work())
-        trained = Features(_array(images), _array(texts))
+        trained = features(_towers(reference), self.task.training_pairs(len(answers.left)))
         number = min(len(answers.left), len(trained.left))
-        fresh, old = (
-            _anchors(Features(f.left[:number], f.right[:number]), self.temperature) for f in (answers, trained)
-        )
-        return fresh, old
+        fresh, old = (Features(f.left[:number], f.right[:number]) for f in (answers, trained))
+        return self._anchor_losses(fresh), self._anchor_losses(old)
 
     @cached_property
     def temperature(self) -> float:
         return self.task.target().temperature
 
-    @property
-    def _noise(self) -> float:
-        return self.task.noise if self.task.data == EMOJI_DATA else 0.0  # other held-out pairs are as they come
-
     @cached_property
     def _pairs(self) -> PairSet:
-        return _some(self.task.held_out_pairs(), self.most)
+        return _sample(self.task.held_out_pairs(), self.most)
+
+    def _anchor_losses(self, answers: Features) -> np.ndarray:
+        """The mean of both sides, ``[n]``."""
+        return np.mean([anchor_losses(answers.losses(side), self.temperature) for side in SIDES], 0)
 
 
 def pairs_of(data: str, most: int, caption_field: str | None = None) -> PairSet:
@@ -78,45 +74,40 @@ def pairs_of(data: str, most: int, caption_field: str | None = None) -> PairSet:
     shards = Shards.open(data, caption_field=caption_field)
     if len(shards) < FEWEST:
         raise UserError(f"{data} has {len(shards)} pairs, and variances need at least {FEWEST}: name more shards")
-    return _some(PairSet(shards), most)
+    return _sample(PairSet(shards), most)
 
 
 def features(towers: Towers, pairs: PairSet, workers: int = 0) -> Features:
     """A model's features of pairs."""
-    images, texts = pairs.embed(towers, Work(workers=workers))
-    return Features(_array(images), _array(texts))
+    sides = pairs.embed(towers, Work(workers=workers))
+    return Features(*(torch.as_tensor(side).double().cpu().numpy() for side in sides))
 
 
-def mean_loss(found: Features) -> float:
+def mean_loss(answers: Features) -> float:
     """The mean contrastive loss of both sides less that of guessing, in nats, at the temperature that suits the model.
 
     At a temperature that is given a model without any contrast would do better than one that is sometimes wrong.
     """
 
-    both = [found.losses(side) for side in SIDES]
+    both = [answers.losses(side) for side in SIDES]
 
     def loss(log: float) -> float:
         return float(np.mean([logsumexp(losses / np.exp(log), axis=1) for losses in both])) - np.log(len(both[0]))
 
-    best: Any = minimize_scalar(loss, bounds=tuple(np.log(OWN)), method="bounded", options={"xatol": 1e-2})
+    best: Any = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-2})
     return float(best.fun)
 
 
-def mistakes(found: Features) -> float:
+def mistakes(answers: Features) -> float:
     """Share of images and texts whose own partner is not the nearest; one that ties is not."""
-    return float(np.mean([(losses >= 0).sum(1) > 1 for losses in map(found.losses, SIDES)]))
+    return float(np.mean([(losses >= 0).sum(1) > 1 for losses in map(answers.losses, SIDES)]))
 
 
-def _anchors(found: Features, temperature: float) -> np.ndarray:
-    """Anchor losses, the mean of both sides, ``[n]``."""
-    return np.mean([anchor_losses(found.losses(side), temperature) for side in SIDES], 0)
-
-
-def _some(pairs: PairSet, most: int) -> PairSet:
+def _sample(pairs: PairSet, most: int) -> PairSet:
     if len(pairs) <= most:
         return pairs
     chosen = torch.randperm(len(pairs), generator=generator(0, "pairs"))[:most].sort().values
-    return PairSet(pairs.shards, [pairs.ids[place] for place in chosen.tolist()], lines=pairs.lines)
+    return PairSet(pairs.shards, [pairs.ids[index] for index in chosen.tolist()], lines=pairs.lines)
 
 
 def _captions(number: int, noise: float) -> Tensor:
@@ -131,7 +122,3 @@ def _towers(model: nn.Module) -> Towers:
     towers = model.towers if isinstance(model, Reference) else model
     assert isinstance(towers, Towers)
     return towers
-
-
-def _array(rows: Tensor | Sequence) -> np.ndarray:
-    return torch.as_tensor(rows).double().cpu().numpy()

@@ -43,14 +43,14 @@ class Case(NamedTuple):
 
 def light(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
     """Normal losses with l = c + e and l_ref = c + f: Var(d) = Var(e - f), R = 0.5 / 1.25."""
-    common, own, other = chance.normal(size=(3, size))
-    return common + own / 2, common + other / 2
+    common, first, second = chance.normal(size=(3, size))
+    return common + first / 2, common + second / 2
 
 
 def skewed(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
     """Gamma losses, kurtosis 6, as cross-entropies have it: R = (0.04 + 1 + 0.64) / 2."""
-    common, own, other = chance.exponential(size=(3, size))
-    return common + own, 0.8 * (common + other)
+    common, first, second = chance.exponential(size=(3, size))
+    return common + first, 0.8 * (common + second)
 
 
 def heavy(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:

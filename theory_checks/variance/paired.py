@@ -153,8 +153,8 @@ class PairLosses:
         loss, reference = self.target[off], self.reference[off]
         if not self.within:
             return loss, reference, anchors
-        own = [np.bincount(anchors, x)[anchors] / (self.units - 1) for x in (loss, reference)]
-        return loss - own[0], reference - own[1], anchors
+        means = [np.bincount(anchors, x)[anchors] / (self.units - 1) for x in (loss, reference)]
+        return loss - means[0], reference - means[1], anchors
 
     def shuffled(self, chance: np.random.Generator) -> "PairLosses":
         order = chance.permutation(self.units)

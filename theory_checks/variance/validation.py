@@ -234,8 +234,8 @@ def _geometric(rows: ndarray) -> list[float]:
     return np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist()
 
 
-def _span(value: Estimate, places: int = 2, factor: float = 1.0) -> str:
-    middle, low, high = (f"{factor * x:.{places}f}" for x in (value.value, value.low, value.high))
+def _span(value: Estimate, decimals: int = 2, factor: float = 1.0) -> str:
+    middle, low, high = (f"{factor * x:.{decimals}f}" for x in (value.value, value.low, value.high))
     return f"{middle} [{low}, {high}]"
 
 
@@ -302,5 +302,5 @@ def _method(config: RunConfig, seeds: int) -> list[str]:
         f"{seeds} seeds; each draws data, noise and references anew. Predictions are made on the other two thirds of "
         "the held-out samples with noisy labels; errors after training are those of the right labels of the same "
         f"samples. Each candidate steers one training by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
-        "Predictions: " + "; ".join(f"{name}: {words}" for name, words in PREDICTIONS.items()) + ".",
+        "Predictions: " + "; ".join(f"{name}: {meaning}" for name, meaning in PREDICTIONS.items()) + ".",
     ]
