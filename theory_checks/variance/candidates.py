@@ -69,7 +69,9 @@ def rank(
         pairs = compare(other, name)
         logs = {view: _log_ratio(pair, draws, seed) for view, pair in pairs.items()}
         units = next(iter(pairs.values())).units
-        means.append(Drawn(*(np.mean([logs[view][part] for view in decide], 0) for part in range(2))))
+        means.append(
+            Drawn(float(np.mean([logs[v].value for v in decide])), np.mean([logs[v].draws for v in decide], 0))
+        )
         made.append(
             Ranked(
                 name=name,

@@ -13,7 +13,9 @@ from steering.training.reference_losses import ReferenceLosses
 
 def losses(task, reference=None):
     """Of the reference, or of what stands in for it, on all training samples."""
-    return (reference or ReferenceLosses(task))(training_samples(task)).values
+    values = (reference or ReferenceLosses(task))(training_samples(task)).values
+    assert isinstance(values, torch.Tensor)
+    return values
 
 
 def test_smaller_sets_are_the_beginning_of_larger_ones():

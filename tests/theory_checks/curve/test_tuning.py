@@ -42,11 +42,9 @@ def test_finer_values_lie_between_the_neighbours_of_the_best_one():
     ("name", "read"),
     [
         ("drrho_kl", lambda m: m.arm.rule),
-        ("dro", lambda m: m.arm.rule),
         ("filter", lambda m: m.keep),
         ("distill", lambda m: m.arm.distill),
         ("erm", lambda m: m.weight_decay),
-        ("joined", lambda m: m.weight_decay),
     ],
 )
 def test_the_second_round_changes_the_methods_own_parameter(plan, name, read):

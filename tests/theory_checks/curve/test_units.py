@@ -74,7 +74,6 @@ def test_a_batch_is_no_larger_than_the_training_set(plan):
         ("filter", 120, 0, 60, 18),  # the whole set is looked at once, before
         ("distill", 120, 0, 60, 18),
         ("joined", 120, 0, 0, 18),
-        ("shuffled", 120, 0, 60, 18),
     ],
 )
 def test_costs_counted_by_hand(plan, name, trained, scored, referred, own):
