@@ -78,31 +78,17 @@ def report(ranked: list[Ranked], data: str, number: int, temperature: float, com
         cautions=_cautions(ranked, number),
         grids=[_order(ranked), _sides(ranked)],
         plots=[plots.candidates({one.name: one.ratio for one in ranked})],
-        method=[_method(number, temperature)],
-        limits=WORTH,
+        method=[
+            f"{number:,} pairs, temperature {temperature:g}.",
+            "Proxies, definitions, intervals and limits are explained in docs/variance.md of model-steering.",
+        ],
+        limits=[
+            "Which reference trains the best target: where that was tried, an order by R was worth little, and the "
+            "reference's own error was the better guide (docs/variance.md has the numbers)."
+        ],
         numbers={"ranked": [asdict(one) for one in ranked], "pairs": number, "temperature": temperature},
         command=command,
     )
-
-
-def _method(number: int, temperature: float) -> str:
-    return (
-        f"{number:,} pairs, temperature {temperature:g}. The target's place is taken by the best other candidate, by "
-        "its mean contrastive loss at the temperature that suits it (in nats, less that of guessing), or by the "
-        "--proxy. With l_ij = s_ij - s_ii of the proxy and of the candidate, R = Var(l - l_ref) / Var(l) over all "
-        "pairs (Wei et al. 2025, section 5, print 4.49e-3 against 7.26e-3: R = 0.62); the order is that of its "
-        f"geometric mean over the image and the text side. Intervals and shares are of {number:,} pairs drawn with "
-        "replacement, as anchors and as negatives alike, the same for all."
-    )
-
-
-WORTH = [
-    "Which reference trains the best target. Where an order by R was compared with the order after training (steer "
-    "variance digits --validate, and blobs), it was worth little: Kendall's tau was between -0.1 and 0.3. The "
-    "reference's own error was the better guide (0.4 to 0.5); docs/variance.md has the numbers.",
-    "What the models have seen: a candidate that was trained on these pairs looks better than it is.",
-    "How a candidate compares with the target itself, which does not exist yet: the proxy stands in for it.",
-]
 
 
 def _verdict(ranked: list[Ranked]) -> str:

@@ -1,8 +1,8 @@
 """Is the order that is predicted before training the order after it? References of known worth, trained with each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -29,31 +29,19 @@ from steering.training.seeds import derive
 POOL = 1 / 3  # of the held-out samples, for references that have to be trained
 LONGER = 4  # times the steps of a recipe until an overfit reference has learnt by heart
 
-PREDICTIONS = {
-    "R, best other candidate": "R = Var(l - l_ref) / Var(l), the best other candidate in place of the target",
-    "R, plainly trained target": "the same with a target that was trained without a reference (which takes a training)",
-    "R, best model at hand": "the same with that target trained on a third of the held-out samples as well",
-    "R at beta*": "1 - corr^2 with the best other candidate: R if the reference is scaled as is best",
-    "own loss": "the candidate's own mean held-out loss",
-    "own error": "the share of held-out labels, wrong ones included, that the candidate does not give",
-}
 
-
-@dataclass
-class Study:
-    """Predictions and what came of them, one row a seed.
+class Trained(NamedTuple):
+    """What one seed predicted, and the errors after training; docs/variance.md says what the predictions are.
 
     Attributes:
-        names: of the candidates.
-        predicted: by prediction, ``[seeds, candidates]``; less should be better.
-        errors: after training with each, ``[seeds, candidates]``.
-        plain: error without a reference, ``[seeds]``.
+        predicted: by prediction, ``[candidates]``; less should be better.
+        errors: after training with each candidate, by its name.
+        plain: error without a reference.
     """
 
-    names: list[str] = field(default_factory=list)
-    predicted: dict[str, list[ndarray]] = field(default_factory=lambda: {name: [] for name in PREDICTIONS})
-    errors: list[ndarray] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
+    predicted: dict[str, ndarray]
+    errors: dict[str, float]
+    plain: float
 
 
 def check(task: Task, name: str) -> None:
@@ -70,13 +58,11 @@ def check(task: Task, name: str) -> None:
 
 def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
     """Predicts, trains with every candidate, compares; ``check`` has passed."""
-    study = Study()
-    for seed in range(config.recipe.seeds):
-        _one_seed(study, task.seeded(seed), config.recipe, trainer, seed)
-    return _report(study, config, command)
+    seeds = [_one_seed(task.seeded(seed), config.recipe, trainer, seed) for seed in range(config.recipe.seeds)]
+    return _report(seeds, config, command)
 
 
-def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> None:
+def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Trained:
     plain, steered = plain_and_steered(recipe)
     assert steered is not None
     pool, fresh = split(losses.held_out(task), POOL)
@@ -89,19 +75,15 @@ def _one_seed(study: Study, task: Task, recipe: Recipe, trainer: Trainer, seed: 
         "R, best model at hand": trainer("best", larger, recipe.arms[plain], recipe, seed),
     }
     scores = {name: _score(candidate, candidate.reference(), fresh) for name, candidate in candidates.items()}
-    predicted = _predict(scores, {name: _score(task, model, fresh) for name, model in proxies.items()})
-    for name, row in predicted.items():
-        study.predicted[name].append(row)
     targets = [
         trainer(f"with-{name.replace(' ', '-')}", candidate, recipe.arms[steered], recipe, seed)
         for name, candidate in candidates.items()
     ]
-    plain_error, *errors = (
+    error, *errors = (
         float(_score(task, model, clean).wrong.mean()) for model in (proxies["R, plainly trained target"], *targets)
     )
-    study.names = list(candidates)
-    study.plain.append(plain_error)
-    study.errors.append(np.array(errors))
+    predicted = _predict(scores, {name: _score(task, model, fresh) for name, model in proxies.items()})
+    return Trained(predicted, dict(zip(candidates, errors, strict=True)), error)
 
 
 def _candidates(
@@ -151,8 +133,7 @@ def _score(task: Task, model: nn.Module, batch: Batch) -> Scored:
     return scored
 
 
-@dataclass(frozen=True)
-class Worth:
+class Worth(NamedTuple):
     """What a prediction is worth.
 
     Attributes:
@@ -185,15 +166,15 @@ def _over_seeds(values: ndarray, seed: int = 0) -> Estimate:
     return interval(Drawn(float(values.mean()), draws), len(values))
 
 
-def _report(study: Study, config: RunConfig, command: str) -> Report:
-    errors = np.stack(study.errors)
-    predicted = {name: np.stack(rows) for name, rows in study.predicted.items()}
+def _report(seeds: list[Trained], config: RunConfig, command: str) -> Report:
+    names, first = list(seeds[0].errors), next(iter(seeds[0].predicted))
+    errors = np.array([list(one.errors.values()) for one in seeds])
+    predicted = {name: np.stack([one.predicted[name] for one in seeds]) for name in seeds[0].predicted}
     worths = {name: worth(rows, errors) for name, rows in predicted.items()}
-    means = {name: dict(zip(study.names, _geometric(rows), strict=True)) for name, rows in predicted.items()}
-    after = {name: _over_seeds(column) for name, column in zip(study.names, errors.T, strict=True)}
-    plain = float(np.mean(study.plain))
+    means = {name: dict(zip(names, _geometric(rows), strict=True)) for name, rows in predicted.items()}
+    after = {name: _over_seeds(column) for name, column in zip(names, errors.T, strict=True)}
+    plain = float(np.mean([one.plain for one in seeds]))
     random = float((errors.mean(1) - errors.min(1)).mean())
-    first = next(iter(PREDICTIONS))
     return Report(
         title=f"Worth of the ranking: {config.task}",
         question=(
@@ -208,11 +189,10 @@ def _report(study: Study, config: RunConfig, command: str) -> Report:
             plots.prediction(file, name, means[name], after, plain)
             for file, name in (("prediction", first), ("own", "own error"))
         ],
-        method=_method(config, len(errors)),
-        limits=[
-            "Other data, losses and references: these are small classification problems with wrong labels.",
-            "Whether another setting of the rule, tuned for each reference, would change the order: all candidates are "
-            "used with the recipe's setting, which was chosen for the task's own reference.",
+        method=[
+            f"{len(errors)} seeds; each draws data, noise and references anew, and every candidate steers one training "
+            f"by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
+            "Candidates, predictions and limits are explained in docs/variance.md of model-steering.",
         ],
         numbers={
             "worth": {
@@ -220,10 +200,10 @@ def _report(study: Study, config: RunConfig, command: str) -> Report:
                 for name, one in worths.items()
             },
             "random_regret": random,
-            "candidates": study.names,
+            "candidates": names,
             "errors": errors,
             "predicted": predicted,
-            "plain": study.plain,
+            "plain": [one.plain for one in seeds],
         },
         command=command,
     )
@@ -291,16 +271,3 @@ def _candidate_grid(means: Mapping[str, dict[str, float]], errors: Mapping[str, 
     columns = (Column("reference", False), *(Column(name) for name in means), Column("error after training, %"))
     note = "Predictions: geometric means over seeds."
     return Grid("The candidates, best first after training", columns, tuple(rows), note)
-
-
-def _method(config: RunConfig, seeds: int) -> list[str]:
-    return [
-        "Candidates: the task's own reference; the same with its scores times 3 and times 1/3; the same giving every "
-        "sample the losses of another one (shuffled); the target's architecture trained plainly on a third of the "
-        "held-out samples, with right labels, with noisy ones, and with noisy ones by heart (no weight decay, "
-        f"{LONGER} times the steps); and trained by heart on the target's own training data (leak).",
-        f"{seeds} seeds; each draws data, noise and references anew. Predictions are made on the other two thirds of "
-        "the held-out samples with noisy labels; errors after training are those of the right labels of the same "
-        f"samples. Each candidate steers one training by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
-        "Predictions: " + "; ".join(f"{name}: {meaning}" for name, meaning in PREDICTIONS.items()) + ".",
-    ]
