@@ -43,9 +43,8 @@ def steered_by_shuffled(task: Task, model: nn.Module) -> Task:
 
     def losses(which: nn.Module, batch: Batch) -> Losses:
         answers = task.losses(which, batch)
-        if which is not model:
-            return answers
-        return Losses(*(None if part is None else part.roll(1, 0) for part in answers))  # type: ignore[union-attr]
+        parts = {name: getattr(answers, name) for name in ("values", "mask", "outputs")} if which is model else {}
+        return answers._replace(**{name: part.roll(1, 0) for name, part in parts.items() if part is not None})
 
     return exchange(task, reference=lambda: model, losses=losses)
 
