@@ -31,10 +31,10 @@ def variance(
     steer variance --ref openai/ViT-B-32 --ref openai/ViT-B-16 --data 'shards/*.tar'   ranks them before training
     """
     from steering.theory_checks.variance.command import run
-    from steering.theory_checks.variance.options import Asked
+    from steering.theory_checks.variance.options import Options
 
     run(
-        Asked(
+        Options(
             target=task,
             refs=ref or [],
             proxy=proxy,

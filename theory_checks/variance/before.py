@@ -15,7 +15,7 @@ from steering.runs import run as runs
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
-from steering.theory_checks.variance.options import Asked
+from steering.theory_checks.variance.options import Options
 from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
 from steering.theory_checks.variance.words import short, span
 from steering.training.seeds import untouched
@@ -27,36 +27,36 @@ KNOWS = 0.1  # nats below guessing, without which a model knows nothing of the p
 SURE = 0.95  # share of the draws in which the first has to be first
 
 
-def judge(asked: Asked, console: Console) -> Report:
+def judge(options: Options, console: Console) -> Report:
     """Ranks references on pairs that none of them should have been trained on.
 
     Raises:
         UserError: only one model in all, or the same one twice.
     """
-    names = [*asked.refs, *([asked.proxy] if asked.proxy else [])]
+    names = [*options.refs, *([options.proxy] if options.proxy else [])]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(
             f"a candidate is judged by another model: name at least two different ones, --ref A --ref B or --ref A "
             f"--proxy B; got {', '.join(names)}"
         )
-    bundled = asked.data in (None, EMOJI_DATA)
-    data = str(bundled_shard("held_out_google")) if bundled else str(asked.data)
+    bundled = options.data in (None, EMOJI_DATA)
+    data = str(bundled_shard("held_out_google")) if bundled else str(options.data)
     temperature = TEMPERATURES[bundled]
-    pairs = pairs_of(data, asked.pairs, asked.caption_field)
-    device, labels, answers = runs.device(asked.device), _labels(names), {}
+    pairs = pairs_of(data, options.pairs, options.caption_field)
+    device, labels, answers = runs.device(options.device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
-            answers[labels[name]] = features(load_reference(name).to(device), pairs, asked.workers)
+            answers[labels[name]] = features(load_reference(name).to(device), pairs, options.workers)
     ranked = rank(
         {name: mean_loss(one) for name, one in answers.items()},
         lambda proxy, name: views(answers[proxy], answers[name], temperature),
         errors={name: mistakes(one) for name, one in answers.items()},
         decide=DECIDE,
-        proxy=asked.proxy and labels[asked.proxy],
+        proxy=options.proxy and labels[options.proxy],
     )
     number = len(next(iter(answers.values())).left)
-    return report(ranked, EMOJI_DATA if bundled else data, number, temperature, asked.command)
+    return report(ranked, EMOJI_DATA if bundled else data, number, temperature, options.command)
 
 
 def _labels(names: list[str]) -> dict[str, str]:

@@ -20,11 +20,11 @@ from steering.settings import Recipe
 from steering.task import HeldOut, Task
 from steering.theory_checks.variance import bench, models, trajectory, validation
 from steering.theory_checks.variance.measure import Measured, measure
-from steering.theory_checks.variance.options import Asked
+from steering.theory_checks.variance.options import Options
 from steering.theory_checks.variance.report import report
 
 
-def run(asked: Asked) -> None:
+def run(asked: Options) -> None:
     """Measures, prints and writes the report.
 
     Raises:
@@ -37,7 +37,7 @@ def run(asked: Asked) -> None:
     console.print(f"report: {page}", markup=False, highlight=False)
 
 
-def _measured(asked: Asked, console: Console) -> tuple[Path, Report]:
+def _measured(asked: Options, console: Console) -> tuple[Path, Report]:
     if asked.refs:
         if asked.target is not None or asked.validate or asked.seeds or asked.sets:
             raise UserError(
@@ -60,7 +60,7 @@ def _measured(asked: Asked, console: Console) -> tuple[Path, Report]:
     return of_task(asked, console)
 
 
-def of_run(folder: Path, asked: Asked) -> tuple[Path, Report]:
+def of_run(folder: Path, asked: Options) -> tuple[Path, Report]:
     """Measures all arms of a run that is there."""
     if asked.sets or asked.validate:
         raise UserError("--set and --validate go with a task; a run's settings are in its folder")
@@ -78,7 +78,7 @@ def of_run(folder: Path, asked: Asked) -> tuple[Path, Report]:
     return out, report(str(folder), collected, found, _along(folder, config, plain, collected), asked.command)
 
 
-def of_task(asked: Asked, console: Console) -> tuple[Path, Report]:
+def of_task(asked: Options, console: Console) -> tuple[Path, Report]:
     """Trains a task's arms with and without its reference, and measures them."""
     config, task = configs.resolve(asked.target, sets=asked.sets, given={"device": asked.device} | _seeds(asked))
     folder = asked.out or runs.new_folder(f"variance-{config.task}")
@@ -143,7 +143,7 @@ def _figures(collected: bench.Collected, recipe: Recipe) -> dict[tuple[str, str]
     return {key: measure(pairs, scale=other, crossed=collected.crossed) for key, pairs in collected.pairs.items()}
 
 
-def _seeds(asked: Asked) -> dict:
+def _seeds(asked: Options) -> dict:
     return {} if asked.seeds is None else {"recipe": {"seeds": asked.seeds}}
 
 

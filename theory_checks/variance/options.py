@@ -1,12 +1,12 @@
-"""What ``steer variance`` was asked."""
+"""The options of ``steer variance``."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The options of the command.
+class Options:
+    """As they were typed.
 
     Attributes:
         target: task or run folder; None where references are given.

@@ -64,12 +64,12 @@ def test_a_report_is_written_with_all_errors_and_gains(tmp_path, monkeypatch, ca
 def test_seeds_sizes_and_methods_may_be_added_but_nothing_else_changed(plan, tmp_path):
     execute(plan, tmp_path, jobs=1, console=quiet())
     written = {name: content for name, content in parts(tmp_path).items() if "erm" in name}
-    more = planned("blobs", **{**FEW, "sizes": "10,20,40", "seeds": 3, "methods": "dro"})
-    found, _ = execute(more, tmp_path, jobs=1, console=quiet())
+    extended = planned("blobs", **{**FEW, "sizes": "10,20,40", "seeds": 3, "methods": "dro"})
+    analysis, _ = execute(extended, tmp_path, jobs=1, console=quiet())
     assert written.items() < parts(tmp_path).items()
-    assert found.names == ["erm", "dro", "drrho_kl"] and found.table("dro").shape == (3, 3)
-    for change, words in (({"sizes": "20,30"}, "options"), ({"sets": [*SHORT[:2], "recipe.batch=10"]}, "recipe")):
-        with pytest.raises(UserError, match=f"holds a curve with other {words}: choose another --out"):
+    assert analysis.names == ["erm", "dro", "drrho_kl"] and analysis.table("dro").shape == (3, 3)
+    for change, message in (({"sizes": "20,30"}, "options"), ({"sets": [*SHORT[:2], "recipe.batch=10"]}, "recipe")):
+        with pytest.raises(UserError, match=f"holds a curve with other {message}: choose another --out"):
             execute(planned("blobs", **{**FEW, **change}), tmp_path, jobs=1, console=quiet())
     with pytest.raises(UserError, match="holds a curve with other filter: choose another --out"):
         for keep in (0.5, 0.6):
@@ -94,7 +94,7 @@ def test_a_damaged_plan_is_named(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ({"sizes": "10,x"}, "--sizes takes numbers of samples, 100,200,400 say; got '10,x'"),
         ({"sizes": "40,20"}, "sizes must rise, got 40,20"),
@@ -102,9 +102,9 @@ def test_a_damaged_plan_is_named(plan, tmp_path):
         ({"tune": 1}, "--tune needs at least 2 values"),
     ],
 )
-def test_what_makes_no_curve_is_refused_in_one_line(words, message):
+def test_what_makes_no_curve_is_refused_in_one_line(options, message):
     with pytest.raises(UserError) as caught:
-        planned("blobs", **words)
+        planned("blobs", **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

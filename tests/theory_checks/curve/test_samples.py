@@ -22,8 +22,8 @@ def test_smaller_sets_are_the_beginning_of_larger_ones():
     pool = sample_pool(Digits(samples=200))
     small, large = first(pool, 50), first(pool, 150)
     assert (small.size, large.size) == (50, 150)
-    smaller, larger, whole = map(training_samples, (small, large, pool))
-    assert torch.equal(smaller["x"], larger["x"][:50]) and torch.equal(smaller["y"], whole["y"][:50])
+    smaller, larger, everything = map(training_samples, (small, large, pool))
+    assert torch.equal(smaller["x"], larger["x"][:50]) and torch.equal(smaller["y"], everything["y"][:50])
 
 
 def test_the_test_set_and_the_reference_are_the_same_at_every_size():

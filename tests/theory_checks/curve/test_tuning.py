@@ -34,8 +34,8 @@ def test_values_are_spread_in_equal_ratios_over_two_decades():
 
 def test_finer_values_lie_between_the_neighbours_of_the_best_one():
     assert finer(1.0, [0.1, 1.0, 10.0], 1) == [1.0]
-    found = finer(0.1, [0.1, 1.0, 10.0], 4)
-    assert len(found) == 4 and 0.1 < min(found) and max(found) < 1
+    values = finer(0.1, [0.1, 1.0, 10.0], 4)
+    assert len(values) == 4 and 0.1 < min(values) and max(values) < 1
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def test_the_second_round_changes_the_methods_own_parameter(plan, name, read):
 
 
 def test_every_method_has_as_many_trials_at_every_size_on_seeds_that_do_not_report(plan):
-    asked = []
+    requested = []
 
-    def make(some):
-        asked.extend(some)
-        return [Outcome(error=0.5) for _ in some]
+    def make(missing):
+        requested.extend(missing)
+        return [Outcome(error=0.5) for _ in missing]
 
     tuned(plan, make)
-    counts = Counter((unit.name.rpartition("-")[0], unit.size) for unit in asked)
+    counts = Counter((unit.name.rpartition("-")[0], unit.size) for unit in requested)
     assert set(counts.values()) == {plan.tuning_seeds * (2 * plan.tune + 1)}
     assert len(counts) == len(plan.methods) * len(plan.sizes)
-    assert not {unit.seed for unit in asked} & set(plan.seed_numbers())
-    assert len({unit.file for unit in asked}) == len(asked)
+    assert not {unit.seed for unit in requested} & set(plan.seed_numbers())
+    assert len({unit.file for unit in requested}) == len(requested)
 
 
 def test_the_best_trial_is_chosen_for_its_size(plan):
     def error(method: Method | None, size: int) -> float:
-        wanted = 0.01 if size == 30 else 1.0
+        best = 0.01 if size == 30 else 1.0
         assert method is not None and method.weight_decay is not None
-        return abs(method.weight_decay - wanted)
+        return abs(method.weight_decay - best)
 
-    chosen = tuned(plan, lambda some: [Outcome(error=error(one.method, one.size)) for one in some])
+    chosen = tuned(plan, lambda missing: [Outcome(error=error(one.method, one.size)) for one in missing])
     assert chosen["drrho_kl", 30].weight_decay == 0.01 and chosen["drrho_kl", 60].weight_decay == 1.0
     final = [with_choice(unit, chosen) for unit in units(plan) if unit.name == "drrho_kl"]
     assert {(unit.size, unit.method and unit.method.weight_decay) for unit in final} == {(30, 0.01), (60, 1.0)}

@@ -67,7 +67,7 @@ def test_a_batch_is_no_larger_than_the_training_set(plan):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "scored", "referred", "own"),
+    ("name", "trained", "scored", "referred", "reference_samples"),
     [
         ("erm", 120, 0, 0, 0),
         ("drrho_kl", 120, 0, 60, 18),  # two epochs of 60: every sample once
@@ -76,9 +76,14 @@ def test_a_batch_is_no_larger_than_the_training_set(plan):
         ("joined", 120, 0, 0, 18),
     ],
 )
-def test_costs_counted_by_hand(plan, name, trained, scored, referred, own):
+def test_costs_counted_by_hand(plan, name, trained, scored, referred, reference_samples):
     cost = train(plan, plan.methods[name], subset(60), seed=0).cost
-    assert (cost.trained, cost.scored, cost.referred, cost.reference_samples) == (trained, scored, referred, own)
+    assert (cost.trained, cost.scored, cost.referred, cost.reference_samples) == (
+        trained,
+        scored,
+        referred,
+        reference_samples,
+    )
     assert cost.passes == 3 * trained + scored + referred
 
 

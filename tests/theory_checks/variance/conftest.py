@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from steering.theory_checks.variance.options import Asked
+from steering.theory_checks.variance.options import Options
 
 USUAL = {
     "target": None,
@@ -29,11 +29,11 @@ USUAL = {
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Callable[..., Asked]:
+def asked(tmp_path: Path) -> Callable[..., Options]:
     """What was typed; the report goes to ``tmp_path / "report"``."""
 
-    def ask(**options) -> Asked:
-        return Asked(**(USUAL | {"out": tmp_path / "report"} | options))  # type: ignore[arg-type]
+    def ask(**options) -> Options:
+        return Options(**(USUAL | {"out": tmp_path / "report"} | options))  # type: ignore[arg-type]
 
     return ask
 

@@ -30,19 +30,19 @@ def test_a_candidate_is_judged_by_the_best_of_the_others():
 
 def test_the_nearest_to_the_truth_is_first_and_surely_so():
     models = world()
-    found = rank(LOSSES, compare(models), errors=LOSSES, decide=[""], draws=200)
-    assert [one.name for one in found][-1] == "bad"
-    assert found[-1].first == 0 and sum(one.first for one in found) == pytest.approx(1)
-    assert found[-1].ratio.low > 1
+    ranked = rank(LOSSES, compare(models), errors=LOSSES, decide=[""], draws=200)
+    assert [one.name for one in ranked][-1] == "bad"
+    assert ranked[-1].first == 0 and sum(one.first for one in ranked) == pytest.approx(1)
+    assert ranked[-1].ratio.low > 1
 
 
 def test_a_given_proxy_judges_all_and_is_not_judged():
     models = world()
-    found = rank(LOSSES, compare(models), errors=LOSSES, decide=[""], proxy="good", draws=100)
-    assert [one.name for one in found] == ["fair", "bad"]
-    assert {one.proxy for one in found} == {"good"}
-    assert found[0].first == 1
-    assert found[0].ratio.value == pytest.approx(np.var(models["good"] - models["fair"]) / np.var(models["good"]))
+    ranked = rank(LOSSES, compare(models), errors=LOSSES, decide=[""], proxy="good", draws=100)
+    assert [one.name for one in ranked] == ["fair", "bad"]
+    assert {one.proxy for one in ranked} == {"good"}
+    assert ranked[0].first == 1
+    assert ranked[0].ratio.value == pytest.approx(np.var(models["good"] - models["fair"]) / np.var(models["good"]))
 
 
 def test_equal_candidates_share_the_first_place_of_the_draws():
@@ -50,15 +50,17 @@ def test_equal_candidates_share_the_first_place_of_the_draws():
     truth = chance.normal(size=300)
     models = {"truth": truth, "a": truth + chance.normal(size=300), "b": truth + chance.normal(size=300)}
     even = {"truth": 0.0, "a": 1.0, "b": 1.0}
-    found = rank(even, compare(models), errors=even, decide=[""], proxy="truth", draws=400)
-    assert 0.5 <= found[0].first < 1
+    ranked = rank(even, compare(models), errors=even, decide=[""], proxy="truth", draws=400)
+    assert 0.5 <= ranked[0].first < 1
 
 
 def test_a_wrong_scale_spoils_the_ratio_but_not_the_one_at_beta():
     models = world() | {"fair": 5 * world()["good"]}
-    found = {one.name: one for one in rank(LOSSES, compare(models), errors=LOSSES, decide=[""], proxy="good", draws=50)}
-    assert found["fair"].ratio.value > 1
-    assert found["fair"].ratio_at_beta == pytest.approx(0, abs=1e-9)
+    ranked = {
+        one.name: one for one in rank(LOSSES, compare(models), errors=LOSSES, decide=[""], proxy="good", draws=50)
+    }
+    assert ranked["fair"].ratio.value > 1
+    assert ranked["fair"].ratio_at_beta == pytest.approx(0, abs=1e-9)
 
 
 def test_the_views_that_decide_are_averaged_as_logarithms():

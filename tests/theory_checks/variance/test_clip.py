@@ -30,9 +30,9 @@ def test_a_better_model_has_the_lower_loss_and_one_that_knows_nothing_has_none()
 
 def test_a_model_that_compresses_its_similarities_has_the_same_loss():
     """Features that share a large constant part: all similarities are 0.1 s + 0.9."""
-    found = made(0.5)
-    narrow = Features(*(np.hstack([0.1**0.5 * side, np.full((40, 1), 0.9**0.5)]) for side in found))
-    assert mean_loss(narrow) == pytest.approx(mean_loss(found), abs=0.02)
+    answers = made(0.5)
+    narrow = Features(*(np.hstack([0.1**0.5 * side, np.full((40, 1), 0.9**0.5)]) for side in answers))
+    assert mean_loss(narrow) == pytest.approx(mean_loss(answers), abs=0.02)
 
 
 def test_mistakes_are_partners_that_are_not_the_nearest():
@@ -79,9 +79,9 @@ def test_features_are_those_of_the_evaluation(tars):
 
     torch.manual_seed(0)
     towers = build(EMOJI).eval()
-    found = features(towers, pairs_of(tars(1, 12), 12))
-    assert found.left.shape == found.right.shape and len(found.left) == 12
-    assert np.linalg.norm(found.left, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+    answers = features(towers, pairs_of(tars(1, 12), 12))
+    assert answers.left.shape == answers.right.shape and len(answers.left) == 12
+    assert np.linalg.norm(answers.left, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
 
 
 def test_training_pairs_are_never_held_out_ones(tars):

@@ -65,34 +65,34 @@ def test_a_task_without_held_out_samples_is_refused_with_what_it_lacks():
 def test_a_classifiers_cross_entropy_is_recognised_by_its_scores():
     task = Digits()
     model, batches = task.reference(), held_out(task)
-    found = score(task, model, batches)
-    assert isinstance(found, Scored) and found.outputs is not None
+    scored = score(task, model, batches)
+    assert isinstance(scored, Scored) and scored.outputs is not None
     labels = torch.cat([one["y"] for one in batches])
     guessed = torch.cat([model(one["x"]) for one in batches]).argmax(-1)
-    assert found.wrong.tolist() == (guessed != labels).tolist()
+    assert scored.wrong.tolist() == (guessed != labels).tolist()
 
 
 def test_scores_at_a_temperature_are_the_losses_of_the_divided_scores():
     task = Digits()
     model, batches = task.reference(), held_out(task)
-    found, cooled = (score(task, one, batches) for one in (model, Scaled(model, 0.25)))
-    assert isinstance(found, Scored) and isinstance(cooled, Scored)
-    tempered = found.tempered()
+    scored, cooled = (score(task, one, batches) for one in (model, Scaled(model, 0.25)))
+    assert isinstance(scored, Scored) and isinstance(cooled, Scored)
+    tempered = scored.tempered()
     assert tempered is not None
     assert tempered(4.0) == pytest.approx(cooled.losses, abs=1e-5)
-    assert tempered(1.0) == pytest.approx(found.losses, abs=1e-5)
+    assert tempered(1.0) == pytest.approx(scored.losses, abs=1e-5)
 
 
 def test_losses_that_are_no_cross_entropy_of_the_scores_have_no_temperature():
-    found = score(LossesOfBatch(outputs=True), nn.Identity(), batch(1.0, 2.0, 0.3))  # type: ignore[arg-type]
-    assert isinstance(found, Scored) and found.outputs is None and found.tempered() is None
+    scored = score(LossesOfBatch(outputs=True), nn.Identity(), batch(1.0, 2.0, 0.3))  # type: ignore[arg-type]
+    assert isinstance(scored, Scored) and scored.outputs is None and scored.tempered() is None
 
 
 def test_losses_of_a_row_are_a_cluster_and_padding_is_left_out():
-    found = score(LossesOfBatch(mask=True), nn.Identity(), batch([1.0, 2.0], [3.0, 0.0]))  # type: ignore[arg-type]
-    assert isinstance(found, Scored) and found.rows is not None
-    assert found.losses.tolist() == [1, 2, 3] and found.rows.tolist() == [0, 0, 1]
-    assert paired(found, found).units == 2
+    scored = score(LossesOfBatch(mask=True), nn.Identity(), batch([1.0, 2.0], [3.0, 0.0]))  # type: ignore[arg-type]
+    assert isinstance(scored, Scored) and scored.rows is not None
+    assert scored.losses.tolist() == [1, 2, 3] and scored.rows.tolist() == [0, 0, 1]
+    assert paired(scored, scored).units == 2
 
 
 def test_losses_that_are_no_numbers_are_counted():

@@ -45,15 +45,15 @@ def test_figures_agree_with_hand_arithmetic():
 
 
 @pytest.mark.parametrize(
-    ("distance", "words"), [(0.05, "smaller"), (0.2, "smaller"), (2**0.5 - 1, "undecided"), (1, "larger")]
+    ("distance", "expected"), [(0.05, "smaller"), (0.2, "smaller"), (2**0.5 - 1, "undecided"), (1, "larger")]
 )
-def test_a_regression_has_the_ratio_of_its_closed_form(distance, words):
+def test_a_regression_has_the_ratio_of_its_closed_form(distance, expected):
     """R = 2 r + r^2 for a reference whose excess risk is r times the noise; it falls below 1 at r = sqrt(2) - 1."""
-    found = measure([Samples(*regression(distance, 20_000, rng(1)))], draws=300)
+    measured = measure([Samples(*regression(distance, 20_000, rng(1)))], draws=300)
     truth = 2 * distance + distance**2
-    assert found.ratio.value == pytest.approx(truth, rel=0.1)
-    assert found.ratio.low < truth < found.ratio.high
-    assert verdict(found.ratio) == words
+    assert measured.ratio.value == pytest.approx(truth, rel=0.1)
+    assert measured.ratio.low < truth < measured.ratio.high
+    assert verdict(measured.ratio) == expected
 
 
 losses = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=3, max_size=30).filter(
@@ -82,25 +82,25 @@ def test_no_scale_of_the_reference_leaves_less_than_beta(pairs, scale):
 def test_losses_of_other_samples_add_their_variance():
     """Unrelated losses have R = 1 + Var(l_ref) / Var(l); 20 shuffles of 2,000 leave 1 % of chance."""
     target, reference = regression(0.1, 2000, rng(2))
-    found = measure([Samples(target, 2 * reference)], draws=50)
-    assert found.uncorrelated == pytest.approx(1 + 4 * reference.var() / target.var())
-    assert found.shuffled == pytest.approx(found.uncorrelated, rel=0.05)
-    assert found.ratio.value < 0.5 * found.shuffled
+    measured = measure([Samples(target, 2 * reference)], draws=50)
+    assert measured.uncorrelated == pytest.approx(1 + 4 * reference.var() / target.var())
+    assert measured.shuffled == pytest.approx(measured.uncorrelated, rel=0.05)
+    assert measured.ratio.value < 0.5 * measured.shuffled
 
 
 def test_the_best_temperature_undoes_an_over_confident_reference():
     """l_ref(T) = a + (3 / T) x says that of a reference whose scores are tripled only a third is right."""
     x = rng(3).normal(size=500)
     noise = rng(4).normal(size=500) / 10
-    found = measure([Samples(x, 3 * x + noise, None, lambda temperature: (3 * x + noise) / temperature)], draws=50)
-    assert found.ratio.value > 3
-    assert found.temperature == pytest.approx(3, rel=0.02)
-    assert found.tempered == pytest.approx(0, abs=0.01)
+    measured = measure([Samples(x, 3 * x + noise, None, lambda temperature: (3 * x + noise) / temperature)], draws=50)
+    assert measured.ratio.value > 3
+    assert measured.temperature == pytest.approx(3, rel=0.02)
+    assert measured.tempered == pytest.approx(0, abs=0.01)
 
 
 def test_without_scores_there_is_no_temperature():
-    found = measure([Samples(*regression(0.1, 50, rng()))], draws=20)
-    assert found.temperature is None and found.tempered is None
+    measured = measure([Samples(*regression(0.1, 50, rng()))], draws=20)
+    assert measured.temperature is None and measured.tempered is None
 
 
 def test_one_wild_sample_is_called_unreliable_and_drawn_in():
@@ -117,15 +117,15 @@ def test_one_wild_sample_is_called_unreliable_and_drawn_in():
 
 def test_heavy_tails_are_called_unreliable_though_no_sample_carries_a_tenth():
     x = rng(6).standard_t(2.5, size=100_000)
-    found = measure([Samples(x, np.zeros_like(x))], draws=10)
-    assert found.tails.loss_share < 0.1 or found.tails.loss_kurtosis > 50
-    assert not found.reliable
+    measured = measure([Samples(x, np.zeros_like(x))], draws=10)
+    assert measured.tails.loss_share < 0.1 or measured.tails.loss_kurtosis > 50
+    assert not measured.reliable
 
 
 def test_a_target_that_became_the_reference_has_the_ratio_zero():
     target, _ = regression(0, 200, rng(7))
-    found = measure([Samples(target, target)], draws=20)
-    assert found.ratio.value < 1e-12 and found.ratio.high < 1e-12
+    measured = measure([Samples(target, target)], draws=20)
+    assert measured.ratio.value < 1e-12 and measured.ratio.high < 1e-12
 
 
 def test_clusters_make_intervals_wider():
@@ -138,10 +138,10 @@ def test_clusters_make_intervals_wider():
 
 def test_several_seeds_give_the_geometric_mean_and_an_interval_over_them():
     pairs = [Samples(*regression(distance, 5000, rng(9))) for distance in (0.1, 0.2, 0.4)]
-    found = measure(pairs, draws=100)
-    assert found.repetitions == 3 and len(found.ratios) == 3
-    assert found.ratio.value == pytest.approx(np.prod(found.ratios) ** (1 / 3))
-    assert found.ratio.low <= min(found.ratios) * 1.05 and found.ratio.high >= max(found.ratios) * 0.95
+    measured = measure(pairs, draws=100)
+    assert measured.repetitions == 3 and len(measured.ratios) == 3
+    assert measured.ratio.value == pytest.approx(np.prod(measured.ratios) ** (1 / 3))
+    assert measured.ratio.low <= min(measured.ratios) * 1.05 and measured.ratio.high >= max(measured.ratios) * 0.95
 
 
 def test_the_same_seed_draws_the_same_intervals():
@@ -152,6 +152,6 @@ def test_the_same_seed_draws_the_same_intervals():
 
 def test_a_scale_that_is_asked_for_scales_the_reference():
     target, reference = regression(0.3, 400, rng(11))
-    found = measure([Samples(target, reference)], scale=0.3, draws=50).figures["ratio_at_scale"]
-    assert found.value == pytest.approx(np.var(target - 0.3 * reference) / np.var(target))
-    assert found.low < found.value < found.high
+    measured = measure([Samples(target, reference)], scale=0.3, draws=50).figures["ratio_at_scale"]
+    assert measured.value == pytest.approx(np.var(target - 0.3 * reference) / np.var(target))
+    assert measured.low < measured.value < measured.high

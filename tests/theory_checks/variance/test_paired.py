@@ -20,12 +20,12 @@ def features(number=6, width=4, seed=0):
 
 
 def test_losses_are_the_papers_from_either_side():
-    found = features()
+    result = features()
     for i in range(6):
         for j in range(6):
-            own = found.left[i] @ found.right[i]
-            assert found.losses("image")[i, j] == pytest.approx(found.left[i] @ found.right[j] - own)
-            assert found.losses("text")[i, j] == pytest.approx(found.left[j] @ found.right[i] - own)
+            matching = result.left[i] @ result.right[i]
+            assert result.losses("image")[i, j] == pytest.approx(result.left[i] @ result.right[j] - matching)
+            assert result.losses("text")[i, j] == pytest.approx(result.left[j] @ result.right[i] - matching)
 
 
 def test_variances_over_pairs_leave_out_the_own_one():
@@ -42,8 +42,8 @@ def test_variances_within_an_anchor_are_averaged_over_anchors():
     target, reference = features(seed=1).losses("text"), features(seed=2).losses("text")
     off = ~np.eye(6, dtype=bool)
     moments = PairLosses(target, reference, within=True).moments()
-    each = [np.var(target[i][off[i]]) for i in range(6)]
-    assert moments.variance == pytest.approx(np.mean(each))
+    variances = [np.var(target[i][off[i]]) for i in range(6)]
+    assert moments.variance == pytest.approx(np.mean(variances))
     assert moments.difference_variance == pytest.approx(
         np.mean([np.var((target - reference)[i][off[i]]) for i in range(6)])
     )
@@ -56,19 +56,19 @@ def test_a_draw_takes_whole_pairs_as_anchors_and_negatives(within):
     pair = PairLosses(target, reference, within)
     taken = np.array([0, 0, 1, 3, 5, 5])
     weights = np.bincount(taken, minlength=6)[None].astype(float)
-    found = float(pair._moments(weights).variance[0])
+    result = float(pair._moments(weights).variance[0])
     rows = [[target[i, j] for j in taken if j != i] for i in taken]
     expected = np.mean([np.var(row) for row in rows]) if within else np.var(np.concatenate(rows))
-    assert found == pytest.approx(expected)
+    assert result == pytest.approx(expected)
 
 
 def test_intervals_know_that_pairs_share_their_texts():
     """40 pairs make 1,560 losses, but not as many draws: intervals are far wider than of 1,560 free ones."""
-    found = views(features(40, 8, 5), features(40, 8, 6), 0.1)["image side, per pair"]
+    result = views(features(40, 8, 5), features(40, 8, 6), 0.1)["image side, per pair"]
     chance = np.random.default_rng(0)
-    spread = np.log(FIGURES["ratio"].of(found.draws(300, chance))).std()
+    spread = np.log(FIGURES["ratio"].of(result.draws(300, chance))).std()
 
-    loss, reference, _ = found.flat()
+    loss, reference, _ = result.flat()
     free = np.log(FIGURES["ratio"].of(Samples(loss, reference).draws(300, chance))).std()
     assert spread > 1.5 * free
 
@@ -86,9 +86,9 @@ def test_equal_models_leave_nothing_and_strangers_add():
     for name, pair in views(same, same, 0.1).items():
         assert float(FIGURES["ratio"].of(pair.moments())) == pytest.approx(0, abs=1e-9), name
     for name, pair in views(same, other, 0.1).items():
-        found = measure([pair], draws=50)
-        assert found.shuffled == pytest.approx(found.uncorrelated, rel=0.15), name
-        assert found.ratio.value > 1, name
+        result = measure([pair], draws=50)
+        assert result.shuffled == pytest.approx(result.uncorrelated, rel=0.15), name
+        assert result.ratio.value > 1, name
 
 
 def test_there_are_six_views_with_the_papers_first():
@@ -101,5 +101,5 @@ def test_tails_of_pairs_are_counted_by_pair():
     """One pair whose image is near every text but its own carries the variance, spread over its 29 losses."""
     target = np.random.default_rng(9).normal(size=(30, 30)) / 100
     target[0] += 1
-    found = measure([PairLosses(target, np.zeros((30, 30)))], draws=10)
-    assert found.tails.loss_share > 0.9 and not found.reliable
+    result = measure([PairLosses(target, np.zeros((30, 30)))], draws=10)
+    assert result.tails.loss_share > 0.9 and not result.reliable

@@ -80,13 +80,13 @@ def test_a_run_that_goes_on_after_a_stop_lacks_no_moment(tmp_path, monkeypatch):
 
 def test_what_was_not_measured_or_on_other_samples_is_left_out(tmp_path):
     assert read(tmp_path, "erm", 8, [UNITS]) == []
-    place = tmp_path / "arms" / "erm" / "seed0"
-    place.mkdir(parents=True)
+    folder = tmp_path / "arms" / "erm" / "seed0"
+    folder.mkdir(parents=True)
     one = '{"step": 5, "units": 9, "variance": 1, "reference_variance": 1, "difference_variance": 1}'
-    (place / FILE).write_text(f"[{one}]")
+    (folder / FILE).write_text(f"[{one}]")
     assert read(tmp_path, "erm", 8, [UNITS]) == []
     assert read(tmp_path, "erm", 8, [9]) == [[Moment(5, 9, 1, 1, 1)]]
-    (place / FILE).write_text("[1, ")
+    (folder / FILE).write_text("[1, ")
     with pytest.raises(UserError, match="is damaged: delete its folder"):
         read(tmp_path, "erm", 8, [9])
 

@@ -12,22 +12,22 @@ ERRORS = np.array([[0.1, 0.2, 0.3, 0.4]] * 6) + np.random.default_rng(0).normal(
 
 
 def test_the_right_order_is_worth_one_and_costs_nothing():
-    found = worth(2 * ERRORS**3, ERRORS)
-    assert found.tau.value == found.tau.low == found.overall == 1
-    assert found.regret.value == 0
+    result = worth(2 * ERRORS**3, ERRORS)
+    assert result.tau.value == result.tau.low == result.overall == 1
+    assert result.regret.value == 0
 
 
 def test_the_reverse_order_is_worth_minus_one_and_costs_the_whole_range():
-    found = worth(1 - ERRORS, ERRORS)
-    assert found.tau.high == -1 and found.overall == -1
-    assert found.regret.value == pytest.approx(0.3)
+    result = worth(1 - ERRORS, ERRORS)
+    assert result.tau.high == -1 and result.overall == -1
+    assert result.regret.value == pytest.approx(0.3)
 
 
 def test_chance_is_worth_nothing():
     many = np.tile(ERRORS, (20, 1))
-    found = worth(np.random.default_rng(1).random(size=many.shape), many)
-    assert found.tau.value == pytest.approx(0, abs=0.2), "120 taus of four scatter by 0.5 each"
-    assert found.regret.value == pytest.approx(0.15, abs=0.04), "what a random choice costs"
+    result = worth(np.random.default_rng(1).random(size=many.shape), many)
+    assert result.tau.value == pytest.approx(0, abs=0.2), "120 taus of four scatter by 0.5 each"
+    assert result.regret.value == pytest.approx(0.15, abs=0.04), "what a random choice costs"
 
 
 def test_candidates_that_tie_for_the_first_place_share_its_cost():
