@@ -163,7 +163,7 @@ def _over(
         inner = [Drawn(float(change(figure.of(p))), change(figure.of(d))) for p, d in zip(points, drawn, strict=True)]
         if len(inner) > 1:
             chance, units = np.random.default_rng(derive(seed, "repetitions")), len(inner)
-            inner = [two_level(inner, chance=chance, crossed=crossed)]
+            inner = [two_level(inner, rng=chance, crossed=crossed)]
         ends = interval(inner[0], units)
         return Estimate(*(float(back(x)) for x in (ends.value, ends.low, ends.high)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 from scipy.special import logsumexp
 
-from steering.theory_checks.bootstrap import counts, means
+from steering.theory_checks.bootstrap import means, multiplicities
 
 SIDES = ("image", "text")
 PER_PAIR, WITHIN, PER_ANCHOR = "per pair", "within an anchor", "per anchor"
@@ -81,7 +81,7 @@ class Samples:
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
         """Of draws of the units, each ``[number]``."""
-        return self._moments(means(self._columns(), chance=chance, clusters=self.clusters, draws=number))
+        return self._moments(means(self._columns(), rng=chance, clusters=self.clusters, draws=number))
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         """l and l_ref, and the unit of each, ``[n]``."""
@@ -130,7 +130,7 @@ class PairLosses:
         return Moments(*(part[0] for part in self._moments(np.ones((1, self.units)))))
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
-        blocks = [self._moments(weights) for weights in counts(self.units, number, chance)]
+        blocks = [self._moments(weights) for weights in multiplicities(self.units, number, chance)]
         return Moments(*np.concatenate(blocks, 1))
 
     def _moments(self, weights: ndarray) -> Moments:
