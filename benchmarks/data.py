@@ -15,10 +15,10 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.harness import Goal, Report, Work
+from steering.clip.data.augmentation import canvas, picture_transform, small_views
 from steering.clip.data.images import flatten
-from steering.clip.data.views import canvas, picture_transform, small_views
+from steering.clip.models import EMOJI, Towers, build
 from steering.clip.task import Clip
-from steering.clip.towers import EMOJI, Towers, build
 
 # Side of the pictures in pixels: architecture, shards, pictures in each, batch.
 KINDS = {32: (EMOJI, 4, 1000, 100), 224: ("ViT-B-32", 4, 250, 50)}

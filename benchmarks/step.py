@@ -6,7 +6,7 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.harness import Report, Spent
 from steering import KL, DualMemory, Pairs, Steerer
-from steering.clip.towers import Towers, build
+from steering.clip.models import Towers, build
 
 ARCHITECTURE, TEMPERATURE, RATE = "ViT-B-32", 0.01, 0.9
 PARTS = ["towers, forward", "reference, online", "loss, forward and backward", "towers, backward", "AdamW"]

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.harness import Goal, Report, median
 from steering.clip import task as clip
-from steering.clip.bundled import shards as bundled
 from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import shards as bundled
 from steering.settings import Arm, Recipe
 from steering.training.loop import Training
 from steering.training.reference_losses import ReferenceLosses

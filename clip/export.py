@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steering.clip.towers import Towers, one_line
+from steering.clip.models import Towers, one_line
 from steering.errors import RunError
 
 CONFIG = "open_clip_config.json"

@@ -11,22 +11,22 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from steering.clip import recipes
-from steering.clip.bundled import BUNDLE
-from steering.clip.bundled import shards as bundled_shard
+from steering.clip import default_recipes
 from steering.clip.data.dataset import PairData
 from steering.clip.data.shards import Shards
 from steering.clip.data.sources import split
+from steering.clip.emoji_data import BUNDLE
+from steering.clip.emoji_data import shards as bundled_shard
 from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
 from steering.clip.export import export
+from steering.clip.models import EMOJI, Towers, build
 from steering.clip.presets import PRESETS
 from steering.clip.reference.cache import Cache, open_caches
 from steering.clip.reference.load import load
-from steering.clip.reference.online import Member, Reference, names, stored
-from steering.clip.towers import EMOJI, Towers, build
+from steering.clip.reference.model import Member, Reference, names, stored
 from steering.errors import UserError
 from steering.settings import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
@@ -159,10 +159,10 @@ class Clip:
     @property
     def recipe(self) -> Recipe:
         if self.data == EMOJI_REFERENCE_DATA:
-            return recipes.emoji_reference(self._temperature)
+            return default_recipes.emoji_reference(self._temperature)
         if self._bundled:
-            return recipes.emoji(self._temperature)
-        return recipes.shards(self._temperature, self.size, scratch=self.init is None)
+            return default_recipes.emoji(self._temperature)
+        return default_recipes.shards(self._temperature, self.size, scratch=self.init is None)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

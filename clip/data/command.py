@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from steering.clip.data.fetch import Files
 from steering.clip.data.index import Index, open_index
+from steering.clip.data.shard_files import Files
 from steering.clip.data.shards import bar
 from steering.clip.data.sources import expand, split
 

@@ -9,10 +9,17 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import Tensor
 
+from steering.clip.data.augmentation import (
+    Transform,
+    canvas,
+    picture_transform,
+    picture_views,
+    plain_views,
+    small_views,
+)
 from steering.clip.data.images import UNREADABLE, Skips, Undecodable, decode
 from steering.clip.data.shards import Shards
-from steering.clip.data.tallies import Counts
-from steering.clip.data.views import Transform, canvas, picture_transform, picture_views, plain_views, small_views
+from steering.clip.data.skipped_samples import Counts
 from steering.errors import RunError, UserError
 from steering.task import Batch
 from steering.training import seeds

@@ -12,9 +12,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from steering import atomic_files
-from steering.clip.data.counts import Counts
-from steering.clip.data.fetch import Files, cache_folder
 from steering.clip.data.manifest import Manifest, Shard, new_name
+from steering.clip.data.shard_counts import Counts
+from steering.clip.data.shard_files import Files, cache_folder
 from steering.clip.data.sources import Named, matches, remote
 from steering.clip.data.tar import Scan, head, scan
 from steering.errors import UserError

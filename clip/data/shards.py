@@ -14,10 +14,10 @@ from typing import NoReturn, Self
 import numpy as np
 from tqdm import tqdm
 
-from steering.clip.data.fetch import Files
 from steering.clip.data.images import COMMON, PICTURES, UNREADABLE, Undecodable
 from steering.clip.data.index import Index, open_index
 from steering.clip.data.manifest import Shard, rows_of, write_offsets
+from steering.clip.data.shard_files import Files
 from steering.clip.data.sources import Pattern, expand, remote
 from steering.clip.data.tar import LOOKED_AT, Fault, head, members, paired, scan
 from steering.errors import RunError, UserError

@@ -16,9 +16,9 @@ from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
 from steering.clip.export import CONFIG
+from steering.clip.models import Towers
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
-from steering.clip.towers import Towers
 from steering.distributed import rank, world_size
 from steering.errors import UserError, did_you_mean
 from steering.reports.grid import MISSING, Cell, Column, Grid, to_rich

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from steering.clip.data.images import REASONS, Skips, Undecodable
-from steering.clip.towers import Towers, Transform
+from steering.clip.models import Towers, Transform
 from steering.distributed import (
     all_reduce_max,
     all_reduce_sum,

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steering.clip.bundled import shards as bundled_shard
 from steering.clip.data.images import Skips, decode, flatten
 from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import shards as bundled_shard
 from steering.clip.evaluation import retrieval
 from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_texts
 from steering.clip.evaluation.retrieval import Share
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 from steering.settings import Metric
 
 TOP = 10  # the k of the headline's recall at k

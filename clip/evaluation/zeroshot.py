@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from steering.clip.data.images import Skips, decode, flatten
-from steering.clip.evaluation.classes import Classes, read_classes
 from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_classes
+from steering.clip.evaluation.labelled_images import Classes, read_classes
 from steering.clip.evaluation.retrieval import Share, mean_of_classes, places, share
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 from steering.settings import Metric
 
 TOP = 5

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from steering.clip.data.shards import Shards
 from steering.clip.reference.cache import Cache
-from steering.clip.reference.fill import Filled, content, drop_faulty, fill
+from steering.clip.reference.fill_cache import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
 from steering.clip.reference.manifest import Manifest
 from steering.clip.task import Clip

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from steering.clip.towers import Towers, Transform
+from steering.clip.models import Towers, Transform
 from steering.contrastive.pairs import Pairs
 
 

@@ -21,7 +21,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
 from steering.clip.export import CONFIG, WEIGHTS
-from steering.clip.towers import EMOJI, Towers, architecture, assemble, make, one_line, quiet
+from steering.clip.models import EMOJI, Towers, architecture, assemble, make, one_line, quiet
 from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 

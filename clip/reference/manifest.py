@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from steering import atomic_files
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 from steering.errors import UserError
 
 FORMAT = 1

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_models import TEXTS, batch, features, shrink
 
 from steering.clip.export import CONFIG, MERGES, WEIGHTS, export
+from steering.clip.models import EMOJI, build, make
 from steering.clip.reference.load import read
-from steering.clip.towers import EMOJI, build, make
 from steering.errors import RunError
 
 

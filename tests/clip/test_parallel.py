@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from steering.clip.export import export
-from steering.clip.towers import EMOJI_CONFIG, build
+from steering.clip.models import EMOJI_CONFIG, build
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
 from steering.clip.export import export
-from steering.clip.reference.online import Reference
+from steering.clip.models import Towers, build
+from steering.clip.reference.model import Reference
 from steering.clip.task import Clip
-from steering.clip.towers import Towers, build
 from steering.runs import config as configs
 from steering.settings import Recipe
 from steering.training import loop

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 
 TINY = {
     "embed_dim": 32,

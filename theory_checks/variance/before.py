@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from steering.clip.bundled import shards as bundled_shard
+from steering.clip.emoji_data import shards as bundled_shard
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA
 from steering.errors import UserError

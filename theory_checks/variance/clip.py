@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import PairSet
-from steering.clip.reference.online import Reference
+from steering.clip.models import Towers
+from steering.clip.reference.model import Reference
 from steering.clip.task import EMOJI_DATA, Clip
-from steering.clip.towers import Towers
 from steering.errors import UserError
 from steering.theory_checks.variance.paired import SIDES, Features, Paired, anchor_losses, views
 from steering.training.seeds import generator

@@ -18,7 +18,7 @@ from steering.clip.evaluation.embedding import ALONE
 from steering.clip.evaluation.suites import PairSet, RetrievalSuite
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
 from steering.clip.export import WEIGHTS, export
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 
 pytest.importorskip("clip_benchmark")
 pytestmark = pytest.mark.slow

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from steering import UserError
-from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import BUNDLE
 from steering.clip.evaluation.command import Model, run
 from steering.clip.evaluation.suites import EmojiSuite
 from steering.clip.export import export
+from steering.clip.models import EMOJI, build
 from steering.clip.reference.load import load_reference
 from steering.clip.task import Clip
-from steering.clip.towers import EMOJI, build
 from steering.runs import config as configs
 
 USUAL = {

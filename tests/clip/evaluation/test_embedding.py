@@ -10,7 +10,7 @@ from steering import RunError
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import PictureSet, Work, embed_classes, embed_texts
 from steering.clip.evaluation.suites import PairPictures, PairSet
-from steering.clip.towers import EMOJI, build
+from steering.clip.models import EMOJI, build
 
 
 @pytest.fixture(scope="module")

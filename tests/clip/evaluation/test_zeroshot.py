@@ -10,9 +10,9 @@ from webdataset.writer import TarWriter
 
 from steering import UserError
 from steering.clip.data.shards import Shards
-from steering.clip.evaluation.classes import read_classes
+from steering.clip.evaluation.labelled_images import read_classes
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
-from steering.clip.towers import Towers
+from steering.clip.models import Towers
 
 
 class Told(Towers):

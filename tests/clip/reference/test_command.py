@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import BUNDLE
 from steering.clip.export import export
+from steering.clip.models import build
 from steering.clip.reference import command as cache_command
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.manifest import read_manifest
-from steering.clip.towers import build
 from steering.errors import UserError
 
 BUNDLED = f"local-dir:{BUNDLE}"

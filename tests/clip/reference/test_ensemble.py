@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from steering.clip.models import Towers, build
 from steering.clip.reference.ensemble import Ensemble, Views
-from steering.clip.towers import Towers, build
 
 WIDE = {
     "embed_dim": 48,

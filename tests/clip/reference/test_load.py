@@ -16,9 +16,9 @@ from tiny_models import TINY, shrink
 from torch import nn
 
 from steering.clip.export import CONFIG, MERGES, WEIGHTS, export
+from steering.clip.models import EMOJI, build
 from steering.clip.reference import load as reference
 from steering.clip.reference.load import load, load_reference
-from steering.clip.towers import EMOJI, build
 from steering.errors import UserError
 
 OPENAI = "timm/vit_base_patch32_clip_224.openai"  # where open_clip 3.3 gets openai/ViT-B-32 from

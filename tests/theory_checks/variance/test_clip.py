@@ -75,7 +75,7 @@ def test_a_reference_that_was_trained_on_the_pairs_shows_a_gap():
 
 
 def test_features_are_those_of_the_evaluation(tars):
-    from steering.clip.towers import EMOJI, build
+    from steering.clip.models import EMOJI, build
 
     torch.manual_seed(0)
     towers = build(EMOJI).eval()

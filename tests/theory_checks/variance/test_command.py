@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from steering import UserError
-from steering.clip.bundled import BUNDLE
+from steering.clip.emoji_data import BUNDLE
 from steering.runs import run as runs
 from steering.theory_checks.variance.command import run
 
@@ -87,8 +87,8 @@ def test_the_worth_of_the_ranking_is_found_out_by_training(asked, tmp_path):
 @pytest.mark.slow
 def test_candidates_are_ranked_on_the_bundled_pairs(asked, tmp_path):
     from steering.clip.export import export
+    from steering.clip.models import EMOJI, build
     from steering.clip.reference.load import load_reference
-    from steering.clip.towers import EMOJI, build
 
     export(load_reference(REFERENCE), tmp_path / "copy")
     export(build(EMOJI), tmp_path / "random")

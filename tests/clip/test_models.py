@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from tiny_models import TEXTS, TINY, batch, features, shrink
 
-from steering.clip import towers as module
-from steering.clip.towers import EMOJI, architecture, build
+from steering.clip import models as module
+from steering.clip.models import EMOJI, architecture, build
 from steering.errors import UserError
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from steering.clip.data.dataset import PairData
 from steering.clip.data.shards import Shards
+from steering.clip.models import Towers
 from steering.clip.reference.cache import Cache, Shard
 from steering.clip.reference.ensemble import Ensemble, Views, side_by_side
 from steering.clip.reference.load import load_reference
-from steering.clip.towers import Towers
 from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
 from steering.task import Batch

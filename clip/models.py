@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steering.clip.bundled import TOKENIZER
+from steering.clip.emoji_data import TOKENIZER
 from steering.contrastive.pairs import Pairs
 from steering.errors import UserError, did_you_mean
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from steering.clip.data.counts import Counts
+from steering.clip.data.shard_counts import Counts
 
 
 def test_each_kind_of_side_file_is_read_and_the_first_one_wins(tmp_path):

@@ -1,6 +1,6 @@
 """The bundled image-text data: 1,870 emoji by two vendors, with four captions each, as webdataset shards.
 
-    from steering.clip.bundled import TOKENIZER, shards
+    from steering.clip.emoji_data import TOKENIZER, shards
 
     path = shards("train", noise=0.3)  # 6,000 pairs, 1,800 of them with another concept's caption
 
@@ -24,7 +24,7 @@ from typing import BinaryIO
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from steering.clip.data.fetch import cache_folder
+from steering.clip.data.shard_files import cache_folder
 from steering.errors import RunError, UserError, did_you_mean
 
 SPLITS = ("train", "reference", "seen_google", "seen_twitter", "held_out_google", "held_out_twitter")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from torch import multiprocessing
 
-from steering.clip.data.tallies import Counts
+from steering.clip.data.skipped_samples import Counts
 
 
 def test_a_sample_counts_once_under_its_first_reason():

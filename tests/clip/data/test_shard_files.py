@@ -12,9 +12,9 @@ import pytest
 from filelock import FileLock
 from shard_files import pairs
 
-from steering.clip.data import fetch
-from steering.clip.data.fetch import Fetched, Files
+from steering.clip.data import shard_files
 from steering.clip.data.images import Undecodable
+from steering.clip.data.shard_files import Fetched, Files
 from steering.clip.data.shards import Shards
 from steering.errors import UserError
 
@@ -26,7 +26,7 @@ def captions(shards):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "WAIT", 0.0)
+    monkeypatch.setattr(shard_files, "WAIT", 0.0)
     return tmp_path / "cache"
 
 

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from steering import atomic_files
+from steering.clip.data.augmentation import plain_views
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.index import Shard
 from steering.clip.data.shards import Shards
-from steering.clip.data.views import plain_views
+from steering.clip.models import Towers
 from steering.clip.reference.cache import Cache
-from steering.clip.reference.online import encode
-from steering.clip.towers import Towers
+from steering.clip.reference.model import encode
 from steering.errors import RunError, UserError
 
 WAIT = 1.0  # seconds between looks at shards that other processes are at work on,

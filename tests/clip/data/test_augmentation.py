@@ -9,8 +9,8 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from steering.clip.data import views
-from steering.clip.data.views import canvas, picture_transform, picture_views, plain_views, small_views
+from steering.clip.data import augmentation
+from steering.clip.data.augmentation import canvas, picture_transform, picture_views, plain_views, small_views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -43,7 +43,7 @@ def steady(monkeypatch, **settings):
     """Leaves out every randomness that is not named."""
     still = {"ZOOM": (1, 1), "SHIFT": 0, "TURN": 0, "WHITE": 1, "CONTRAST": (1, 1), "BRIGHTNESS": 0, "MIX": 0}
     for name, value in (still | settings).items():
-        monkeypatch.setattr(views, name, value)
+        monkeypatch.setattr(augmentation, name, value)
 
 
 def test_small_views_depend_on_their_generator_alone():
@@ -113,7 +113,7 @@ def test_zoom_and_turn_keep_the_middle_and_the_proportions(monkeypatch):
 
 
 def test_grey_stays_grey_under_all_changes_of_colour(monkeypatch):
-    monkeypatch.setattr(views, "WHITE", 1)
+    monkeypatch.setattr(augmentation, "WHITE", 1)
     seen = small(torch.full((50, 3, 8, 8), 128, dtype=torch.uint8), size=8)
     assert torch.allclose(seen, seen.mean(1, keepdim=True).expand_as(seen), atol=1e-5)
     assert seen.flatten(1).mean(1).std() > 0.02 and seen.min() >= 0 and seen.max() <= 1

@@ -8,18 +8,18 @@ import torch
 from torch.nn import functional as F
 
 from steering import Pairs
-from steering.clip.bundled import BUNDLE
 from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import BUNDLE
 from steering.clip.export import export
-from steering.clip.reference import online
+from steering.clip.models import build
+from steering.clip.reference import model
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.ensemble import Ensemble
-from steering.clip.reference.fill import fill
+from steering.clip.reference.fill_cache import fill
 from steering.clip.reference.load import load_reference
 from steering.clip.reference.manifest import Manifest
-from steering.clip.reference.online import encode, names
+from steering.clip.reference.model import encode, names
 from steering.clip.task import Clip
-from steering.clip.towers import build
 from steering.errors import UserError
 from steering.task import Batch
 from steering.training.reference_losses import ReferenceLosses
@@ -59,7 +59,7 @@ def other(tmp_path) -> str:
 def loads(monkeypatch) -> list[str]:
     """Names of the references whose weights were loaded."""
     loaded = []
-    monkeypatch.setattr(online, "load_reference", lambda ref: (loaded.append(ref), load_reference(ref))[1])
+    monkeypatch.setattr(model, "load_reference", lambda ref: (loaded.append(ref), load_reference(ref))[1])
     return loaded
 
 

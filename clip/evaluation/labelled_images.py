@@ -8,9 +8,9 @@ from typing import Protocol
 
 import open_clip
 
-from steering.clip.data.fetch import Files
 from steering.clip.data.images import PICTURES, Undecodable
 from steering.clip.data.index import open_index
+from steering.clip.data.shard_files import Files
 from steering.clip.data.shards import Shards, bar
 from steering.clip.data.sources import expand
 from steering.errors import RunError, UserError

@@ -11,16 +11,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from steering.clip.bundled import BUNDLE
+from steering.clip.data.augmentation import plain_views
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.shards import Shards
-from steering.clip.data.views import plain_views
-from steering.clip.reference import fill as filling
+from steering.clip.emoji_data import BUNDLE
+from steering.clip.reference import fill_cache as filling
 from steering.clip.reference.cache import Cache
-from steering.clip.reference.fill import Filled, content, drop_faulty, fill
+from steering.clip.reference.fill_cache import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
 from steering.clip.reference.manifest import Manifest
-from steering.clip.reference.online import encode
+from steering.clip.reference.model import encode
 from steering.errors import RunError
 
 BUNDLED = f"local-dir:{BUNDLE}"
@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_in_one_line_and_what_is_done_stays(tars, towers, em
 WORK = """
 import sys, torch
 from pathlib import Path
-from steering.clip.reference import fill as filling
+from steering.clip.reference import fill_cache as filling
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.manifest import read_manifest
 from steering.clip.reference.load import load_reference

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Any
 
-from steering.clip.data.fetch import copy
+from steering.clip.data.shard_files import copy
 from steering.clip.data.sources import remote
 
 

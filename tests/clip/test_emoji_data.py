@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from steering.clip import build_emoji, bundled
-from steering.clip.bundled import SPLITS, TOKENIZER, concepts, licences, shards
+from steering.clip import build_emoji, emoji_data
+from steering.clip.emoji_data import SPLITS, TOKENIZER, concepts, licences, shards
 from steering.errors import RunError, UserError
 
 TRAIN = 6000  # 1,500 concepts with four captions
@@ -187,9 +187,9 @@ def test_a_wrong_caption_never_belongs_to_the_picture(clean, noisy):
 
 def test_a_look_alike_lends_no_caption():
     """All pictures are the same but the one of concept 7, so only its captions would be wrong."""
-    pairs = [bundled.Pair(concept, 0) for concept in concepts()[:100]]
+    pairs = [emoji_data.Pair(concept, 0) for concept in concepts()[:100]]
     pictures = tuple(b"seven" if place == 7 else b"the same" for place in range(100))
-    assert bundled._foreign(pairs[0], pairs, pictures) is pairs[7]
+    assert emoji_data._foreign(pairs[0], pairs, pictures) is pairs[7]
 
 
 def test_a_wrong_caption_is_one_that_training_knows(clean, noisy):
@@ -215,38 +215,38 @@ def test_all_captions_can_be_wrong(tmp_path):
 @pytest.mark.slow
 def test_two_builds_are_byte_identical(folder, tmp_path):
     first = shards("train", noise=0.3, cache=folder).read_bytes()
-    bundled._pictures.cache_clear()
+    emoji_data._pictures.cache_clear()
     assert shards("train", noise=0.3, cache=tmp_path).read_bytes() == first
 
 
 def test_a_shard_that_is_there_is_not_written_again(folder, monkeypatch):
     path = shards("held_out_google", cache=folder)
-    monkeypatch.setattr(bundled, "_write", None)
+    monkeypatch.setattr(emoji_data, "_write", None)
     assert shards("held_out_google", cache=folder) == path
 
 
 def test_a_killed_writer_leaves_no_shard(tmp_path, monkeypatch):
-    whole = bundled._samples
+    whole = emoji_data._samples
 
     def interrupted(split, count):
         yield next(whole(split, count))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundled, "_samples", interrupted)
+    monkeypatch.setattr(emoji_data, "_samples", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shards("held_out_google", cache=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
-    monkeypatch.setattr(bundled, "_samples", whole)
+    monkeypatch.setattr(emoji_data, "_samples", whole)
     assert len(read(shards("held_out_google", cache=tmp_path))) == 370
 
 
 @pytest.mark.slow
 def test_a_writer_killed_without_warning_leaves_no_shard(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from steering.clip import bundled\n"
-        "bundled._foreign = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "bundled.shards('train', noise=0.001, cache=Path(sys.argv[1]))\n"
+        "import os, signal, sys; from pathlib import Path; from steering.clip import emoji_data\n"
+        "emoji_data._foreign = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "emoji_data.shards('train', noise=0.001, cache=Path(sys.argv[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path])
     assert done.returncode == -signal.SIGKILL
@@ -267,25 +267,25 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["emoji.json", "google.webp", "twitter.webp"])
 def test_another_bundle_never_reads_old_shards(name, tmp_path, monkeypatch):
-    before = bundled._folder(tmp_path)
-    shutil.copytree(bundled.BUNDLE, tmp_path / "bundle")
+    before = emoji_data._folder(tmp_path)
+    shutil.copytree(emoji_data.BUNDLE, tmp_path / "bundle")
     with open(tmp_path / "bundle" / name, "ab") as file:
         file.write(b"\n")
-    monkeypatch.setattr(bundled, "BUNDLE", tmp_path / "bundle")
-    monkeypatch.setattr(bundled, "_fingerprint", bundled._fingerprint.__wrapped__)
-    assert bundled._folder(tmp_path) != before
+    monkeypatch.setattr(emoji_data, "BUNDLE", tmp_path / "bundle")
+    monkeypatch.setattr(emoji_data, "_fingerprint", emoji_data._fingerprint.__wrapped__)
+    assert emoji_data._folder(tmp_path) != before
 
 
 def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     for name in ("STEERING_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert bundled._folder(None).parent == tmp_path / ".cache" / "model-steering"
+    assert emoji_data._folder(None).parent == tmp_path / ".cache" / "model-steering"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert bundled._folder(None).parent == tmp_path / "xdg" / "model-steering"
+    assert emoji_data._folder(None).parent == tmp_path / "xdg" / "model-steering"
     monkeypatch.setenv("STEERING_CACHE", "~/own")
-    assert bundled._folder(None).parent == tmp_path / "own"
-    assert bundled._folder(tmp_path).parent == tmp_path
+    assert emoji_data._folder(None).parent == tmp_path / "own"
+    assert emoji_data._folder(tmp_path).parent == tmp_path
 
 
 def test_a_folder_that_can_not_be_written_to_is_named_with_the_remedy(tmp_path):
