@@ -28,7 +28,7 @@ class Step:
     def parts(self, device: torch.device) -> dict[str, Spent]:
         """Runs the step; a cached reference skips the second part."""
         made: list[Pairs] = []
-        spent = {PARTS[0]: harness.clock(lambda: made.append(self.target(self.images, self.tokens)), device)}
+        spent = {PARTS[0]: harness.clock(lambda: made.append(self.target.encode(self.images, self.tokens)), device)}
         spent[PARTS[1]] = harness.clock(lambda: made.append(_look(self.reference, self.images, self.tokens)), device)
         features, known = made
         sides = [side.detach().requires_grad_() for side in features[:2]]
@@ -45,7 +45,7 @@ class Step:
 
 @torch.no_grad()
 def _look(towers: Towers, images: Tensor, tokens: Tensor) -> Pairs:
-    return towers(images, tokens)
+    return towers.encode(images, tokens)
 
 
 def derived(step: dict[str, float], batch: int, sizes: list[int], device: torch.device) -> list[list[str]]:

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steering.clip.emoji_data import TOKENIZER
+from steering.clip.emoji_data import BUNDLE, TOKENIZER
 from steering.contrastive.pairs import Pairs
 from steering.errors import UserError, did_you_mean
+from steering.task import Batch
 
 EMOJI = "emoji-rn32"  # 1.3 M parameters for 32-pixel pictures, small enough to be trained on one core
-EMOJI_CONFIG = {
-    "embed_dim": 96,
-    "quick_gelu": False,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 12},
-    "text_cfg": {"context_length": 16, "vocab_size": 4610, "width": 96, "heads": 4, "layers": 1},
-}
+open_clip.add_model_config(BUNDLE / f"{EMOJI}.json")
 
 LARGEST_SCALE = math.log(100)  # of a learned temperature, as in open_clip
 PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
@@ -70,24 +65,27 @@ class Towers(nn.Module):
         self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
         self.arch, self.source = arch, source
         self.preprocessing = _preprocessing(clip)
-        self.asked = 0.0  # logarithm of the scale that was set
-        words, room = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
-        if words > room:
+        self.initial_log_scale = 0.0
+        size, largest = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
+        if size > largest:
             raise UserError(
-                f"{source} has a vocabulary of {room}, the tokenizer found for it one of {words}: that is "
+                f"{source} has a vocabulary of {largest}, the tokenizer found for it one of {size}: that is "
                 f"another model's. Export the model again, together with its own"
             )
+
+    def forward(self, batch: Batch) -> Pairs:
+        """Features of a batch with the fields ``image`` and ``text``, see ``encode``."""
+        return self.encode(batch["image"], batch["text"])
 
     def encode(self, images: Tensor, tokens: Tensor) -> Pairs:
         """Features of images ``[n, 3, h, w]`` and of their captions ``[n, context]``, with the scale."""
         if self.training and self.clip.logit_scale.requires_grad:
-            with torch.no_grad():  # as open_clip does after a step, but never against a temperature that was asked for
-                self.clip.logit_scale.clamp_(min(self.asked, 0), max(self.asked, LARGEST_SCALE))
+            with torch.no_grad():  # as open_clip does after a step, but never against a temperature that was set
+                start = self.initial_log_scale
+                self.clip.logit_scale.clamp_(min(start, 0), max(start, LARGEST_SCALE))
         scale = self.clip.logit_scale.exp().reshape(())
         return Pairs(self.encode_images(images), self.encode_texts(tokens), scale)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
-        return self.encode(images, tokens)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """``[n, 3, h, w]`` -> ``[n, width]``, each row of length one, in at least float32."""
@@ -123,9 +121,9 @@ class Towers(nn.Module):
         """Sets the temperature, whatever the loaded weights say, and whether it is trained."""
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature must be a number above 0, got {temperature}")
-        self.asked = -math.log(temperature)
+        self.initial_log_scale = -math.log(temperature)
         with torch.no_grad():
-            self.clip.logit_scale.fill_(self.asked)
+            self.clip.logit_scale.fill_(self.initial_log_scale)
         self.clip.logit_scale.requires_grad_(learn)
         return self
 
@@ -152,12 +150,12 @@ class Towers(nn.Module):
 
     def describe_tokenizer(self) -> dict[str, Any]:
         """Class, context length and a hash; equal means equal tokens."""
-        words = getattr(self.tokenizer, "encoder", None)
-        known = "\n".join(words) if words else str(self.tokenize([PROBE]).tolist())
+        vocabulary = getattr(self.tokenizer, "encoder", None)
+        content = "\n".join(vocabulary) if vocabulary else str(self.tokenize([PROBE]).tolist())
         return {
             "class": type(self.tokenizer).__name__,
             "context": getattr(self.tokenizer, "context_length", None),
-            "sha256": hashlib.sha256(known.encode()).hexdigest()[:16],
+            "sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
         }
 
 
@@ -167,10 +165,10 @@ def architecture(name: str) -> str:
     Raises:
         UserError: there is none. (open_clip's get_tokenizer would go on with one that may not fit.)
     """
-    arch, known = name.replace("/", "-"), [EMOJI, *open_clip.list_models()]
-    if arch not in known:
+    arch, names = name.replace("/", "-"), open_clip.list_models()
+    if arch not in names:
         raise UserError(
-            f"no architecture is named {name!r}{did_you_mean(arch, known) or '.'} Known: {EMOJI} and all of "
+            f"no architecture is named {name!r}{did_you_mean(arch, names) or '.'} Known: {EMOJI} and all of "
             f"python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""
         )
     return arch
@@ -213,14 +211,13 @@ def make(
     Raises:
         UserError: as ``assemble``.
     """
-    if arch == EMOJI:
-        return _make_emoji(weights, source)
     config: dict[str, Any] = open_clip.get_model_config(arch) or {}
     config["quick_gelu"] = quick_gelu or config.get("quick_gelu", False)
     options: dict[str, Any] = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": preprocessing}
     if weights is not None:
         options |= {"pretrained": str(weights), "require_pretrained": True}
-    return assemble(arch, config, arch=arch, source=source, cache=cache, **options)
+    merges = Path(TOKENIZER).read_bytes() if arch == EMOJI else None
+    return assemble(arch, config, arch=arch, source=source, merges=merges, cache=cache, **options)
 
 
 def assemble(
@@ -252,8 +249,9 @@ def assemble(
         clip = open_clip.create_model(model_name=name, weights_only=True, cache_dir=folder, **options)
         if merges is None:
             tokenizer: Any = open_clip.get_tokenizer(model_name=name, cache_dir=folder)
-        else:
-            tokenizer = _byte_pairs(merges, config)
+        else:  # open_clip's own tokenizer over another vocabulary: a header line, then one merge a line
+            file: Any = io.BytesIO(merges)
+            tokenizer = open_clip.SimpleTokenizer(file, context_length=config["text_cfg"]["context_length"])
     return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
 
 
@@ -299,31 +297,10 @@ def _loading(source: str) -> Iterator[None]:
         raise UserError(f"cannot load {source}: {one_line(error)}") from error
 
 
-def _make_emoji(weights: Path | None, source: str) -> Towers:
-    """Our own architecture, which open_clip has no name for."""
-    config: dict[str, Any] = deepcopy(EMOJI_CONFIG)
-    merges = Path(TOKENIZER).read_bytes()
-    with _loading(source):
-        clip: Any = open_clip.CLIP(**deepcopy(config))
-        # Mean and deviation are OpenAI's, which open_clip assumes of a bare checkpoint.
-        open_clip.set_model_preprocess_cfg(clip, asdict(PreprocessCfg(size=clip.visual.image_size)))
-        if weights is not None:
-            open_clip.load_checkpoint(clip, str(weights), strict=True, weights_only=True)
-    return Towers(clip, config, _byte_pairs(merges, config), arch=EMOJI, source=source, merges=merges)
-
-
-def _byte_pairs(merges: bytes, config: Mapping[str, Any]) -> Tokenizer:
-    """open_clip's own tokenizer over another vocabulary: a header line, then one merge a line."""
-    file: Any = io.BytesIO(merges)
-    tokenizer: Any = open_clip.SimpleTokenizer(file, context_length=config["text_cfg"]["context_length"])
-    return tokenizer
-
-
 def _preprocessing(clip: nn.Module) -> PreprocessCfg:
     """A model's preprocessing, in tuples throughout, so that two can be compared."""
-    found: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip)
-    values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in found.items()}
-    return PreprocessCfg(**values)
+    config: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip)
+    return PreprocessCfg(**{key: tuple(x) if isinstance(x, list) else x for key, x in config.items()})
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -213,9 +213,7 @@ class Clip:
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        if isinstance(model, Reference):
-            return Losses(model(batch))
-        return Losses(model(batch["image"], batch["text"]))
+        return Losses(model(batch))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         work = Work(shared=not isinstance(model, Reference), workers=self.workers)  # the first process asks it alone

@@ -59,9 +59,9 @@ class Fault(Exception):
 
     remedy = "download or write it again, or leave it out"
 
-    def __init__(self, what: str, place: int):
+    def __init__(self, what: str, position: int):
         super().__init__(what)
-        self.place = place
+        self.position = position
 
 
 class _Twice(Fault):
@@ -103,7 +103,7 @@ def _no_tar(start: bytes) -> str:
 
 def _scan(read: Read, size: int) -> Scan:
     starts, kinds, fault, end, pair = array("q"), {}, "", 0, False
-    key, here, members, first = None, set(), 0, 0  # kinds and number of members of the sample at hand, of the first
+    key, in_sample, members, first = None, set(), 0, 0  # kinds and number of members of the sample at hand, of the first
     try:
         for entry in _walk(read, 0, size, None):
             if isinstance(entry, int):
@@ -112,21 +112,21 @@ def _scan(read: Read, size: int) -> Scan:
             if entry.key != key:
                 first = first or members
                 starts.append(entry.start)
-                key, here, members = entry.key, set(), 0
-            if entry.kind in here:
+                key, in_sample, members = entry.key, set(), 0
+            if entry.kind in in_sample:
                 name = f"{entry.key}.{entry.kind}"
                 raise _Twice(f"holds {name} twice in a row", entry.start)
             if not _runs_code(entry.kind):
-                here.add(entry.kind)
+                in_sample.add(entry.kind)
                 kinds[entry.kind] = True
                 members += 1
-                pair = pair or (len(starts) <= LOOKED_AT and paired(here))
-    except Fault as found:
-        end = found.place
+                pair = pair or (len(starts) <= LOOKED_AT and paired(in_sample))
+    except Fault as error:
+        end = error.position
         # The last sample is whole if it has as many members as the first; a single one might have had more.
-        if starts and (len(starts) == 1 or members < first or isinstance(found, _Twice)):
+        if starts and (len(starts) == 1 or members < first or isinstance(error, _Twice)):
             end = starts.pop()
-        fault = f"{found} after {len(starts):,} whole samples: {found.remedy}"
+        fault = f"{error} after {len(starts):,} whole samples: {error.remedy}"
     if not starts and not fault:
         fault = "is a tar without samples: it needs members such as KEY.jpg and KEY.txt"
     return Scan(starts, end, tuple(kinds), size, fault, pair)
@@ -147,25 +147,25 @@ def _runs_code(kind: str) -> bool:
     return kind.rpartition(".")[2] in CAN_RUN_CODE
 
 
-def _walk(read: Read, place: int, end: int, stop: int | None) -> Iterator[Member | int]:
+def _walk(read: Read, position: int, end: int, stop: int | None) -> Iterator[Member | int]:
     """Members from ``place`` up to ``stop``, or up to the end mark, whose place comes last."""
     extra: dict[str, str] = {}
-    start = place
-    while stop is None or place < stop:
-        block = read(place, 512)
+    start = position
+    while stop is None or position < stop:
+        block = read(position, 512)
         if len(block) < 512:
             raise Fault(f"is cut short: it ends at byte {end:,} without an end mark,", start)
         if not any(block):
             break
         header = _parse(block)
         if header is None:
-            raise Fault(f"is damaged: there is no tar header at byte {place:,},", start)
+            raise Fault(f"is damaged: there is no tar header at byte {position:,},", start)
         name, kind, size = header
         if kind not in b"xgLK":
             name, size, extra = extra.get("path", name), int(extra.get("size", size)), {}
-        payload = place + 512
-        place = payload + (0 if kind in _NO_PAYLOAD else -(-size // 512) * 512)
-        if place > payload and payload + size > end:
+        payload = position + 512
+        position = payload + (0 if kind in _NO_PAYLOAD else -(-size // 512) * 512)
+        if position > payload and payload + size > end:
             raise Fault(f"is cut short: it ends at byte {end:,} within a member,", start)
         if kind == b"L":
             extra["path"] = read(payload, size).rstrip(b"\0").decode(errors="backslashreplace")
@@ -175,8 +175,8 @@ def _walk(read: Read, place: int, end: int, stop: int | None) -> Iterator[Member
             continue  # the next header is about the same member
         if kind in b"07\0" and not name.endswith("/") and not _META.match(name) and (match := _NAME.fullmatch(name)):
             yield Member(match[1], match[2].lower(), start, payload, size)
-        start = place
-    yield place
+        start = position
+    yield position
 
 
 def _parse(block: bytes) -> tuple[str, bytes, int] | None:
@@ -204,11 +204,11 @@ def _octal(field: bytes) -> int:
 
 def _records(data: bytes) -> dict[str, str]:
     """Path and size from the ``LENGTH key=value`` lines of an extended header."""
-    found = {}
+    fields = {}
     while line := re.match(rb"([0-9]{1,19}) ([^=]+)=", data):
         length = max(int(line[1]), line.end())
         value = data[line.end() : length - 1]
         if line[2] == b"path" or (line[2] == b"size" and _SIZE.fullmatch(value)):
-            found[line[2].decode()] = value.decode(errors="backslashreplace")
+            fields[line[2].decode()] = value.decode(errors="backslashreplace")
         data = data[length:]
-    return found
+    return fields

@@ -21,7 +21,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
 from steering.clip.export import CONFIG, WEIGHTS
-from steering.clip.models import EMOJI, Towers, architecture, assemble, make, one_line, quiet
+from steering.clip.models import Towers, architecture, assemble, make, one_line, quiet
 from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 
@@ -158,7 +158,7 @@ def _unknown(ref: str) -> UserError:
     """What is wrong with a name that is no reference."""
     if ref.startswith((".", "/", "~")) or ref.endswith((".pt", ".pth", ".bin", ".safetensors")):
         return UserError(f"no reference is at {ref}: there is no such file or folder")
-    archs = [EMOJI, *open_clip.list_models()]
+    archs = open_clip.list_models()
     for arch, tag in [(ref.replace("/", "-"), ""), *_splits(ref)]:
         tags = open_clip.list_pretrained_tags_by_model(arch)
         if arch in archs and not tag:

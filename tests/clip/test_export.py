@@ -32,7 +32,7 @@ def test_export_is_what_open_clip_reads(tmp_path):
         model_name=f"local-dir:{folder}", require_pretrained=True
     )
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers(images, tokens), features(model, images, tokens), strict=False):
+    for ours, theirs in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert any(isinstance(m, QuickGELU) for m in model.modules())
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
@@ -48,7 +48,7 @@ def test_the_weights_of_an_export_are_a_checkpoint_of_their_architecture(tmp_pat
     file = export(towers, tmp_path / "export") / WEIGHTS
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=str(file))
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers(images, tokens), features(model.eval(), images, tokens), strict=False):
+    for ours, theirs in zip(towers.encode(images, tokens), features(model.eval(), images, tokens), strict=False):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert float(model.state_dict()["logit_scale"].exp()) == pytest.approx(100)
     picture, usual = Image.effect_noise((40, 50), 80).convert("RGB"), cast("Any", transform)
@@ -61,8 +61,8 @@ def test_emoji_export_is_what_open_clip_reads_and_keeps_its_tokenizer(tmp_path):
     images, tokens = batch(towers)
     model = open_clip.create_model(model_name=f"local-dir:{folder}", require_pretrained=True)
     again = read(folder).eval()
-    for other in (features(model, images, tokens), again(images, again.tokenize(TEXTS))):
-        for ours, theirs in zip(towers(images, tokens), other, strict=False):
+    for other in (features(model, images, tokens), again.encode(images, again.tokenize(TEXTS))):
+        for ours, theirs in zip(towers.encode(images, tokens), other, strict=False):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert again.describe() == {**towers.describe(), "source": str(folder)}
 
@@ -81,7 +81,7 @@ def test_half_export_takes_half_the_space_and_open_clip_reads_it(tmp_path):
     model = open_clip.create_model(model_name=f"local-dir:{half}", require_pretrained=True)
     assert next(model.parameters()).dtype == torch.float32
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers(images, tokens), features(model, images, tokens), strict=False):
+    for ours, theirs in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
 
 

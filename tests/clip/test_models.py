@@ -35,7 +35,7 @@ def test_emoji_model_has_the_measured_size():
 def test_features_are_open_clips_and_scale_is_the_inverse_temperature(name):
     towers = build(name, temperature=0.05).eval()
     images, tokens = batch(towers)
-    pairs = towers(images, tokens)
+    pairs = towers.encode(images, tokens)
     for ours, theirs in zip(pairs, features(towers.clip, images, tokens), strict=False):
         torch.testing.assert_close(ours, theirs)
     assert float(pairs.scale) == pytest.approx(20)
@@ -44,7 +44,7 @@ def test_features_are_open_clips_and_scale_is_the_inverse_temperature(name):
 def test_features_have_length_one_under_autocast():
     towers = build(EMOJI).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        pairs = towers(*batch(towers))
+        pairs = towers.encode(*batch(towers))
     assert pairs.left.dtype == torch.float32
     torch.testing.assert_close(pairs.left.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(pairs.right.norm(dim=1), torch.ones(2))
@@ -53,13 +53,13 @@ def test_features_have_length_one_under_autocast():
 def test_fixed_temperature_below_a_hundredth_is_kept_and_not_trained():
     towers = build(EMOJI, temperature=0.005)
     assert towers.temperature == pytest.approx(0.005)
-    towers(*batch(towers)).per_sample().sum().backward()
+    towers.encode(*batch(towers)).per_sample().sum().backward()
     assert towers.clip.logit_scale.grad is None
 
 
 def test_temperature_is_trained_when_asked():
     towers = build(EMOJI).set_temperature(0.1, learn=True)
-    towers(*batch(towers)).per_sample().sum().backward()
+    towers.encode(*batch(towers)).per_sample().sum().backward()
     assert float(towers.clip.logit_scale.grad) != 0
 
 

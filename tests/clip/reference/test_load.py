@@ -63,7 +63,7 @@ def assert_equal_features(towers, model):
     """The same as open_clip's own model computes of the same pictures and texts."""
     images, tokens = batch(towers)
     with torch.no_grad():
-        for ours, theirs in zip(towers(images, tokens), model.eval()(images, tokens)[:2], strict=False):
+        for ours, theirs in zip(towers.encode(images, tokens), model.eval()(images, tokens)[:2], strict=False):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_quickgelu_matters(state, tmp_path):
     file = tmp_path / "w.safetensors"
     save_file(state, file)
     plain, quick = load_reference(f"ViT-B-32={file}"), load_reference(f"ViT-B-32-quickgelu={file}")
-    difference = plain(*batch(plain)).left - quick(*batch(quick)).left
+    difference = plain.encode(*batch(plain)).left - quick.encode(*batch(quick)).left
     assert difference.abs().max() > 1e-3
     assert (plain.describe()["quick_gelu"], quick.describe()["quick_gelu"]) == (False, True)
 
@@ -389,6 +389,6 @@ def test_full_size_openai_model_through_the_hubs_cache(tmp_path, monkeypatch):
     images, tokens = torch.randn(1, 3, 224, 224), towers.tokenize(["a cat"])
     assert tokens.shape == (1, 77)
     with torch.no_grad():
-        for ours, theirs in zip(towers(images, tokens), model.float()(images, tokens)[:2], strict=False):
+        for ours, theirs in zip(towers.encode(images, tokens), model.float()(images, tokens)[:2], strict=False):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     shutil.rmtree(tmp_path)
