@@ -300,7 +300,7 @@ def tell(place: Path, size: int, options: dict, epochs: int, lives: list[set[str
 
 
 def usable(task: Watched, number: int) -> bool:
-    shards = task._shards
+    shards = task.shards
     try:
         decode(shards.picture(number))
         shards.caption(number)

@@ -18,7 +18,7 @@ import torch
 from benchmarks.harness import Goal, Report, median
 from steering.clip import task as clip
 from steering.clip.data.shards import Shards
-from steering.clip.emoji_data import shards as bundled
+from steering.clip.emoji_data import emoji_shard
 from steering.settings import Arm, Recipe
 from steering.training.loop import Training
 from steering.training.reference_losses import ReferenceLosses
@@ -26,7 +26,7 @@ from steering.training.reference_losses import ReferenceLosses
 
 def write(folder: Path, shards: int, pairs: int) -> None:
     """Shards of bundled pairs, again and again."""
-    source = Shards.open(bundled("train", noise=0.0))
+    source = Shards.open(emoji_shard("train", noise=0.0))
     samples = [source.read(number) for number in range(500)]
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:

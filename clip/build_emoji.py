@@ -35,9 +35,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from steering.clip.emoji_data import COLUMNS, SIDE
+
 PACKAGES = ("emoji-datasource-google@16.0.0", "emoji-datasource-twitter@16.0.0", "emojilib@4.0.3")
-SIDE = 32  # pixels of a picture; its source has 64
-COLUMNS = 44  # pictures in a row of a sheet
 MERGES = 4096  # byte pair merges kept: a vocabulary of 512 bytes + 4,096 merges + 2 marks = 4,610
 HELD_OUT = 0.2  # share of every subcategory
 REFERENCE = 600  # train concepts whose clean captions the reference may see
@@ -55,7 +55,7 @@ SMALL_WORDS = frozenset("a an and as at be by for from in into is it its of off 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the tarballs, writes the four files and tells their sizes."""
+    """Reads the tarballs, writes the four files and prints their sizes."""
     parser = argparse.ArgumentParser(prog="python -m steering.clip.build_emoji", description="Builds the emoji.")
     parser.add_argument("tarballs", type=Path, metavar="TARBALL_DIR", help="folder with the npm tarballs")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write to")
@@ -87,11 +87,11 @@ def read_package(folder: Path, package: str) -> dict[str, bytes]:
     path = folder / (package.replace("@", "-") + ".tgz")
     if not path.is_file():
         sys.exit(f"{path} is not there; fetch it with: cd {folder} && npm pack {package}")
-    wanted = re.compile(r"package/(.+\.json|img/\w+/64/.+\.png)")
+    needed = re.compile(r"package/(.+\.json|img/\w+/64/.+\.png)")
     with tarfile.open(path) as archive:
         files = {}
         for member in archive:
-            match = wanted.fullmatch(member.name)
+            match = needed.fullmatch(member.name)
             if match and (content := archive.extractfile(member)):
                 files[match[1]] = content.read()
     return files
@@ -139,8 +139,8 @@ def describe(entries: list[dict], keywords: dict[str, list[str]]) -> list[dict]:
     # A name that is tested as never seen must not come by as a keyword of a train concept.
     hidden = {row["name"] for row in rows if row["held_out"]}
     for row in rows:
-        words = [plain(word) for word in keywords[row["emoji"]][1:]]
-        row["captions"] = captions(row, [word for word in words if row["held_out"] or word not in hidden])
+        plain_keywords = [plain(word) for word in keywords[row["emoji"]][1:]]
+        row["captions"] = captions(row, [word for word in plain_keywords if row["held_out"] or word not in hidden])
     tell_apart(rows)
     return rows
 
@@ -207,8 +207,8 @@ def tell_apart(rows: list[dict]) -> None:
 
 def without(keywords: list[str], phrase: str) -> list[str]:
     """The keywords that add a word to ``phrase``."""
-    known = set(phrase.split())
-    return [word for word in keywords if not set(word.split()) <= known]
+    contained = set(phrase.split())
+    return [word for word in keywords if not set(word.split()) <= contained]
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
@@ -223,10 +223,10 @@ def write_sheet(path: Path, pictures: list[bytes]) -> None:
     """One lossless WebP of all pictures, ``COLUMNS`` a row, each halved to ``SIDE`` pixels with its alpha."""
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIDE, rows * SIDE))
-    for place, data in enumerate(pictures):
+    for index, data in enumerate(pictures):
         # Pillow multiplies by alpha before it mixes neighbours, so no dark rim appears around a shape.
         picture = Image.open(io.BytesIO(data)).convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        sheet.paste(picture, (place % COLUMNS * SIDE, place // COLUMNS * SIDE))
+        sheet.paste(picture, (index % COLUMNS * SIDE, index // COLUMNS * SIDE))
     sheet.save(path, "WEBP", lossless=True, quality=100, method=6)
 
 

@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+CaptionField = Annotated[str | None, typer.Option(help="JSON field with the caption.")]
+BadShards = Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")]
+CacheSize = Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")]
+
 
 def cache(
     data: Annotated[str, typer.Option(help="Your shards, 'shards/{000..099}.tar'.")],
@@ -12,10 +17,10 @@ def cache(
     out: Annotated[Path | None, typer.Option(help="Folder of the cache; features/MODEL-KEY if not given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pairs encoded at a time.")] = 256,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and decode ahead.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    caption_field: Annotated[str | None, typer.Option(help="JSON field with the caption.")] = None,
-    allow_bad_shards: Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")] = False,
-    cache_gb: Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")] = 50.0,
+    device: Device = "auto",
+    caption_field: CaptionField = None,
+    allow_bad_shards: BadShards = False,
+    cache_gb: CacheSize = 50.0,
     check: Annotated[bool, typer.Option(help="Read what is there whole, make faulty files again.")] = False,
 ) -> None:
     """Compute a reference's features once, for all runs that train on the same shards.
@@ -23,16 +28,17 @@ def cache(
     Several processes, on one machine or many, may fill a cache at once; started again, a stopped one continues.
     """
     from steering.clip.reference.command import run
+    from steering.clip.task import Clip
 
-    reading = {"caption_field": caption_field, "bad_shards": allow_bad_shards, "cache_gb": cache_gb}
-    run(data, ref, out, batch=batch, workers=workers, device=device, check=check, **reading)
+    task = Clip(data=data, ref=ref, caption_field=caption_field, bad_shards=allow_bad_shards, cache_gb=cache_gb)
+    run(task, out, batch=batch, workers=workers, device=device, check=check)
 
 
 def index(
     data: Annotated[str, typer.Argument(help="Your shards, 'shards/{000..099}.tar', several joined by ::.")],
     rebuild: Annotated[bool, typer.Option(help="Forget what is known: samples get new numbers.")] = False,
-    allow_bad_shards: Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")] = False,
-    cache_gb: Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")] = 50.0,
+    allow_bad_shards: BadShards = False,
+    cache_gb: CacheSize = 50.0,
 ) -> None:
     """Count the samples of shards and note where they begin.
 
@@ -49,10 +55,10 @@ def eval_(
     zeroshot: Annotated[str | None, typer.Option(help="Folder of classes, or imagenet:FOLDER.")] = None,
     arms: Annotated[str | None, typer.Option(help="Only these arms of a run, a,b,c.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for what is found.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    device: Device = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode ahead.")] = 0,
-    caption_field: Annotated[str | None, typer.Option(help="JSON field with the caption.")] = None,
+    caption_field: CaptionField = None,
     bad_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unreadable samples.")] = 0.01,
 ) -> None:
     """Evaluate the models of a run, or any one model: retrieval and zero-shot classification, with intervals.
@@ -61,8 +67,8 @@ def eval_(
     all processes share the work.
     """
     from steering.clip.evaluation.command import run
+    from steering.clip.evaluation.embedding import Work
 
+    work = Work(shared=True, block=batch, workers=workers)
     reading = {"caption_field": caption_field, "bad_share": bad_share}
-    run(
-        target, data=data, zeroshot=zeroshot, arms=arms, out=out, device=device, batch=batch, workers=workers, **reading
-    )
+    run(target, data=data, zeroshot=zeroshot, arms=arms, out=out, device=device, work=work, **reading)

@@ -4,31 +4,37 @@ import math
 
 from steering.settings import Arm, Recipe
 
+DISTILLED = ("openclip", "fastclip", "drrho_clip", "jest", "jest_top_k")
 
-def others(start: float | None = None) -> dict[str, Arm]:
-    """Methods of the paper's main table and others, for the asking (--arms all).
 
-    The losses of open_clip and FastCLIP learn their temperature, from ``start`` on or from the target's own. The
-    settings of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same.
+def arms_of(rule: str, reference_scale: float) -> dict[str, Arm]:
+    """The arms that a run trains if no others are named."""
+    return {
+        "unsteered": Arm(rule=rule, subtract=False),
+        "drrho_clip": Arm(rule=rule, reference_scale=reference_scale),
+        "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
+    }
+
+
+def optional_arms(arms: dict[str, Arm], start: float | None = None, **further: Arm) -> dict[str, Arm]:
+    """Methods of the paper's main table and others (--arms all).
+
+    The losses of open_clip and FastCLIP learn their temperature, from ``start`` on or from the target's. The settings
+    of FastCLIP v3 are those of its authors for CC3M, and those of v2 the same. NAME_distill learns from the reference's
+    answers as well, with weight 1.
     """
     falling = {"subtract": False, "gamma": 0.2, "gamma_schedule": "cosine", "gamma_decay": 0.5}
     learnt = {"rule": "info_nce()", "subtract": False, "temperature": start}
-    return {
+    others = {
         "openclip": Arm(**learnt),
         "fastclip": Arm(rule="global_contrastive(radius=6.5)", temperature=start, **falling),
         "fastclip_v2": Arm(rule="individual(radius=6.5)", **falling),
         "jest_top_k": Arm(**learnt, selector="jest(keep=0.5, chunks=4, draw=False)"),
         "top_k": Arm(**learnt, selector="top_k(keep=0.5)"),
+        **further,
     }
-
-
-TAUGHT = ("openclip", "fastclip", "drrho_clip", "jest", "jest_top_k")  # get a twin with distillation
-
-
-def with_twins(arms: dict[str, Arm], more: dict[str, Arm]) -> dict[str, Arm]:
-    """The further arms, and twins of both kinds that learn from the reference's answers as well, with weight 1."""
-    every = arms | more
-    return more | {f"{name}_distill": every[name].model_copy(update={"distill": 1.0}) for name in TAUGHT}
+    distilled = {f"{name}_distill": (arms | others)[name].model_copy(update={"distill": 1.0}) for name in DISTILLED}
+    return others | distilled
 
 
 def emoji(temperature: float) -> Recipe:
@@ -37,12 +43,7 @@ def emoji(temperature: float) -> Recipe:
     Command: ``steer run clip``. What to expect is in the README, section "What to expect"; where the scale of 0.3 comes
     from in "The scale of the reference". Levels are those of the batch (gamma 1), as in the paper's main result.
     """
-    rule = f"kl(temperature={temperature:g})"
-    arms = {
-        "unsteered": Arm(rule=rule, subtract=False),
-        "drrho_clip": Arm(rule=rule, reference_scale=0.3),
-        "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
-    }
+    arms = arms_of(f"kl(temperature={temperature:g})", 0.3)
     return Recipe(
         steps=470,
         batch=64,
@@ -53,7 +54,7 @@ def emoji(temperature: float) -> Recipe:
         evaluate_every=94,
         checkpoint_every=94,
         arms=arms,
-        more=with_twins(arms, others() | {"drrho_cvar": Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)}),
+        more=optional_arms(arms, drrho_cvar=Arm(rule="cvar(alpha=0.1)", reference_scale=0.3)),
         baseline="unsteered",
     )
 
@@ -79,12 +80,7 @@ def shards(temperature: float, pairs: int, *, scratch: bool = True) -> Recipe:
     """
     batch = max(1, min(256, pairs // 4))
     steps = max(1, 5 * pairs // batch)
-    rule = f"kl(temperature={temperature:g}, epsilon=1e-4)"
-    arms = {
-        "unsteered": Arm(rule=rule, subtract=False),
-        "drrho_clip": Arm(rule=rule, reference_scale=1.0),
-        "jest": Arm(rule=rule, subtract=False, selector="jest(keep=0.5, chunks=4)"),
-    }
+    arms = arms_of(f"kl(temperature={temperature:g}, epsilon=1e-4)", 1.0)
     return Recipe(
         steps=steps,
         batch=batch,
@@ -94,6 +90,6 @@ def shards(temperature: float, pairs: int, *, scratch: bool = True) -> Recipe:
         evaluate_every=max(1, steps // 5),
         checkpoint_every=max(1, min(500, steps // 5)),
         arms=arms,
-        more=with_twins(arms, others(0.07 if scratch else None)),
+        more=optional_arms(arms, 0.07 if scratch else None),
         baseline="unsteered",
     )

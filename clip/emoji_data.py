@@ -1,8 +1,8 @@
 """The bundled image-text data: 1,870 emoji by two vendors, with four captions each, as webdataset shards.
 
-    from steering.clip.emoji_data import TOKENIZER, shards
+    from steering.clip.emoji_data import TOKENIZER, emoji_shard
 
-    path = shards("train", noise=0.3)  # 6,000 pairs, 1,800 of them with another concept's caption
+    path = emoji_shard("train", noise=0.3)  # 6,000 pairs, 1,800 of them with another concept's caption
 
 Nothing is downloaded: the pictures come with the package, and the first call writes the shard to a cache. It
 is an ordinary tar of ``KEY.png``, ``KEY.txt`` and ``KEY.json``. The pictures are 32 pixels wide with an alpha
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache as once
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from PIL import Image
 from webdataset.writer import TarWriter
@@ -41,7 +41,7 @@ class Concept:
     """A row of the table.
 
     Attributes:
-        place: its place in the table and on both sheets.
+        index: its position in the table and on both sheets.
         emoji: the characters themselves.
         name: unique, lower-case ASCII.
         category: one of 9.
@@ -51,7 +51,7 @@ class Concept:
         captions: four, the first is the name; no other concept has any of them.
     """
 
-    place: int
+    index: int
     emoji: str
     name: str
     category: str
@@ -70,14 +70,14 @@ class Pair:
 
     @property
     def key(self) -> str:
-        return f"{self.concept.place:04d}-{self.caption}"
+        return f"{self.concept.index:04d}-{self.caption}"
 
     @property
     def text(self) -> str:
         return self.concept.captions[self.caption]
 
 
-def shards(split: str, *, noise: float = 0.0, cache: Path | None = None) -> Path:
+def emoji_shard(split: str, *, noise: float = 0.0, cache: Path | None = None) -> Path:
     """The webdataset tar of a split, written on the first call and found again on every later one.
 
     ``train`` and ``reference`` hold one sample a (Google picture, caption) pair, 6,000 and 2,400 in a fixed
@@ -85,8 +85,8 @@ def shards(split: str, *, noise: float = 0.0, cache: Path | None = None) -> Path
     1,500 train concepts as either vendor draws them (``seen_*``), and the 370 that are never trained on
     (``held_out_*``).
 
-    ``KEY.json`` holds ``emoji``, ``name``, ``category``, ``subcategory``, ``concept`` (place of the picture
-    in the table), ``caption`` (0 to 3, which of the picture's own captions the pair is about) and ``wrong``.
+    ``KEY.json`` holds ``emoji``, ``name``, ``category``, ``subcategory``, ``concept`` (index of the picture
+    in the table), ``caption`` (0 to 3, which of the picture's four captions the pair is about) and ``wrong``.
     Where ``wrong`` is true, ``KEY.txt`` is a caption of some other train concept with another picture.
 
     Args:
@@ -158,14 +158,14 @@ def _samples(split: str, wrong: int) -> Iterator[dict[str, str | bytes]]:
             "name": concept.name,
             "category": concept.category,
             "subcategory": concept.subcategory,
-            "concept": concept.place,
+            "concept": concept.index,
             "caption": pair.caption,
             "wrong": pair.key in replaced,
         }
         text = _foreign(pair, chosen, pictures).text if facts["wrong"] else pair.text
         yield {
             "__key__": pair.key,
-            "png": pictures[concept.place],
+            "png": pictures[concept.index],
             "txt": text.encode("utf-8"),
             "json": json.dumps(facts).encode("ascii"),
         }
@@ -176,11 +176,8 @@ def _foreign(pair: Pair, chosen: list[Pair], pictures: tuple[bytes, ...]) -> Pai
 
     The caption of a picture that looks exactly the same (the flags of Norway and Svalbard) is not wrong.
     """
-    for attempt in count():
-        other = chosen[int.from_bytes(_draw(f"foreign {attempt}", pair)) % len(chosen)]
-        if pictures[other.concept.place] != pictures[pair.concept.place]:
-            return other
-    raise AssertionError("unreachable")
+    others = (chosen[int.from_bytes(_draw(f"foreign {attempt}", pair)) % len(chosen)] for attempt in count())
+    return next(other for other in others if pictures[other.concept.index] != pictures[pair.concept.index])
 
 
 def _draw(purpose: str, pair: Pair) -> bytes:
@@ -198,7 +195,7 @@ def _pictures(vendor: str) -> tuple[bytes, ...]:
     sheet = Image.composite(sheet, Image.new("RGBA", sheet.size, (255, 255, 255, 0)), drawn)
     pictures = []
     for concept in concepts():
-        left, top = concept.place % COLUMNS * SIDE, concept.place // COLUMNS * SIDE
+        left, top = concept.index % COLUMNS * SIDE, concept.index // COLUMNS * SIDE
         stream = io.BytesIO()
         sheet.crop((left, top, left + SIDE, top + SIDE)).save(stream, "PNG")
         pictures.append(stream.getvalue())
@@ -206,13 +203,12 @@ def _pictures(vendor: str) -> tuple[bytes, ...]:
 
 
 def _folder(cache: Path | None) -> Path:
-    """Where this bundle's shards are kept; another bundle has another folder."""
+    """Where this bundle's shards are kept; another content, or layout of shards, has another folder."""
     return (cache or cache_folder()) / f"emoji-{_fingerprint()}"
 
 
 @once
 def _fingerprint() -> str:
-    """Twelve digits that change with the bundle's content and the layout of its shards."""
     digest = hashlib.sha256(f"layout {LAYOUT}".encode())
     for name in ("emoji.json", "google.webp", "twitter.webp"):
         digest.update((BUNDLE / name).read_bytes())
@@ -222,15 +218,12 @@ def _fingerprint() -> str:
 def _write(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:
     """Writes a tar that is either whole or not there, whoever else writes it and whenever it is killed."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Nothing is taken from the clock or the user, so that two builds give the same tar.
+    fixed: dict[str, Any] = {"user": "steering", "group": "steering", "mode": 0o644, "encoder": False, "mtime": 0}
     try:
-        with open(unfinished, "xb") as file, _tar(file) as tar:
+        with open(unfinished, "xb") as file, TarWriter(file, **fixed) as tar:
             for sample in samples:
                 tar.write(sample)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _tar(file: BinaryIO) -> TarWriter:
-    """A writer of bytes that takes nothing from the clock or the user: two builds give the same tar."""
-    return TarWriter(file, user="steering", group="steering", mode=0o644, encoder=False, mtime=0)

@@ -22,7 +22,7 @@ MERGES = "merges.txt.gz"
 def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
     """Writes towers in open_clip's local-dir form, the only one that keeps QuickGELU and preprocessing.
 
-    ``open_clip.create_model(model_name=f"local-dir:{folder}")`` reads it; what is ours is under ``steer``,
+    ``open_clip.create_model(model_name=f"local-dir:{folder}")`` reads it; the entry ``steer`` is for our own reader,
     where open_clip does not look. The folder is either whole or as it was before.
 
     Args:
@@ -55,8 +55,8 @@ def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
 
 def _write(towers: Towers, folder: Path, half: bool) -> None:
     """The files of an export."""
-    ours = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
-    content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": ours}
+    origin = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
+    content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": origin}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     save_file(_stored(towers.clip.state_dict(), half), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)

@@ -86,7 +86,6 @@ class Towers(nn.Module):
         scale = self.clip.logit_scale.exp().reshape(())
         return Pairs(self.encode_images(images), self.encode_texts(tokens), scale)
 
-
     def encode_images(self, images: Tensor) -> Tensor:
         """``[n, 3, h, w]`` -> ``[n, width]``, each row of length one, in at least float32."""
         return _unit(self.clip.encode_image(images, normalize=False))

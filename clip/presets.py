@@ -15,15 +15,15 @@ OPENCLIP = {**PLAIN, "temperature": 0.07}  # where it begins to be learned
 JEST = {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2)"}
 
 
-def fastclip(radius: float, rate: float = 1.0, decay: float = 0.5, epsilon: float = 1e-14) -> dict[str, Any]:
-    """FastCLIP v3: the global contrastive loss with a learned temperature, the rate falling like a cosine."""
+def fastclip(radius: float, gamma: float = 1.0, decay: float = 0.5, epsilon: float = 1e-14) -> dict[str, Any]:
+    """FastCLIP v3: the global contrastive loss with a learned temperature, gamma falling like a cosine."""
     rule = f"global_contrastive(radius={radius:g}, epsilon={epsilon:g})"
-    falling = {"gamma": rate, "gamma_schedule": "cosine", "gamma_decay": decay} if rate < 1 else {}
+    falling = {"gamma": gamma, "gamma_schedule": "cosine", "gamma_decay": decay} if gamma < 1 else {}
     return {"rule": rule, "subtract": False, "temperature": 0.07, **falling}
 
 
-def recipe(arms: dict[str, Any], more: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    return {**ADAM_OF_CLIP, **settings, "arms": arms, "more": more, "baseline": next(iter(arms))}
+def recipe(arms: dict[str, Any], optional: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {**ADAM_OF_CLIP, **settings, "arms": arms, "more": optional, "baseline": next(iter(arms))}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fastclip-cc3m": {
         "options": {**YOURS, "model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
-            {"fastclip": fastclip(6.5, rate=0.2, decay=18 / 37)},
+            {"fastclip": fastclip(6.5, gamma=0.2, decay=18 / 37)},
             {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": 0.2, "gamma_schedule": "cosine"}},
             steps=100_000,
             batch=1024,
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fastclip-cc12m": {
         "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
         "recipe": recipe(
-            {"fastclip": fastclip(8.5, rate=0.2, decay=16 / 33)},
+            {"fastclip": fastclip(8.5, gamma=0.2, decay=16 / 33)},
             {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": "auto", "gamma_schedule": "cosine"}},
             steps=148_000,
             batch=2048,

@@ -15,11 +15,10 @@ from steering.clip import default_recipes
 from steering.clip.data.dataset import PairData
 from steering.clip.data.shards import Shards
 from steering.clip.data.sources import split
-from steering.clip.emoji_data import BUNDLE
-from steering.clip.emoji_data import shards as bundled_shard
+from steering.clip.emoji_data import BUNDLE, emoji_shard
 from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
-from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, measure
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
 from steering.clip.export import export
 from steering.clip.models import EMOJI, Towers, build
@@ -150,7 +149,7 @@ class Clip:
 
     @property
     def size(self) -> int:
-        return len(self._shards)  # ids are the samples' numbers; those held out never occur
+        return len(self.shards)  # ids are the samples' numbers; those held out never occur
 
     @property
     def rows(self) -> int:
@@ -166,7 +165,7 @@ class Clip:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return {name: metric for suite in self._suites for name, metric in suite.metrics.items()}
+        return {name: metric for suite in self.suites for name, metric in suite.metrics.items()}
 
     def seeded(self, seed: int) -> Self:
         return self  # pairs and noise are fixed; order, views and initial weights are not
@@ -185,7 +184,7 @@ class Clip:
         return names(self.ref or self.init or (f"local-dir:{BUNDLE}" if self._bundled else "openai/ViT-B-32"))
 
     def reference(self) -> Reference:
-        pairs = self._pairs  # first: what is wrong with the data is told before anything is downloaded
+        pairs = self._pairs  # first: a mistake in the data is an error before anything is downloaded
         return Reference([Member(ref, cache) for ref, cache in zip(self.refs, self._caches, strict=True)], pairs).eval()
 
     def taught(self) -> "Clip":
@@ -195,7 +194,7 @@ class Clip:
 
     def stored(self, ids: torch.Tensor) -> torch.Tensor:
         """Which samples' reference features come from files, ``[n]`` bool."""
-        return stored(self._caches, self._shards, ids)
+        return stored(self._caches, self.shards, ids)
 
     def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
         order = self._order(batch, seed)
@@ -203,7 +202,7 @@ class Clip:
         return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
 
     def _order(self, batch: int, seed: int) -> Sampler:
-        shards, name = self._shards, self._shards.fingerprint
+        shards, name = self.shards, self.shards.fingerprint
         if len(shards) <= MOST_WHOLE and not shards.remote and not self._weights:
             return Permutation(len(shards), seed=seed, left_out=self._held_out, name=name)
         weights = [self._weights[shard.part] for shard in shards.index] if self._weights else None
@@ -217,29 +216,28 @@ class Clip:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         work = Work(shared=not isinstance(model, Reference), workers=self.workers)  # the first process asks it alone
-        shares = [suite.measure(_towers(model), work) for suite in self._suites]
-        return {name: share.value for found in shares for name, share in found.items()}
+        return {name: share.value for name, share in measure(_towers(model), self.suites, work).items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes open_clip's own form: ``open_clip.create_model('local-dir:FOLDER')`` and ``--ref`` load it."""
         export(_towers(model), folder)
 
     def skipped(self) -> dict[str, int]:
-        return dict(sum((suite.skips.reasons for suite in self._suites), self._pairs.skips.reasons))
+        return dict(sum((suite.skips.reasons for suite in self.suites), self._pairs.skips.reasons))
 
     def exhibits(self, models: Mapping[str, nn.Module]) -> list[Exhibit]:
-        """A text-to-image retrieval gallery: what every model finds for the same texts."""
+        """A text-to-image retrieval gallery: the pictures every model ranks first for the same texts."""
         pairs = self._suite.gallery
-        asked = gallery.pick(pairs.captions, QUERIES)
+        queries = gallery.pick(pairs.captions, QUERIES)
         scores = {}
         for name, model in models.items():
             images, texts = pairs.embed(_towers(model))
-            scores[name] = (texts[asked] @ images.T).cpu()
-        pictures = [pairs.picture(place) for place in range(len(pairs.captions))]
-        png = gallery.draw([pairs.captions[i] for i in asked], asked, pictures, scores)
+            scores[name] = (texts[queries] @ images.T).cpu()
+        pictures = [pairs.picture(index) for index in range(len(pairs.captions))]
+        png = gallery.draw([pairs.captions[i] for i in queries], queries, pictures, scores)
         text = (
-            f"For {len(asked)} texts, spread evenly over the {len(pictures)} held-out pairs and not chosen otherwise, "
-            f"the {gallery.SHOWN} pictures each model finds closest. A green frame marks the picture that belongs to "
+            f"For {len(queries)} texts, spread evenly over the {len(pictures)} held-out pairs and not chosen otherwise"
+            f", the {gallery.SHOWN} pictures each model finds closest. A green frame marks the picture that belongs to "
             f"the text. Models are of repetition 0."
         )
         return [Exhibit("Text-to-image retrieval on held-out pairs", text, png)]
@@ -252,19 +250,18 @@ class Clip:
         """So many of the training pairs, chosen at random but always the same."""
         order = torch.randperm(self.size, generator=generator(0, "training pairs")).tolist()
         left_out = set(self._held_out)
-        return PairSet(self._shards, sorted(i for i in order[: number + len(left_out)] if i not in left_out)[:number])
+        return PairSet(self.shards, sorted(i for i in order[: number + len(left_out)] if i not in left_out)[:number])
 
     @property
     def _architecture(self) -> str:
         return self.model or (EMOJI if self._bundled else "ViT-B-32")
 
     @cached_property
-    def _shards(self) -> Shards:
-        if self.data == EMOJI_DATA:
-            return Shards.open(bundled_shard("train", noise=self.noise))
-        if self.data == EMOJI_REFERENCE_DATA:
-            return Shards.open(bundled_shard("reference"))
-        return self._open(self.data)
+    def shards(self) -> Shards:
+        if not self._bundled:
+            return self._open(self.data)
+        bundled = self.data == EMOJI_DATA
+        return Shards.open(emoji_shard("train", noise=self.noise) if bundled else emoji_shard("reference"))
 
     def _open(self, pattern: str) -> Shards:
         return Shards.open(
@@ -276,11 +273,11 @@ class Clip:
         """Numbers of the samples never to train on, in rising order; a sample's side never depends on the others."""
         if self._bundled or self.val is not None:
             return []
-        every = range(len(self._shards))
-        held_out = list(islice((i for i in every if derive(0, "held out", i) % HELD_OUT == 0), MOST_HELD_OUT))
-        if not held_out or len(held_out) == len(every):
+        numbers = range(len(self.shards))
+        held_out = list(islice((i for i in numbers if derive(0, "held out", i) % HELD_OUT == 0), MOST_HELD_OUT))
+        if not held_out or len(held_out) == len(numbers):
             raise UserError(
-                f"{self.data} has {len(every)} pairs, too few to hold some out: give --set options.val=SHARDS"
+                f"{self.data} has {len(numbers)} pairs, too few to hold some out: give --set options.val=SHARDS"
             )
         return held_out
 
@@ -290,32 +287,26 @@ class Clip:
             return EmojiSuite()
         if self.val is not None:
             return RetrievalSuite(PairSet(self._open(self.val), bad_share=self.bad_share))
-        return RetrievalSuite(PairSet(self._shards, self._held_out, bad_share=self.bad_share))
+        return RetrievalSuite(PairSet(self.shards, self._held_out, bad_share=self.bad_share))
 
     @cached_property
-    def _suites(self) -> list[Suite]:
+    def suites(self) -> list[Suite]:
         """All that is evaluated on; the first one decides."""
-        more = [] if self.zeroshot is None else [ZeroShotSuite(self.zeroshot, self.bad_share)]
-        return [self._suite, *more]
+        return [self._suite] + ([] if self.zeroshot is None else [ZeroShotSuite(self.zeroshot, self.bad_share)])
 
     @cached_property
     def _caches(self) -> list[Cache | None]:
         """One for every reference."""
         if self.cache is None:
             return [None] * len(self.refs)
-        return open_caches(names(self.cache), self.refs, self._shards.index, self.caption_field)
+        return open_caches(names(self.cache), self.refs, self.shards.index, self.caption_field)
 
     @cached_property
     def _pairs(self) -> PairData:
         with untouched():
-            looks = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
-        return PairData(
-            self._shards,
-            left_out=self._held_out,
-            tokenizer=looks.tokenizer,
-            preprocessing=looks.preprocessing,
-            bad_share=self.bad_share,
-        )
+            model = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
+        options = {"left_out": self._held_out, "bad_share": self.bad_share}
+        return PairData(self.shards, tokenizer=model.tokenizer, preprocessing=model.preprocessing, **options)
 
 
 def _towers(model: nn.Module) -> Towers:

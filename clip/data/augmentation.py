@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
-from torchvision.transforms.functional import pil_to_tensor
 
 from steering.clip.data.images import flatten
 from steering.training.seeds import seed_everything, untouched
@@ -44,16 +44,16 @@ def small_views(
         generator: all randomness comes from it.
         size: side of the views, in pixels.
         mean, std: of the three channels, 0 to 1.
-        among: place of the first picture in a larger batch and the size of that, whose views these are a part of.
+        among: index of the first picture in a larger batch and the size of that, whose views these are a part of.
 
     Returns:
         ``[n, 3, size, size]`` float32, normalised. Transparent parts and what lies outside of a picture show
         the paper: white or one random colour a view.
     """
     n = len(images)
-    first, whole = among or (0, n)
-    draw = torch.rand(whole, 10, generator=generator)[first : first + n] * 2 - 1  # within -1 and 1
-    mix = torch.randn(whole, 3, 3, generator=generator)[first : first + n] * MIX
+    first, total = among or (0, n)
+    draw = torch.rand(total, 10, generator=generator)[first : first + n] * 2 - 1  # within -1 and 1
+    mix = torch.randn(total, 3, 3, generator=generator)[first : first + n] * MIX
 
     pixels = images.float() / 255
     alpha = pixels[:, 3:] if images.shape[1] == 4 else torch.ones_like(pixels[:, :1])
@@ -83,7 +83,7 @@ def canvas(image: Image.Image, preprocessing: PreprocessCfg) -> Tensor:
         method = Image.Resampling.BILINEAR if preprocessing.interpolation == "bilinear" else Image.Resampling.BICUBIC
         resize = {"shortest": ImageOps.fit, "longest": ImageOps.pad, "squash": Image.Image.resize}
         image = resize[preprocessing.resize_mode](image, (width, height), method)
-    return pil_to_tensor(image)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def picture_transform(preprocessing: PreprocessCfg) -> Transform:
@@ -105,13 +105,13 @@ def picture_views(
         transform: ``picture_transform`` of a model's preprocessing. It draws from the global generators, so
             these are seeded from ``generator`` and left as they were.
         generator: decides the views.
-        among: place of the first picture in a larger batch and the size of that, whose views these are a part of.
+        among: index of the first picture in a larger batch and the size of that, whose views these are a part of.
 
     Returns:
         ``[n, 3, size, size]`` float32, normalised; transparent parts are white.
     """
-    first, whole = among or (0, len(images))
-    chances = torch.randint(2**62, (whole,), generator=generator)[first : first + len(images)].tolist()
+    first, total = among or (0, len(images))
+    chances = torch.randint(2**62, (total,), generator=generator)[first : first + len(images)].tolist()
     views = []
     with untouched():
         for image, chance in zip(images, chances, strict=True):
@@ -126,7 +126,7 @@ def plain_views(images: Sequence[Image.Image], preprocess: Transform) -> Tensor:
 
 
 def _frames(draw: Tensor) -> Tensor:
-    """Where views look, ``[n, 4]`` draws to ``[n, 2, 3]`` maps from a view's places to the picture's."""
+    """Where views look, ``[n, 4]`` draws to ``[n, 2, 3]`` maps from positions in a view to positions in the picture."""
     zoom, turn = _between(draw[:, 0], ZOOM), draw[:, 1] * TURN
     shift = draw[:, 2:4] * 2 * SHIFT  # a side is 2 long
     cos, sin = turn.cos() / zoom, turn.sin() / zoom

@@ -1,30 +1,30 @@
-"""``steer index``: what the shards hold, as a table."""
+"""``steer index``: the contents of shards as a table."""
 
 import sys
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from steering.clip.data.index import Index, open_index
-from steering.clip.data.shard_files import Files
-from steering.clip.data.shards import bar
+from steering.clip.data.shard_files import ShardFiles
 from steering.clip.data.sources import expand, split
 
 
 def run(data: str, *, rebuild: bool, bad_shards: bool, cache_gb: float) -> Index:
-    """Indexes shards and prints what they hold; the arguments are the command's."""
+    """Indexes shards and prints their contents; the arguments are the command's."""
     named = expand(data, missing=bad_shards)
-    files = Files(cache_gb * 1e9)
-    index = open_index(named, fetching=files, bad_shards=bad_shards, rebuild=rebuild, whole=True, progress=bar)
-    console = Console(width=None if sys.stdout.isatty() else 10_000)  # no line is broken in a file
+    files = ShardFiles(cache_gb * 1e9)
+    index = open_index(named, files=files, bad_shards=bad_shards, rebuild=rebuild, read_headers=True)
+    console = Console(
+        width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False
+    )  # no broken lines in a file
     for warning in index.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False)
+        console.print(f"note: {warning}")
     for shard in index.shards:
         if shard.fault:
-            console.print(f"note: {shard.url} {shard.fault}", markup=False, highlight=False)
+            console.print(f"note: {shard.url} {shard.fault}")
     console.print(table(index, split(data)))
-    console.print(f"manifest: {index.manifest}", markup=False, highlight=False)
+    console.print(f"manifest: {index.manifest}")
     return index
 
 
@@ -39,5 +39,5 @@ def table(index: Index, sources: list[str]) -> Table:
     for name, shards in rows:
         new, faulty = sum(shard.new for shard in shards), sum(bool(shard.fault) for shard in shards)
         sums = sum(shard.count for shard in shards), sum(shard.size for shard in shards)
-        drawn.add_row(escape(name), *(f"{number:,}" for number in (len(shards), new, faulty, *sums)))
+        drawn.add_row(name, *(f"{number:,}" for number in (len(shards), new, faulty, *sums)))
     return drawn

@@ -17,9 +17,9 @@ from steering.clip.data.augmentation import (
     plain_views,
     small_views,
 )
-from steering.clip.data.images import UNREADABLE, Skips, Undecodable, decode
+from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.shards import Shards
-from steering.clip.data.skipped_samples import Counts
+from steering.clip.data.skipped_samples import SharedCounts, Skips
 from steering.errors import RunError, UserError
 from steering.task import Batch
 from steering.training import seeds
@@ -28,7 +28,7 @@ from steering.training.loader import Share
 SMALL = 64  # pixels: pictures whose sides are at most this stay in memory,
 MOST_KEPT = 256 << 20  # up to so many bytes in every process that loads; what comes later is decoded each time
 MOST_TOKENS = 64 << 20  # bytes: tokens stay in memory if those of all samples fit
-TRIES = 100  # random substitutes looked at for one sample
+TRIES = 100  # random substitutes tried for one sample
 MOST_DRAWS = 1000  # until one is found that is not in the batch already
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -52,7 +52,7 @@ class PairData:
         left_out: numbers of samples never to train on, in rising order.
         augment: ``small`` for fast views of small pictures, ``pictures`` for open_clip's; by default the first if
             the target sees squares of at most 64 pixels.
-        facts: fields of the JSON member to tell of every sample, numbers or booleans; of these, the ones that the
+        facts: fields of the JSON member to report of every sample, numbers or booleans; of these, the ones that the
             first sample has.
         bad_share: share of the samples that may be unusable before the run ends, 0 to 1.
     """
@@ -78,7 +78,7 @@ class PairData:
         self._transform = picture_transform(preprocessing) if augment == "pictures" else None
         self._pictures = _Pictures(preprocessing if augment == "small" else None)
         self._tokens = _Tokens(len(shards), tokenizer)
-        self._counts = Counts(len(shards), len(shards.index))
+        self._counts = SharedCounts(len(shards), len(shards.index))
 
     def __len__(self) -> int:
         return len(self.shards) - len(self.left_out)
@@ -102,18 +102,18 @@ class PairData:
             share = Share(0, len(ids), ids[:0])
         samples = self._usable(ids.tolist(), generator.initial_seed(), share)
         chosen = [sample.id for sample in samples]
-        captions = [sample.caption for sample in samples]
+        captions = {sample.id: sample.caption for sample in samples if sample.caption is not None}
         text = self._tokens.look_up(chosen, captions, {sample.id for sample in samples if sample.alone})
-        told = torch.tensor([sample.facts for sample in samples]).T
-        facts = dict(zip(self.facts, told, strict=True))
-        return Batch(torch.tensor(chosen), {"image": self._views(samples, generator, share), "text": text}, facts)
+        facts = torch.tensor([sample.facts for sample in samples]).T
+        fields = {"image": self._views(samples, generator, share), "text": text}
+        return Batch(torch.tensor(chosen), fields, dict(zip(self.facts, facts, strict=True)))
 
     def plain(self, ids: Tensor, preprocess: Transform, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
         """The samples without augmentation and with their first caption, as another model sees them in evaluation.
 
         Args:
             ids: ``[n]`` int64, from a batch that was loaded.
-            preprocess, tokenizer: that model's own.
+            preprocess, tokenizer: of that model.
 
         Returns:
             Images ``[n, 3, h, w]`` and tokens ``[n, context]``.
@@ -133,35 +133,28 @@ class PairData:
     @property
     def skips(self) -> Skips:
         """The samples that could not be used so far, in all processes that load for this one, each counted once."""
-        skips = self._skips()
-        skips.examples += self._examples()
-        return skips
-
-    def _skips(self) -> Skips:
-        seen, reasons, _, stand_ins = self._counts.totals()
+        seen, reasons, examples, stand_ins = self._counts.totals()
         # Later epochs see the same samples again; a share is of different ones.
-        return Skips(min(seen, len(self)), reasons, stand_ins=stand_ins)
-
-    def _examples(self) -> list[str]:
-        return [self.shards.name(number) for number in self._counts.totals()[2]]
+        return Skips(min(seen, len(self)), reasons, [self.shards.name(number) for number in examples], stand_ins)
 
     def _usable(self, ids: list[int], seed: int, share: Share) -> list["_Sample"]:
         """The samples of a batch, bad ones replaced."""
-        self._counts.saw(len(ids))
-        found: list[_Sample | None] = []
+        self._counts.add_seen(len(ids))
+        samples: list[_Sample | None] = []
         taken: set[int] = set()
         for number in ids:
-            found.append(None if number in taken else self._try(number, seed))
+            samples.append(None if number in taken else self._try(number, seed))
             taken.add(number)
-        chance = seeds.generator(seed, "substitutes", share.first)
-        others = _Others(self, ids, taken, chance, share.stand_ins.tolist())
-        return [sample or self._substitute(number, others, seed) for number, sample in zip(ids, found, strict=True)]
+        others = _StandIns(
+            self, ids, taken, seeds.generator(seed, "substitutes", share.first), share.stand_ins.tolist()
+        )
+        return [sample or self._substitute(number, others, seed) for number, sample in zip(ids, samples, strict=True)]
 
-    def _substitute(self, bad: int, others: "_Others", seed: int) -> "_Sample":
+    def _substitute(self, bad: int, others: "_StandIns", seed: int) -> "_Sample":
         for number in others:
-            self._counts.saw(1)
+            self._counts.add_seen(1)
             if sample := self._try(number, seed):
-                self._counts.replaced()
+                self._counts.add_stand_in()
                 return sample
         raise RunError(
             f"{self.shards.name(bad)} cannot be used, and none of the {len(self):,} training samples is left to stand "
@@ -170,34 +163,31 @@ class PairData:
 
     def _try(self, number: int, seed: int) -> "_Sample | None":
         try:
-            # Captions that are known as tokens are not read again.
-            captions = None if self._tokens.known(number) else self.shards.captions(number)
+            # Captions whose tokens are kept are not read again.
+            captions = None if self._tokens.has(number) else self.shards.captions(number)
             caption = captions[_draw(len(captions), seeds.generator(seed, "caption", number))] if captions else None
             alone = captions is not None and len(captions) == 1
-            return _Sample(number, self._picture(number), caption, alone, self._told(number))
+            return _Sample(number, self._picture(number), caption, alone, self._facts(number))
         except Undecodable as error:
             self._note(str(error), number)
         return None
 
     def _note(self, reason: str, number: int) -> None:
         """Counts a bad sample, and ends the run if there are too many of them."""
-        self._counts.add(reason, number)
-        lost = Skips(len(self.shards))  # what an unreadable shard says about the whole data is known: all of it is lost
-        if reason == UNREADABLE:
+        self._counts.add_bad(reason, number)
+        others = self.skips
+        lost = Skips(len(self.shards), examples=others.examples)
+        if reason == UNREADABLE:  # what an unreadable shard says about the whole data is certain: all of it is lost
             shards = self._counts.add_shard(self.shards.which(number))
             lost.reasons[reason] = sum(self.shards.index[which].count for which in shards)
-        others = self._skips()
         del others.reasons[UNREADABLE]
-        for skips, least in ((lost, 1), (others, 10)):
-            if skips.too_many(self.bad_share, least):
-                skips.examples += self._examples()
-                skips.check(self.bad_share, least)
+        lost.check(self.bad_share, 1)
+        others.check(self.bad_share)
 
     def _picture(self, number: int) -> "_Picture":
-        kept = self._pictures.find(number)
-        return kept or self._pictures.add(number, self.shards.picture(number))
+        return self._pictures.find(number) or self._pictures.add(number, self.shards.picture(number))
 
-    def _told(self, number: int) -> list[float]:
+    def _facts(self, number: int) -> list[float]:
         info = self.shards.info(number) if self.facts else {}
         values = [info.get(name) for name in self.facts]
         if not all(isinstance(value, int | float) for value in values):
@@ -230,7 +220,7 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
 
 
-class _Others:
+class _StandIns:
     """Samples that may stand in, one after the other, none twice: those offered, then random ones."""
 
     def __init__(self, data: PairData, ids: list[int], taken: set[int], generator: torch.Generator, offered: list[int]):
@@ -240,7 +230,7 @@ class _Others:
     def __iter__(self) -> Iterator[int]:
         """Those for one bad sample: the next ones that are offered, then ``TRIES`` at random."""
         for number in self.offered:
-            if self._free(number):
+            if self._take(number):
                 yield number
         shards = self.data.shards
         for attempt in range(TRIES):
@@ -253,10 +243,10 @@ class _Others:
                 number = low + _draw(count, self.generator)
                 if number not in self.taken and number not in self.data.left_out:
                     break
-            if self._free(number):
+            if self._take(number):
                 yield number
 
-    def _free(self, number: int) -> bool:
+    def _take(self, number: int) -> bool:
         free = number not in self.taken
         self.taken.add(number)
         return free
@@ -270,7 +260,7 @@ class _Picture(NamedTuple):
 class _Sample(NamedTuple):
     id: int
     picture: _Picture
-    caption: str | None  # None if its tokens are known
+    caption: str | None  # None if its tokens are kept
     alone: bool  # it has no other caption
     facts: list[float]
 
@@ -280,31 +270,28 @@ class _Pictures:
 
     def __init__(self, preprocessing: PreprocessCfg | None):
         self.preprocessing = preprocessing  # of canvases, None if there are none
-        self.places: dict[int, int] = {}  # in kept, by id
-        self.kept: list[_Picture] = []
-        self.by_content: dict[bytes, int] = {}
+        self.content_of: dict[int, bytes] = {}  # hash of the file, by id
+        self.kept: dict[bytes, _Picture] = {}  # by hash of the file
         self.bytes = 0
 
-    def find(self, place: int) -> _Picture | None:
-        where = self.places.get(place)
-        return None if where is None else self.kept[where]
+    def find(self, number: int) -> _Picture | None:
+        return self.kept[self.content_of[number]] if number in self.content_of else None
 
-    def add(self, place: int, data: bytes) -> _Picture:
+    def add(self, number: int, data: bytes) -> _Picture:
         """Decodes a picture and keeps it if it is small."""
         image = decode(data)
         picture = _Picture(image, canvas(image, self.preprocessing) if self.preprocessing else None)
         if max(image.size) > SMALL:
             return picture
         content = hashlib.blake2b(data, digest_size=16).digest()
-        if content not in self.by_content:
+        if content not in self.kept:
             size = 4 * image.width * image.height + (0 if picture.canvas is None else picture.canvas.nbytes)
             if self.bytes + size > MOST_KEPT:
                 return picture
             self.bytes += size
-            self.by_content[content] = len(self.kept)
-            self.kept.append(picture)
-        self.places[place] = self.by_content[content]
-        return self.kept[self.places[place]]
+            self.kept[content] = picture
+        self.content_of[number] = content
+        return self.kept[content]
 
 
 class _Tokens:
@@ -312,31 +299,25 @@ class _Tokens:
 
     def __init__(self, samples: int, tokenizer: Tokenizer):
         self.samples, self.tokenizer = samples, tokenizer
-        self.held = bytearray()  # 1 where the row of an id is there
+        self.filled = bytearray()  # 1 where the row of an id is kept
         self.table: Tensor | None = None  # [samples, context] int32
 
-    def known(self, number: int) -> bool:
-        return self.table is not None and bool(self.held[number])
+    def has(self, number: int) -> bool:
+        return self.table is not None and bool(self.filled[number])
 
-    def look_up(self, ids: Sequence[int], captions: Sequence[str | None], alone: Collection[int]) -> Tensor:
-        """``[n, context]`` int64 of n ids; a caption may be None where the id is known, and is kept of those alone."""
-        new = {number: caption for number, caption in zip(ids, captions, strict=True) if caption is not None}
-        tokens = self.tokenizer(list(new.values())).long() if new else None
-        if len(new) == len(ids) and tokens is not None and not self._room(tokens.shape[1]):
-            return tokens
+    def look_up(self, ids: Sequence[int], captions: dict[int, str], alone: Collection[int]) -> Tensor:
+        """``[n, context]`` int64 of n ids: from the captions where there are any, else kept; those alone are kept."""
+        tokens = self.tokenizer(list(captions.values())).long() if captions else None
+        if tokens is not None and self.table is None:
+            if 4 * tokens.shape[1] * self.samples > MOST_TOKENS:
+                return tokens
+            self.table = torch.zeros(self.samples, tokens.shape[1], dtype=torch.int32)
+            self.filled = bytearray(self.samples)
         assert self.table is not None
-        found = torch.empty(len(ids), self.table.shape[1], dtype=torch.long)
-        fresh = torch.tensor([number in new for number in ids])
+        rows = self.table[ids].long()
         if tokens is not None:
-            found[fresh] = tokens
-            for number, row in zip(new, tokens, strict=True):
+            rows[torch.tensor([number in captions for number in ids])] = tokens
+            for number, row in zip(captions, tokens, strict=True):
                 if number in alone:
-                    self.table[number], self.held[number] = row.int(), 1
-        found[~fresh] = self.table[[number for number in ids if number not in new]].long()
-        return found
-
-    def _room(self, context: int) -> bool:
-        if self.table is None and 4 * context * self.samples <= MOST_TOKENS:
-            self.table = torch.zeros(self.samples, context, dtype=torch.int32)
-            self.held = bytearray(self.samples)
-        return self.table is not None
+                    self.table[number], self.filled[number] = row.int(), 1
+        return rows

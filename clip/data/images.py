@@ -1,13 +1,9 @@
-"""From bytes to a picture, and an account of the samples that could not be used."""
+"""From bytes to a picture, or to the reason why there is none."""
 
 import io
 import warnings
-from collections import Counter
-from dataclasses import dataclass, field
 
 from PIL import Image, UnidentifiedImageError
-
-from steering.errors import RunError
 
 # By name, because Pillow also knows formats that start other programs (EPS runs Ghostscript), that call a handler of
 # someone else's (WMF, GRIB, HDF5, BUFR), or that only science, games and old editors write.
@@ -111,54 +107,3 @@ def _colours(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     return image.convert("RGB")
-
-
-@dataclass
-class Skips:
-    """How many samples were looked at, and why some were skipped.
-
-    Attributes:
-        seen: samples looked at.
-        reasons: skipped samples by reason.
-        examples: the first few of them, for the message.
-        stand_ins: how often another sample took the place of one that was skipped.
-    """
-
-    seen: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    stand_ins: int = 0
-
-    @property
-    def skipped(self) -> int:
-        return self.reasons.total()
-
-    def add(self, reason: str, example: str) -> None:
-        """Notes one skipped sample; ``seen`` is counted by the caller, who sees the good ones as well."""
-        self.reasons[reason] += 1
-        if len(self.examples) < 3:
-            self.examples.append(example)
-
-    def too_many(self, share_limit: float, least: int = 10) -> bool:
-        """Whether ``check`` would end the run."""
-        enough = least if share_limit > 0 else 1
-        return self.skipped >= enough and self.skipped > share_limit * self.seen
-
-    def check(self, share_limit: float = 0.01, least: int = 10) -> None:
-        """Ends the run when too many samples are bad.
-
-        Args:
-            share_limit: share of the samples seen that may be skipped, 0 to 1.
-            least: skipped samples below which a share says little; a limit of 0 means none at all.
-
-        Raises:
-            RunError: more than that share was skipped, and at least ``least`` samples.
-        """
-        if not self.too_many(share_limit, least):
-            return
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-        raise RunError(
-            f"{self.skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
-            f"allowed; for example {', '.join(self.examples)}. Write these shards again, leave them out, or "
-            "allow a larger share (bad_share)"
-        )

@@ -2,19 +2,21 @@
 
 import hashlib
 import os
+import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from steering import atomic_files
 from steering.clip.data.manifest import Manifest, Shard, new_name
-from steering.clip.data.shard_counts import Counts
-from steering.clip.data.shard_files import Files, cache_folder
+from steering.clip.data.shard_counts import ShardCounts
+from steering.clip.data.shard_files import ShardFiles, cache_folder
 from steering.clip.data.sources import Named, matches, remote
 from steering.clip.data.tar import Scan, head, scan
 from steering.errors import UserError
@@ -22,9 +24,7 @@ from steering.errors import UserError
 FOLDER = ".steer-index"  # beside the shards
 THREADS = 16  # that read headers or ask for sizes: most of their time is waiting
 SAVED = 30.0  # seconds after which the manifest is written, so that an interruption loses little
-TOLD = 3  # faulty shards whose fault is told in full, the others by name alone
-
-Progress = Callable[[Iterable, int], Iterable]
+NAMED_FAULTS = 3  # faulty shards whose fault is named, the others are by name alone
 
 
 @dataclass
@@ -47,41 +47,39 @@ class Index:
 def open_index(
     named: Sequence[Named],
     *,
-    fetching: Files,
+    files: ShardFiles,
     bad_shards: bool = False,
     rebuild: bool = False,
-    whole: bool = False,
-    progress: Progress = lambda items, total: items,
+    read_headers: bool = False,
 ) -> Index:
     """Finds the manifest of the shards that are named, and adds those that it does not know.
 
     Args:
         named: as ``sources.expand`` gives them.
-        fetching: opens remote shards.
-        bad_shards: use what is whole of faulty shards instead of refusing them.
-        rebuild: forget what is known.
-        whole: read the headers of local shards even where a side file tells their count.
-        progress: wraps the shards that are being read, given their number.
+        files: opens the shards.
+        bad_shards: use the samples before the fault of faulty shards instead of refusing them.
+        rebuild: start with an empty manifest.
+        read_headers: also of local shards whose count stands in a side file.
 
     Raises:
         UserError: a shard is faulty, or not what it was when its samples got their numbers.
     """
     base, folder = _home(named[0])
     names = {_name(shard, base): shard for shard in named}
-    manifest = _known(base, folder) if not rebuild else Manifest(folder, {}, new_name())
-    builder = _Builder(named, names, fetching, bad_shards, whole, progress)
+    manifest = _manifest(base, folder) if not rebuild else Manifest(folder, {}, new_name())
+    builder = _Builder(base, names, files, bad_shards, read_headers)
     if not names.keys() <= manifest.shards.keys():
         atomic_files.make_folder(folder)
         with FileLock(folder / "lock"):
             if not rebuild:
-                manifest = _known(base, folder).moved(folder)  # another process may have been first
+                manifest = _manifest(base, folder).moved(folder)  # another process may have been first
             try:
                 builder.add([name for name in names if name not in manifest.shards], manifest)
             finally:
                 for path in folder.glob("offsets-*.bin") if manifest.shards else ():
                     if path.name != manifest.offsets:
                         path.unlink(missing_ok=True)  # of what was rebuilt
-    shards = builder.check(manifest, base)
+    shards = builder.check(manifest)
     return Index(shards, manifest.folder / "index.json", manifest.folder / manifest.offsets, builder.warnings)
 
 
@@ -101,7 +99,7 @@ def _home(first: Named) -> tuple[Path, Path]:
     return base, cache_folder() / "indexes" / hashlib.sha256(os.fsencode(mark)).hexdigest()[:16]
 
 
-def _known(base: Path, folder: Path) -> Manifest:
+def _manifest(base: Path, folder: Path) -> Manifest:
     """The manifest; where data can only be read, the one beside them until the cache has its own."""
     manifest = Manifest.read(folder)
     if manifest.shards or base == Path(os.sep):
@@ -118,12 +116,13 @@ def _name(shard: Named, base: Path) -> str:
 
 
 class _Builder:
-    """Adds shards to a manifest and compares what it says with what is there."""
+    """Adds shards to a manifest and compares its content with the files."""
 
-    def __init__(self, named, names: dict[str, Named], fetching: Files, bad_shards: bool, whole: bool, progress):
-        self.named, self.names, self.fetching = named, names, fetching
-        self.bad_shards, self.whole, self.progress = bad_shards, whole, progress
-        self.counts = Counts()
+    def __init__(self, base: Path, names: dict[str, Named], files: ShardFiles, bad_shards: bool, read_headers: bool):
+        self.base, self.names, self.files = base, names, files
+        self.bad_shards, self.read_headers = bad_shards, read_headers
+        self.globs = {shard.glob: shard for shard in reversed(names.values()) if shard.glob}  # the first of each
+        self.counts = ShardCounts()
         self.warnings: list[str] = []
         self.added: set[str] = set()
 
@@ -133,8 +132,9 @@ class _Builder:
         block: list[tuple[Shard, Scan | None]] = []
         saved = time.monotonic()
         pool = ThreadPoolExecutor(THREADS)
+        options = {"unit": "shard", "desc": "indexing", "delay": 2, "disable": not sys.stderr.isatty()}
         try:
-            for shard, scanned in self.progress(pool.map(self._look, new), len(new)):
+            for shard, scanned in tqdm(pool.map(self._examine, new), total=len(new), **options):
                 if shard.fault and not self.bad_shards:
                     faults[shard.url] = shard.fault
                     continue
@@ -149,107 +149,95 @@ class _Builder:
                 manifest.append(block)
         _refuse(faults, len(new), "use what is whole of them: steer index --allow-bad-shards, option bad_shards")
 
-    def _look(self, name: str) -> tuple[Shard, Scan | None]:
+    def _examine(self, name: str) -> tuple[Shard, Scan | None]:
         url = self.names[name].url
-        told = self.counts.tell(url)
-        if told is not None and remote(url):
-            return Shard(name, url, 0, told), None
+        count = self.counts.count(url)
+        if count is not None and remote(url):
+            return Shard(name, url, 0, count), None
         try:
-            with self.fetching.once(url) as file:
-                begins = "" if remote(url) else head(file)
-                if told is not None and not self.whole:
+            with self.files.once(url) as file:
+                start = "" if remote(url) else head(file)
+                if count is not None and not self.read_headers:
                     size = os.fstat(file).st_size
-                    return Shard(name, url, size, told, fault="" if size else "is empty (0 bytes)", head=begins), None
+                    return Shard(name, url, size, count, fault="" if size else "is empty (0 bytes)", head=start), None
                 scanned = scan(file)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
-            return Shard(name, url, 0, told or 0, fault=fault, kinds=()), Scan(array("q"), 0, (), 0, fault)
-        count = len(scanned.starts) if told is None else told
-        if told is not None and told != len(scanned.starts) and not scanned.fault:
-            self.warnings.append(_differs(url, told, len(scanned.starts)))
-        known = {"kinds": scanned.kinds, "fault": scanned.fault, "head": begins, "paired": scanned.paired}
-        return Shard(name, url, scanned.size, count, **known), scanned
+            return Shard(name, url, 0, count or 0, fault=fault, kinds=()), Scan(array("q"), 0, (), 0, fault)
+        samples = len(scanned.starts)
+        if count not in (None, samples) and not scanned.fault:
+            consequence = "the others are not there" if samples < count else "the others are left out"
+            self.warnings.append(f"{url} is said to hold {count:,} samples and holds {samples:,}: {consequence}")
+        facts = {"kinds": scanned.kinds, "fault": scanned.fault, "head": start, "paired": scanned.paired}
+        return Shard(name, url, scanned.size, samples if count is None else count, **facts), scanned
 
-    def check(self, manifest: Manifest, base: Path) -> list[Shard]:
+    def check(self, manifest: Manifest) -> list[Shard]:
         """The shards that are named, with their numbers.
 
         Raises:
             UserError: one is gone, changed or faulty, and bad shards are not allowed.
         """
-        chosen = {name: shard for name, shard in manifest.shards.items() if name in self.names}
-        for name in self._gone(manifest, base):
-            chosen[name] = manifest.shards[name]
+        chosen = [shard for name, shard in manifest.shards.items() if name in self.names or self._gone(name)]
+        chosen = [replace(shard, url=self._url(shard.name)) for shard in chosen]
         if not self.bad_shards:
-            faults = {self._url(name, base): shard.fault for name, shard in chosen.items() if shard.fault}
+            faults = {shard.url: shard.fault for shard in chosen if shard.fault}
             _refuse(faults, len(chosen), "use what is whole: option bad_shards; if mended since, steer index --rebuild")
-            self._compare(chosen, base)
+            _compare([shard for shard in chosen if not remote(shard.name)])
         first, shards = 0, []
-        for name, shard in manifest.shards.items():
-            if name in chosen:
-                part = self.names[name].part if name in self.names else self._part(name, base)
-                url = self._url(name, base)
-                shards.append(replace(shard, url=url, part=part, first=first, new=name in self.added))
-                first += shard.count
+        for shard in chosen:
+            named = self.names.get(shard.name) or self._gone(shard.name)
+            assert named is not None
+            shards.append(replace(shard, part=named.part, first=first, new=shard.name in self.added))
+            first += shard.count
         return shards
 
-    def _compare(self, chosen: dict[str, Shard], base: Path) -> None:
-        local = [replace(shard, url=self._url(name, base)) for name, shard in chosen.items() if not remote(name)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(_look_again, local))
-        odd = [(shard.url, size) for shard, (size, same) in zip(local, found, strict=True) if not same]
-        if odd:
-            url, size = odd[0]
-            what = "is gone" if size is None else "has changed"
-            others = f", and {len(odd) - 1} more are gone or changed" if len(odd) > 1 else ""
-            raise UserError(
-                f"{url} {what} since its samples got their numbers{others}: put it back as it was, or give all "
-                "samples new numbers with steer index --rebuild"
-            )
+    def _gone(self, name: str) -> Named | None:
+        """For a shard that a glob would find if it were still there: one of those that it finds."""
+        if name in self.names or remote(name):
+            return None
+        return next((shard for glob, shard in self.globs.items() if matches(self._url(name), glob)), None)
 
-    def _gone(self, manifest: Manifest, base: Path) -> Iterator[str]:
-        """Shards that a glob would find if they were still there."""
-        globs = {shard.glob for shard in self.named if shard.glob}
-        for name in manifest.shards if globs else ():
-            if name not in self.names and not remote(name):
-                path = self._url(name, base)
-                if any(matches(path, glob) for glob in globs):
-                    yield name
-
-    def _part(self, name: str, base: Path) -> int:
-        path = self._url(name, base)
-        return next(shard.part for shard in self.named if shard.glob and matches(path, shard.glob))
-
-    def _url(self, name: str, base: Path) -> str:
+    def _url(self, name: str) -> str:
         if name in self.names:
             return self.names[name].url
-        return name if remote(name) else os.path.normpath(base / name)
+        return name if remote(name) else os.path.normpath(self.base / name)
+
+
+def _compare(shards: Sequence[Shard]) -> None:
+    """Raises UserError if any of these local shards is gone or changed."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        states = list(pool.map(_compare_head, shards))
+    odd = [(shard.url, size) for shard, (size, same) in zip(shards, states, strict=True) if not same]
+    if odd:
+        url, size = odd[0]
+        change = "is gone" if size is None else "has changed"
+        others = f", and {len(odd) - 1} more are gone or changed" if len(odd) > 1 else ""
+        raise UserError(
+            f"{url} {change} since its samples got their numbers{others}: put it back as it was, or give all "
+            "samples new numbers with steer index --rebuild"
+        )
 
 
 def _refuse(faults: dict[str, str], count: int, remedy: str) -> None:
     if faults:
-        told = [f"{url} {fault}" for url, fault in list(faults.items())[:TOLD]]
+        first = [f"{url} {fault}" for url, fault in list(faults.items())[:NAMED_FAULTS]]
         several = f"{len(faults)} of {count} shards cannot be used: " if len(faults) > 1 else ""
-        others = f"; and {', '.join(list(faults)[TOLD:])}" if len(faults) > TOLD else ""
-        raise UserError(f"{several}{'; '.join(told)}{others} (or {remedy})")
+        others = f"; and {', '.join(list(faults)[NAMED_FAULTS:])}" if len(faults) > NAMED_FAULTS else ""
+        raise UserError(f"{several}{'; '.join(first)}{others} (or {remedy})")
 
 
-def _look_again(shard: Shard) -> tuple[int | None, bool]:
+def _compare_head(shard: Shard) -> tuple[int | None, bool]:
     """Size of a local shard, None if it is gone, and whether it is what it was as far as size and first bytes tell."""
     try:
         file = os.open(shard.url, os.O_RDONLY)
-    except PermissionError:  # told when it is to be read
+    except PermissionError:  # reported when it is to be read
         return shard.size, True
     except OSError:
         return None, False
     try:
         size = os.fstat(file).st_size
         return size, size == shard.size and (not shard.head or shard.head == head(file))
-    except OSError:  # told when it is to be read
+    except OSError:  # reported when it is to be read
         return shard.size, True
     finally:
         os.close(file)
-
-
-def _differs(url: str, told: int, found: int) -> str:
-    what = "the others are not there" if found < told else "the others are left out"
-    return f"{url} is said to hold {told:,} samples and holds {found:,}: {what}"

@@ -33,7 +33,7 @@ class Shard:
         size: in bytes; 0 of a remote one that was counted without being fetched.
         count: number of its samples.
         first: number of its first sample.
-        slot: place in the file of offsets.
+        slot: index of its first number in the file of offsets.
         part: which of the sources named it, counted from 0.
         kinds: extensions that it holds, None if its headers were not read yet.
         fault: what is wrong with it, empty if nothing is known to be.
@@ -78,15 +78,16 @@ class Manifest:
         """
         path = folder / "index.json"
         try:
-            told = json.loads(path.read_text())
-            if told["version"] != VERSION:
+            content = json.loads(path.read_text())
+            if content["version"] != VERSION or not _OFFSETS.fullmatch(content["offsets"]):
                 raise ValueError
-            manifest = cls(folder, {}, told["offsets"])
-            for row in told["shards"]:
+            manifest = cls(folder, {}, content["offsets"])
+            for row in content["shards"]:
                 shard = _shard(row)
                 if shard.name in manifest.shards or manifest._add(shard) != shard:
                     raise ValueError
-            manifest._check_offsets()
+            if manifest.shards and _length(folder / manifest.offsets) < manifest._end:
+                raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             return cls(folder, {}, new_name())
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -94,13 +95,6 @@ class Manifest:
         except OSError as error:
             raise RunError(f"{path} could not be read: {error.strerror}") from error
         return manifest
-
-    def _check_offsets(self) -> None:
-        """Raises ValueError unless the file of offsets is one in this folder and has room for all shards."""
-        if not _OFFSETS.fullmatch(self.offsets):
-            raise ValueError
-        if self.shards and _length(self.folder / self.offsets) < self._end:
-            raise ValueError
 
     @property
     def _end(self) -> int:
@@ -121,14 +115,14 @@ class Manifest:
         self.shards[shard.name] = shard
         return shard
 
-    def append(self, found: Sequence[tuple[Shard, Scan | None]]) -> None:
+    def append(self, new: Sequence[tuple[Shard, Scan | None]]) -> None:
         """Adds shards after all others: their offsets first, then the manifest that tells of them."""
         atomic_files.make_folder(self.folder)
         path = self.folder / self.offsets
         try:
             with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as file:
                 file.truncate(self._end)  # what an interrupted process wrote behind it is of no shard
-                for shard, scanned in found:
+                for shard, scanned in new:
                     shard = self._add(shard)
                     if scanned is not None:
                         _put(file.fileno(), shard.slot, rows_of(scanned, shard.count))
@@ -136,19 +130,17 @@ class Manifest:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}. Free some space") from None
-        keys = (*_NUMBERS, *_TEXTS, "paired")
         rows = [
-            {key: getattr(shard, key) for key in keys}
+            {key: getattr(shard, key) for key in (*_NUMBERS, *_TEXTS, "paired")}
             | {"kinds": None if shard.kinds is None else " ".join(shard.kinds)}
             for shard in self.shards.values()
         ]
-        atomic_files.write_json(
-            self.folder / "index.json", {"version": VERSION, "offsets": self.offsets, "shards": rows}
-        )
+        content = {"version": VERSION, "offsets": self.offsets, "shards": rows}
+        atomic_files.write_json(self.folder / "index.json", content)
 
 
 def _shard(row: dict) -> Shard:
-    """What the JSON tells of a shard; raises ValueError, KeyError or TypeError if that cannot be."""
+    """A shard from its JSON; raises ValueError, KeyError or TypeError if that cannot be."""
     numbers = {key: row[key] for key in _NUMBERS}
     texts = {"head": "", **{key: row[key] for key in _TEXTS if key in row}}
     kinds, paired = row["kinds"], row.get("paired")
@@ -173,15 +165,15 @@ def _length(path: Path) -> int:
 
 
 def rows_of(scanned: Scan, count: int) -> np.ndarray:
-    """What the file of offsets holds of a shard that is said to have ``count`` samples: what lacks is empty."""
+    """The numbers in the file of offsets of a shard that is said to have ``count`` samples: missing ones are empty."""
     starts = np.full(count + 1, scanned.end, dtype="<i8")
-    known = min(count + 1, len(scanned.starts))
-    starts[:known] = np.frombuffer(scanned.starts, dtype=np.int64)[:known]
+    samples = min(count + 1, len(scanned.starts))
+    starts[:samples] = np.frombuffer(scanned.starts, dtype=np.int64)[:samples]
     return np.append(starts, max(scanned.size, 1)).astype("<i8")
 
 
 def write_offsets(path: Path, slot: int, rows: np.ndarray) -> None:
-    """Writes what became known of a shard into the file of offsets; raises OSError."""
+    """Writes the offsets of a shard into the file; raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         _put(file, slot, rows)

@@ -10,38 +10,36 @@ from steering.clip.data.shard_files import copy
 from steering.clip.data.sources import remote
 
 
-class Counts:
+class ShardCounts:
     """``sizes.json`` of open_clip (``{"000.tar": 10000}``) and ``000_stats.json`` of img2dataset ("successes")."""
 
     def __init__(self):
-        self.sizes: dict[str, Any] = {}  # what sizes.json says, by folder
-        self.stats: dict[str, bool] = {}  # whether a remote folder has them
-        self.lock = threading.Lock()
+        self._sizes: dict[str, Any] = {}  # contents of sizes.json, by folder
+        self._has_stats: dict[str, bool] = {}  # by remote folder
+        self._lock = threading.Lock()
 
-    def tell(self, url: str) -> int | None:
-        """How many samples a shard is said to hold, None if nobody says so."""
+    def count(self, url: str) -> int | None:
+        """The number of samples of a shard according to a file beside it, None without one."""
         if url.startswith("pipe:"):
             return None
         folder, _, name = url.rpartition("/") if remote(url) else (os.path.dirname(url), "", os.path.basename(url))
-        with self.lock:
-            if folder not in self.sizes:
-                self.sizes[folder] = _json(folder, "sizes.json")
-            told = self.sizes[folder]
-            count = told.get(name) if isinstance(told, dict) else None
-            if not _is_count(count) and remote(url) and folder not in self.stats:
-                self.stats[folder] = _is_count(_successes(folder, name))  # a request for every shard would be slow
-        if not _is_count(count) and self.stats.get(folder, True):
-            count = _successes(folder, name)
-        return count if _is_count(count) else None
+        with self._lock:
+            if folder not in self._sizes:
+                self._sizes[folder] = _json(folder, "sizes.json")
+            count = _field(self._sizes[folder], name)
+            if count is None and remote(url) and folder not in self._has_stats:
+                self._has_stats[folder] = _stats(folder, name) is not None  # a request for every shard would be slow
+        return _stats(folder, name) if count is None and self._has_stats.get(folder, True) else count
 
 
-def _successes(folder: str, name: str) -> Any:
-    stats = _json(folder, f"{name.removesuffix('.tar')}_stats.json")
-    return stats.get("successes") if isinstance(stats, dict) else None
+def _stats(folder: str, name: str) -> int | None:
+    return _field(_json(folder, f"{name.removesuffix('.tar')}_stats.json"), "successes")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _field(content: Any, name: str) -> int | None:
+    """A count in a JSON object, None if there is no such object or it is no count."""
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _json(folder: str, name: str) -> Any:

@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     return Path(folder)
 
 
-class Fetched:
+class DownloadCache:
     """Copies of remote shards in one folder of this machine, the longest unused deleted first.
 
     All processes of a machine share the folder; a shard is fetched by one of them while the others wait.
@@ -101,11 +101,11 @@ class Fetched:
         with FileLock(self.folder / "room.lock"):
             copies = [(path, path.stat()) for path in self.folder.glob("*.tar")]
             copies.sort(key=lambda copy: copy[1].st_mtime)
-            held = sum(status.st_size for _, status in copies)
+            total = sum(status.st_size for _, status in copies)
             for path, status in copies:
-                if held > self.most_bytes and path != latest:
+                if total > self.most_bytes and path != latest:
                     path.unlink(missing_ok=True)
-                    held -= status.st_size
+                    total -= status.st_size
             for rest in self.folder.glob(".*.tar.*"):  # of a process that was killed while it fetched
                 with suppress(FileNotFoundError):  # of one that has just finished
                     if time.time() - rest.stat().st_mtime > ABANDONED:
@@ -163,11 +163,11 @@ def copy(url: str, file) -> None:
         raise OSError(str(error).partition("\n")[0]) from None
 
 
-class Files:
+class ShardFiles:
     """Opens shards; local ones stay open, the longest unused are closed. For one thread, unlike ``once``."""
 
     def __init__(self, most_bytes: float = 50e9, most: int = MOST_OPEN):
-        self.fetched = Fetched(most_bytes)
+        self.fetched = DownloadCache(most_bytes)
         self.most = most
         self.files: OrderedDict[str, int] = OrderedDict()
 

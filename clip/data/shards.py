@@ -1,9 +1,8 @@
-"""Webdataset tars as one list of samples, each under a number that is its place in the tars."""
+"""Webdataset tars as one list of samples, each under a number that is its position in the tars."""
 
 import hashlib
 import json
 import os
-import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from steering.clip.data.images import COMMON, PICTURES, UNREADABLE, Undecodable
 from steering.clip.data.index import Index, open_index
 from steering.clip.data.manifest import Shard, rows_of, write_offsets
-from steering.clip.data.shard_files import Files
+from steering.clip.data.shard_files import ShardFiles
 from steering.clip.data.sources import Pattern, expand, remote
 from steering.clip.data.tar import LOOKED_AT, Fault, head, members, paired, scan
 from steering.errors import RunError, UserError
@@ -53,7 +51,7 @@ class Shards:
         for shard in self.index:
             self.first.append(self.first[-1] + shard.count)
         self._offsets = _Offsets(index.offsets)
-        self._files = Files(cache_gb * 1e9)
+        self._files = ShardFiles(cache_gb * 1e9)
         self._bad: dict[str, tuple[float, str]] = {}  # until when not to try a shard again, and why
         self._seen: set[str] = set()  # shards that this process found to be what they were
         self._last: tuple[int, _Sample] | None = None
@@ -80,8 +78,7 @@ class Shards:
                 the one that was indexed.
         """
         named = expand(pattern, missing=bad_shards)
-        files = Files(cache_gb * 1e9)
-        index = open_index(named, fetching=files, bad_shards=bad_shards, progress=bar)
+        index = open_index(named, files=ShardFiles(cache_gb * 1e9), bad_shards=bad_shards)
         shards = cls(index, caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
         shards._require_pairs()
         return shards
@@ -108,19 +105,19 @@ class Shards:
         return self.index[which], number - self.first[which]
 
     def which(self, number: int) -> int:
-        """Place in ``index`` of the shard of a sample."""
+        """Index of the shard of a sample in ``index``."""
         return bisect_right(self.first, number) - 1
 
     def read(self, number: int) -> dict[str, bytes]:
         """All members of a sample by extension, undecoded; kinds that could run code are left out."""
         sample = self._sample(number)
-        return {kind: self._bytes(sample, kind) for kind in sample.places}
+        return {kind: self._bytes(sample, kind) for kind in sample.members}
 
     def picture(self, number: int) -> bytes:
         """The undecoded picture of a sample; raises Undecodable if it has none."""
         sample = self._sample(number)
         for kind in PICTURES:
-            if kind in sample.places:
+            if kind in sample.members:
                 return self._bytes(sample, kind)
         raise Undecodable("no picture")
 
@@ -131,22 +128,24 @@ class Shards:
     def captions(self, number: int) -> list[str]:
         """All captions of a sample: one, or several where the JSON field is a list; raises Undecodable if none."""
         sample = self._sample(number)
-        if self.caption_field is None and "txt" in sample.places:
+        if self.caption_field is None and "txt" in sample.members:
             try:
-                told = self._bytes(sample, "txt").decode("utf-8-sig")
+                content = self._bytes(sample, "txt").decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise Undecodable("caption not in UTF-8") from None
         else:
-            told = self.info(number).get(self.caption_field or "caption")
-        found = [text.strip() for text in (told if isinstance(told, list) else [told]) if isinstance(text, str)]
-        if not any(found):
+            content = self.info(number).get(self.caption_field or "caption")
+        texts = [
+            text.strip() for text in (content if isinstance(content, list) else [content]) if isinstance(text, str)
+        ]
+        if not any(texts):
             raise Undecodable("no caption")
-        return [text for text in found if text]
+        return [text for text in texts if text]
 
     def info(self, number: int) -> dict:
         """The ``.json`` member of a sample, {} if it has none; raises Undecodable if it is no JSON object."""
         sample = self._sample(number)
-        if "json" not in sample.places:
+        if "json" not in sample.members:
             return {}
         try:
             info = json.loads(self._bytes(sample, "json"))
@@ -206,7 +205,7 @@ class Shards:
 
             for member in members(read, start, stop):
                 sample.key = member.key
-                sample.places[member.kind] = (member.offset, member.size)
+                sample.members[member.kind] = (member.offset, member.size)
         return sample
 
     def _other(self, shard: Shard, file: int) -> bool:
@@ -218,7 +217,7 @@ class Shards:
         return False
 
     def _rows(self, shard: Shard, file: int) -> np.ndarray:
-        """Where the samples of an open shard begin; one whose count was only told is read now."""
+        """Where the samples of an open shard begin; one whose count is only from a side file is read now."""
         rows = self._offsets.read(shard)
         if rows[-1] == 0:
             scanned = scan(file)
@@ -229,7 +228,7 @@ class Shards:
         return rows
 
     def _bytes(self, sample: "_Sample", kind: str) -> bytes:
-        offset, size = sample.places[kind]
+        offset, size = sample.members[kind]
         data = sample.held(offset, size)
         if data is None:
             try:
@@ -268,9 +267,9 @@ class Shards:
                 "(the extension is all that follows the first dot of a file name)"
             )
         if closely and not captions and kinds:
-            known = ", ".join(sorted(fields)) or "none"
-            wanted = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
-            raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {known}); needed is {wanted}")
+            names = ", ".join(sorted(fields)) or "none"
+            needed = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
+            raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {names}); needed is {needed}")
 
     def _look(self, which: int, closely: bool) -> tuple[set[str], set[str], bool, bool | None]:
         """Kinds of members and JSON fields of a shard, if it has captions, and if they are together with pictures."""
@@ -281,7 +280,7 @@ class Shards:
             return kinds, fields, captions, shard.paired
         for number in numbers:
             try:
-                kinds |= self._sample(number).places.keys()
+                kinds |= self._sample(number).members.keys()
                 fields |= self.info(number).keys()
                 captions = bool(self.captions(number))
                 break
@@ -289,7 +288,7 @@ class Shards:
                 continue
         if shard.kinds is not None or not kinds or (captions and kinds & set(PICTURES)):
             return kinds, fields, captions, shard.paired
-        with self._files.open(shard.url) as file:  # its count was only told: what it holds further on is not known
+        with self._files.open(shard.url) as file:  # its count is from a side file: its later members are not known
             scanned = scan(file)
         return kinds | set(scanned.kinds), fields, captions, scanned.paired
 
@@ -297,8 +296,8 @@ class Shards:
 class _Sample:
     """Where the members of one sample are, and what of them was read already."""
 
-    def __init__(self, shard: Shard, key: str, places: dict[str, tuple[int, int]], start: int, data: bytes):
-        self.shard, self.key, self.places, self.start, self.data = shard, key, places, start, data
+    def __init__(self, shard: Shard, key: str, members: dict[str, tuple[int, int]], start: int, data: bytes):
+        self.shard, self.key, self.members, self.start, self.data = shard, key, members, start, data
 
     def held(self, offset: int, size: int) -> bytes | None:
         begin = offset - self.start
@@ -310,13 +309,13 @@ class _Offsets:
 
     def __init__(self, path: Path):
         self.path = path
-        self.own: dict[str, np.ndarray] = {}
+        self.unwritten: dict[str, np.ndarray] = {}
         self._sound: set[str] = set()  # shards whose offsets were checked
         self._map: np.ndarray | None = None
 
     def read(self, shard: Shard) -> np.ndarray:
-        if shard.name in self.own:
-            return self.own[shard.name]
+        if shard.name in self.unwritten:
+            return self.unwritten[shard.name]
         stop = shard.slot + shard.count + 2
         if self._map is None:
             try:
@@ -336,12 +335,7 @@ class _Offsets:
         try:
             write_offsets(self.path, shard.slot, rows)
         except OSError:
-            self.own[shard.name] = rows
+            self.unwritten[shard.name] = rows
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "own": self.own, "_sound": set(), "_map": None}
-
-
-def bar(items: Iterable, total: int) -> Iterable:
-    """A progress bar on a terminal, for what takes longer than two seconds."""
-    return tqdm(items, total=total, unit="shard", desc="indexing", delay=2, disable=not sys.stderr.isatty())
+        return {"path": self.path, "unwritten": self.unwritten, "_sound": set(), "_map": None}

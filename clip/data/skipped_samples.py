@@ -1,19 +1,76 @@
-"""Counts of unusable samples, in memory that worker processes share."""
+"""Samples that could not be used: why, how many, and when they are too many."""
 
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from steering.clip.data.images import REASONS
+from steering.errors import RunError, UserError
+
+Item = TypeVar("Item")
 
 
-class Counts:
-    """Samples that could not be used, each counted once however often it is read: a bit a sample remembers it.
+@dataclass
+class Skips:
+    """How many samples were looked at, and why samples were skipped.
 
-    Every worker counts in a row of its own, so that none is lost. (Two of them that set bits of the same byte at the
-    same instant may lose one, and a sample is then counted again when it is read again.)
+    Attributes:
+        seen: samples looked at.
+        reasons: skipped samples by reason.
+        examples: the first few of them, for the message.
+        stand_ins: how often another sample took the place of one that was skipped.
+    """
+
+    seen: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    stand_ins: int = 0
+
+    @property
+    def skipped(self) -> int:
+        return self.reasons.total()
+
+    def add(self, reason: str, example: str) -> None:
+        """Notes one skipped sample; ``seen`` is counted by the caller, who sees the good ones as well."""
+        self.reasons[reason] += 1
+        if len(self.examples) < 3:
+            self.examples.append(example)
+
+    def too_many(self, share_limit: float, least: int = 10) -> bool:
+        """Whether ``check`` would end the run."""
+        enough = least if share_limit > 0 else 1
+        return self.skipped >= enough and self.skipped > share_limit * self.seen
+
+    def check(self, share_limit: float = 0.01, least: int = 10) -> None:
+        """Ends the run when too many samples are bad.
+
+        Args:
+            share_limit: share of the samples seen that may be skipped, 0 to 1.
+            least: skipped samples below which a share says little; a limit of 0 means none at all.
+
+        Raises:
+            RunError: more than that share was skipped, and at least ``least`` samples.
+        """
+        if not self.too_many(share_limit, least):
+            return
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
+        raise RunError(
+            f"{self.skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
+            f"allowed; for example {', '.join(self.examples)}. Write these shards again, leave them out, or "
+            "allow a larger share (bad_share)"
+        )
+
+
+class SharedCounts:
+    """Counts in memory that worker processes share, each bad sample once however often it is read.
+
+    A bit a sample remembers it. Every worker counts in a row of its own, so that none is lost. (Two of them that set
+    bits of the same byte at the same instant may lose one, and a sample is then counted again when it is read again.)
 
     Args:
         samples: their number.
@@ -28,14 +85,14 @@ class Counts:
         self.bad = torch.zeros(samples // 8 + 1, dtype=torch.uint8).share_memory_()
         self.lost = torch.zeros(shards, dtype=torch.uint8).share_memory_()
 
-    def saw(self, samples: int) -> None:
+    def add_seen(self, samples: int) -> None:
         self._row()[0] += samples
 
-    def replaced(self) -> None:
+    def add_stand_in(self) -> None:
         self._row()[1] += 1
 
-    def add(self, reason: str, number: int) -> None:
-        """Notes that a sample is bad, unless it is known."""
+    def add_bad(self, reason: str, number: int) -> None:
+        """Notes that a sample is bad, unless that was noted before."""
         byte, bit = number // 8, 1 << number % 8
         if int(self.bad[byte]) & bit:
             return
@@ -59,3 +116,12 @@ class Counts:
     def _row(self) -> Tensor:
         worker = get_worker_info()
         return self.table[0 if worker is None else 1 + worker.id % (self.ROWS - 1)]
+
+
+def worker_errors(items: Iterator[Item]) -> Iterator[Item]:
+    """The items of a DataLoader; a worker's UserError or RunError comes wrapped in its traceback and is freed of it."""
+    try:
+        yield from items
+    except (UserError, RunError) as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None

@@ -34,7 +34,7 @@ class Named(NamedTuple):
 def split(pattern: Pattern | Iterable[Pattern]) -> list[str]:
     """The sources that are joined by ``::`` or listed."""
     patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
-    parts = [part.strip() for each in patterns for part in os.fspath(each).split("::")]
+    parts = [part.strip() for path in patterns for part in os.fspath(path).split("::")]
     return [part for part in parts if part]
 
 
@@ -53,19 +53,19 @@ def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> li
     Raises:
         UserError: nothing is named, something twice, or something that does not exist.
     """
-    found = [shard for which, part in enumerate(split(pattern)) for shard in _expand(part, which, missing)]
-    if not found:
+    shards = [shard for which, part in enumerate(split(pattern)) for shard in _expand(part, which, missing)]
+    if not shards:
         raise UserError("no shards given: name at least one tar")
-    files = [shard.url if remote(shard.url) else os.path.realpath(shard.url) for shard in found]
+    files = [shard.url if remote(shard.url) else os.path.realpath(shard.url) for shard in shards]
     file, times = Counter(files).most_common(1)[0]
     if times > 1:
-        names = {shard.url for shard, other in zip(found, files, strict=True) if other == file}
+        names = {shard.url for shard, other in zip(shards, files, strict=True) if other == file}
         links = f" (as {' and '.join(sorted(names)[:3])})" if len(names) > 1 else ""
         raise UserError(
             f"{file} is named {times} times{links}, which would contrast its samples with themselves: name it once, "
             "and give it a weight to see it more often"
         )
-    return found
+    return shards
 
 
 def _expand(part: str, which: int, missing: bool) -> list[Named]:
@@ -78,12 +78,12 @@ def _expand(part: str, which: int, missing: bool) -> list[Named]:
         return [Named(part, os.path.dirname(part), which)]
     folder = os.path.dirname(re.split(r"[{*?\[]", part, maxsplit=1)[0])
     names = _braces(part)
-    found = [_find(name, folder, which, missing and len(names) > 1) for name in names]
-    lacking = [name for name, shards in zip(names, found, strict=True) if not shards]
+    by_name = [_find(name, folder, which, missing and len(names) > 1) for name in names]
+    lacking = [name for name, shards in zip(names, by_name, strict=True) if not shards]
     if lacking:
         others = f" (nor {len(lacking) - 1} others of the {len(names)} in {part})" if len(lacking) > 1 else ""
         raise UserError(f"there is no shard {lacking[0]}{others}: correct the name, or download it first")
-    return [shard for shards in found for shard in shards]
+    return [shard for shards in by_name for shard in shards]
 
 
 def _expand_remote(part: str, which: int) -> list[Named]:

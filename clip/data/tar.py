@@ -103,7 +103,12 @@ def _no_tar(start: bytes) -> str:
 
 def _scan(read: Read, size: int) -> Scan:
     starts, kinds, fault, end, pair = array("q"), {}, "", 0, False
-    key, in_sample, members, first = None, set(), 0, 0  # kinds and number of members of the sample at hand, of the first
+    key, in_sample, members, first = (
+        None,
+        set(),
+        0,
+        0,
+    )  # kinds and number of members of the sample at hand, of the first
     try:
         for entry in _walk(read, 0, size, None):
             if isinstance(entry, int):

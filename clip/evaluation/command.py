@@ -1,7 +1,8 @@
 """``steer eval``: which models, on what, and the table and the file at the end."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from steering import atomic_files, registry
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
-from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, measure
 from steering.clip.evaluation.zeroshot import ZeroShotSuite
 from steering.clip.export import CONFIG
 from steering.clip.models import Towers
@@ -25,7 +26,7 @@ from steering.reports.grid import MISSING, Cell, Column, Grid, to_rich
 from steering.runs import config as configs
 from steering.runs.processes import process_group
 from steering.runs.run import device as find_device
-from steering.runs.statistics import interval
+from steering.runs.statistics import Interval, interval
 from steering.runs.table import Format
 from steering.settings import Metric
 from steering.training.seeds import untouched
@@ -55,8 +56,8 @@ class Model:
 
 
 @dataclass
-class Found:
-    """What was found out.
+class Results:
+    """Shares of every model.
 
     Attributes:
         metrics: how to read the shares.
@@ -66,11 +67,12 @@ class Found:
     metrics: Mapping[str, Metric]
     shares: dict[Model, dict[str, Share]] = field(default_factory=dict)
 
-    def arms(self) -> dict[str, list[dict[str, Share]]]:
-        """What was found for each seed, of arms that have several."""
-        names = dict.fromkeys(model.name for model in self.shares)
-        every = {name: [shares for model, shares in self.shares.items() if model.name == name] for name in names}
-        return {name: seeds for name, seeds in every.items() if len(seeds) > 1}
+    def means(self, metric: str) -> dict[str, Interval]:
+        """The mean over seeds of every arm that has several."""
+        values: dict[str, list[float]] = {}
+        for model, shares in self.shares.items():
+            values.setdefault(model.name, []).append(shares[metric].value)
+        return {name: interval(seeds) for name, seeds in values.items() if len(seeds) > 1}
 
 
 def run(
@@ -81,46 +83,45 @@ def run(
     arms: str | None,
     out: Path | None,
     device: str,
-    batch: int,
-    workers: int,
+    work: Work,
     caption_field: str | None,
     bad_share: float,
 ) -> None:
-    """Evaluates models and prints what was found; the arguments are those of ``steer eval``."""
+    """Evaluates models and prints their shares; the arguments are those of ``steer eval``."""
     folder = Path(target).expanduser()
     of_run = (folder / "config.yaml").is_file()
-    models = list(_of_run(folder, arms)) if of_run else _one(target, arms)
-    with process_group(find_device(device)) as here:
+    models = _of_run(folder, arms) if of_run else _one(target, arms)
+    with process_group(find_device(device)) as chosen:
         if data is None and zeroshot is None and of_run:
-            suites = _task(folder)._suites
+            suites = _task(folder).suites
         else:
             suites = _suites(data, zeroshot, caption_field, bad_share)
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=rank() > 0)
-        found = evaluate(models, suites, here, Work(shared=True, block=batch, workers=workers), console)
-        console.print(to_rich(_grid(found)))
-        skipped = dict(sum((suite.skips.reasons for suite in suites[1:]), suites[0].skips.reasons))
+        results = evaluate(models, suites, chosen, work, console)
+        console.print(to_rich(_grid(results)))
+        skipped = dict(sum((suite.skips.reasons for suite in suites), Counter()))
         for reason, count in skipped.items():
             console.print(f"skipped: {reason}, {count} times", markup=False, highlight=False, style="yellow")
         if out is not None and rank() == 0:
-            said = {"target": target, "data": data, "zeroshot": zeroshot, "device": str(here), "ranks": world_size()}
-            atomic_files.write_json(out, said | _record(found) | {"skipped": skipped})
+            settings = {"target": target, "data": data, "zeroshot": zeroshot}
+            settings |= {"device": str(chosen), "ranks": world_size()}
+            atomic_files.write_json(out, settings | _record(results) | {"skipped": skipped})
             console.print(f"written: {out}", markup=False, highlight=False)
 
 
 def evaluate(
     models: Sequence[Model], suites: Sequence[Suite], device: torch.device, work: Work, console: Console
-) -> Found:
+) -> Results:
     """Measures one model after the other, each loaded only then."""
-    found = Found({name: metric for suite in suites for name, metric in suite.metrics.items()})
+    results = Results({name: metric for suite in suites for name, metric in suite.metrics.items()})
     for number, model in enumerate(models, 1):
         console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
         towers = model.load().to(device)
-        shares = [suite.measure(towers, work) for suite in suites]
-        found.shares[model] = {name: share for each in shares for name, share in each.items()}
-    return found
+        results.shares[model] = measure(towers, suites, work)
+    return results
 
 
-def _of_run(folder: Path, arms: str | None) -> Iterator[Model]:
+def _of_run(folder: Path, arms: str | None) -> list[Model]:
     """The exported models of a run, arm by arm and seed by seed."""
     exported: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob(f"arms/*/seed*/export/{CONFIG}")):
@@ -130,14 +131,12 @@ def _of_run(folder: Path, arms: str | None) -> Iterator[Model]:
     if not exported:
         raise UserError(f"{folder} has no exported model: finish it first, steer run --resume {folder}")
     ordered = [name for name in configs.load(folder / "config.yaml").recipe.arms if name in exported]
-    wanted = [name.strip() for name in arms.split(",") if name.strip()] if arms is not None else ordered
-    for name in wanted or [""]:
+    chosen = [name.strip() for name in arms.split(",") if name.strip()] if arms is not None else ordered
+    for name in chosen or [""]:
         if name not in exported:
             hint = did_you_mean(name, ordered) or "."
             raise UserError(f"{folder} has no exported arm {name!r}{hint} There are {', '.join(ordered)}")
-    for name in wanted:
-        for seed, path in sorted(exported[name].items()):
-            yield Model(name, seed, f"local-dir:{path}")
+    return [Model(name, seed, f"local-dir:{path}") for name in chosen for seed, path in sorted(exported[name].items())]
 
 
 def _one(ref: str, arms: str | None) -> list[Model]:
@@ -177,23 +176,26 @@ def _pairs(data: str, caption_field: str | None, bad_share: float) -> PairSet:
     return PairSet(Shards.open(pattern, caption_field=caption_field), bad_share=bad_share, lines=lines)
 
 
-def _grid(found: Found) -> Grid:
+def _grid(results: Results) -> Grid:
     """A line for every metric and model, then the mean over seeds."""
     rows = []
-    for name, metric in found.metrics.items():
+    for name, metric in results.metrics.items():
         style = Format.of(metric, [])
-        best = max((shares[name].value for shares in found.shares.values()), default=0.0)
-        for place, (model, shares) in enumerate(found.shares.items()):
+
+        def span(low: float | None, high: float | None, style=style) -> Cell:
+            return Cell(MISSING if low is None or high is None else f"{style.number(low)} to {style.number(high)}")
+
+        best = max((shares[name].value for shares in results.shares.values()), default=0.0)
+        label = metric.label
+        for model, shares in results.shares.items():
             share = shares[name]
-            tone = "best" if share.value == best and len(found.shares) > 1 else ""
-            span = f"{style.number(share.low)} to {style.number(share.high)}"
-            label = metric.label if place == 0 else ""
-            rows.append((Cell(label), Cell(model.label), Cell(style.number(share.value), tone), Cell(span)))
-        for arm, seeds in found.arms().items():
-            mean = interval([shares[name].value for shares in seeds])
-            low, high = mean.low, mean.high
-            span = MISSING if low is None or high is None else f"{style.number(low)} to {style.number(high)}"
-            rows.append((Cell(""), Cell(f"{arm}, mean of {len(seeds)}"), Cell(style.number(mean.mean)), Cell(span)))
+            tone = "best" if share.value == best and len(results.shares) > 1 else ""
+            value = Cell(style.number(share.value), tone)
+            rows.append((Cell(label), Cell(model.label), value, span(share.low, share.high)))
+            label = ""
+        for arm, mean in results.means(name).items():
+            title = Cell(f"{arm}, mean of {mean.seeds}")
+            rows.append((Cell(""), title, Cell(style.number(mean.mean)), span(mean.low, mean.high)))
         chance = MISSING if metric.chance is None else style.number(metric.chance)
         rows.append((Cell(""), Cell("chance", "quiet"), Cell(chance, "quiet"), Cell("")))
     columns = (Column("metric", False), Column("model", False), Column("%"), Column("95 % interval"))
@@ -201,19 +203,15 @@ def _grid(found: Found) -> Grid:
     return Grid("Evaluation", columns, tuple(rows), note)
 
 
-def _record(found: Found) -> dict[str, Any]:
-    """What the file holds, besides what was asked."""
+def _record(results: Results) -> dict[str, Any]:
+    """The results as the file holds them."""
     models = [
         asdict(model) | {"metrics": {name: asdict(share) for name, share in shares.items()}}
-        for model, shares in found.shares.items()
+        for model, shares in results.shares.items()
     ]
-    means = {
-        arm: {name: _mean([shares[name].value for shares in seeds]) for name in found.metrics}
-        for arm, seeds in found.arms().items()
-    }
-    return {"metrics": {k: v.model_dump() for k, v in found.metrics.items()}, "models": models, "means": means}
-
-
-def _mean(values: list[float]) -> dict[str, Any]:
-    mean = interval(values)
-    return {"value": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.seeds}
+    means: dict[str, dict[str, Any]] = {}
+    for name in results.metrics:
+        for arm, mean in results.means(name).items():
+            value = {"value": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.seeds}
+            means.setdefault(arm, {})[name] = value
+    return {"metrics": {k: v.model_dump() for k, v in results.metrics.items()}, "models": models, "means": means}

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
-from steering.clip.data.images import REASONS, Skips, Undecodable
+from steering.clip.data.images import REASONS, Undecodable
+from steering.clip.data.skipped_samples import Skips, worker_errors
 from steering.clip.models import Towers, Transform
 from steering.distributed import (
     all_reduce_max,
@@ -23,12 +25,12 @@ from steering.errors import RunError
 
 BLOCK = 256  # samples encoded at a time
 KEPT_BYTES = 64 << 20  # preprocessed pictures of a set stay in memory up to this size
-UNSEEN, USABLE = 0, 1  # what is known of a picture; above that the reason why it cannot be used
+UNSEEN, USABLE = 0, 1  # state of a picture; above that it is the reason why it cannot be used
 
 
 @dataclass(frozen=True)
 class Work:
-    """How an evaluation is done, which does not change what it finds.
+    """How an evaluation is done, which does not change its result.
 
     Args:
         shared: by all ranks, a block each in turn; all have to evaluate the same at the same time.
@@ -41,44 +43,43 @@ class Work:
     workers: int = 0
 
     def blocks(self, count: int, size: int | None = None) -> list[range]:
-        """This rank's blocks of ``count`` things."""
+        """This rank's blocks of ``count`` samples."""
         size = size or self.block
-        every = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return every[rank() :: world_size()] if self.shared else every
+        blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return blocks[rank() :: world_size()] if self.shared else blocks
 
-    def together(self, values: Tensor) -> Tensor:
-        """What all ranks found; each one's tensor is zero where the others' blocks are."""
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The results of all ranks; each one's tensor is zero where the others' blocks are."""
         if not self.shared or world_size() == 1:
             return values
         return all_reduce_sum(values.to(communication_device())).to(values.device)
 
     def rows(self, count: int, device: torch.device, parts: Iterator[tuple[Sequence[int], Tensor]]) -> Tensor:
-        """Rows of all ranks, ``[count, width]``, from this one's, given with their places."""
-        found = (
-            fail_on_all_ranks(lambda: list(parts)) if self.shared else list(parts)
-        )  # reading can fail on one rank alone
-        width = torch.tensor(found[0][1].shape[1] if found else 0)
+        """Rows of all ranks, ``[count, width]``, from this rank's, which come with their indices."""
+        # Reading can fail on one rank alone.
+        local = fail_on_all_ranks(lambda: list(parts)) if self.shared else list(parts)
+        width = torch.tensor(local[0][1].shape[1] if local else 0)
         if self.shared and world_size() > 1:
             width = all_reduce_max(width.to(communication_device()))
         rows = torch.zeros(count, int(width), device=device)
-        for places, values in found:
-            rows[list(places)] = values
-        return self.together(rows)
+        for indices, values in local:
+            rows[list(indices)] = values
+        return self.sum_over_ranks(rows)
 
 
 ALONE = Work()
 
 
 class Pictures(Protocol):
-    """Pictures by place. Must be fit to be sent to another process."""
+    """Pictures by index. Must be fit to be sent to another process."""
 
     def __len__(self) -> int: ...
 
-    def load(self, place: int) -> Image.Image:
+    def load(self, index: int) -> Image.Image:
         """One picture in RGB; raises Undecodable where it, or what else is needed of the sample, cannot be read."""
         ...
 
-    def name(self, place: int) -> str:
+    def name(self, index: int) -> str:
         """What to call it in a message."""
         ...
 
@@ -98,76 +99,76 @@ class PictureSet:
     bad_share: float = 0.01
 
     def __post_init__(self):
-        self._known = torch.zeros(len(self.source), dtype=torch.int64)
+        self._states = torch.zeros(len(self.source), dtype=torch.int64)
         self._kept: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
 
     @property
     def usable(self) -> list[int]:
-        """Places of the pictures that can be read; those that were never embedded are tried now."""
-        unseen = (self._known == UNSEEN).nonzero()[:, 0].tolist()
+        """Indices of the pictures that can be read; those that were never embedded are tried now."""
+        unseen = (self._states == UNSEEN).nonzero()[:, 0].tolist()
         if unseen:
-            known = torch.zeros_like(self._known)
-            known[unseen] = torch.tensor([_attempt(self.source, place)[1] for place in unseen])
-            self._note(known)
-        return (self._known == USABLE).nonzero()[:, 0].tolist()
+            states = torch.zeros_like(self._states)
+            states[unseen] = torch.tensor([_attempt(self.source, index)[1] for index in unseen])
+            self._note(states)
+        return (self._states == USABLE).nonzero()[:, 0].tolist()
 
     @torch.no_grad()
     def embed(self, towers: Towers, work: Work = ALONE) -> Tensor:
         """Features of the usable pictures, ``[n, width]``."""
         device = next(towers.parameters()).device
-        known = torch.zeros_like(self._known)
+        states = torch.zeros_like(self._states)
 
         def features() -> Iterator[tuple[list[int], Tensor]]:
-            for block, images, codes in self._views(towers, work):
-                known[list(block)] = codes
-                places = [place for place, code in zip(block, codes.tolist(), strict=True) if code == USABLE]
-                if places:
-                    yield places, towers.encode_images(images.to(device))
+            for block, images, in_block in self._views(towers, work):
+                states[list(block)] = in_block
+                usable = [index for index, state in zip(block, in_block.tolist(), strict=True) if state == USABLE]
+                if usable:
+                    yield usable, towers.encode_images(images.to(device))
 
-        rows = work.rows(len(known), device, features())
-        self._note(work.together(known))
-        return rows[(self._known == USABLE).to(device)]
+        rows = work.rows(len(states), device, features())
+        self._note(work.sum_over_ranks(states))
+        return rows[(self._states == USABLE).to(device)]
 
     def _views(self, towers: Towers, work: Work) -> Iterator[tuple[range, Tensor, Tensor]]:
         """Blocks with their preprocessed pictures, kept from one evaluation to the next while they are small."""
         kept = self._kept.setdefault(f"{towers.preprocessing} {work.block}", {})
-        mine = work.blocks(len(self.source))
-        lacking = [block for block in mine if block.start not in kept]
-        fresh = _load(self.source, towers.val_transform(), lacking, work.workers)
-        for block in mine:
-            images, codes = kept[block.start] if block.start in kept else next(fresh)
+        blocks = work.blocks(len(self.source))
+        missing = [block for block in blocks if block.start not in kept]
+        dataset, workers = _Blocks(self.source, towers.val_transform(), missing), min(work.workers, len(missing))
+        loader = DataLoader(dataset, batch_size=None, generator=torch.Generator(), num_workers=workers)
+        fresh = worker_errors(iter(loader))
+        for block in blocks:
+            images, states = kept[block.start] if block.start in kept else next(fresh)
             if len(images) and images[0].nbytes * len(self.source) <= KEPT_BYTES:
-                kept[block.start] = images, codes
-            yield block, images, codes
+                kept[block.start] = images, states
+            yield block, images, states
 
-    def _note(self, known: Tensor) -> None:
-        """Counts what was looked at for the first time."""
-        for place in ((self._known == UNSEEN) & (known != UNSEEN)).nonzero()[:, 0].tolist():
+    def _note(self, states: Tensor) -> None:
+        """Counts the pictures that were looked at for the first time."""
+        for index in ((self._states == UNSEEN) & (states != UNSEEN)).nonzero()[:, 0].tolist():
             self.skips.seen += 1
-            if known[place] != USABLE:
-                self.skips.add(REASONS[int(known[place]) - USABLE - 1], self.source.name(place))
-        self._known = torch.where(self._known == UNSEEN, known, self._known)
+            if states[index] != USABLE:
+                self.skips.add(REASONS[int(states[index]) - USABLE - 1], self.source.name(index))
+        self._states = torch.where(self._states == UNSEEN, states, self._states)
         self.skips.check(self.bad_share)
-        if not (self._known != UNSEEN).all() or (self._known == USABLE).any():
-            return
-        raise RunError(f"nothing to evaluate on can be read: {', '.join(self.skips.examples)}")
+        if (self._states != UNSEEN).all() and not (self._states == USABLE).any():
+            raise RunError(f"nothing to evaluate on can be read: {', '.join(self.skips.examples)}")
 
 
 @torch.no_grad()
 def embed_texts(towers: Towers, texts: Sequence[str], work: Work = ALONE) -> Tensor:
     """Features of texts, ``[n, width]``; equal texts get equal bits, so that they tie."""
-    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    given, device = list(distinct), next(towers.parameters()).device
-    blocks = work.blocks(len(given))
-    parts = ((block, _encode(towers, given[block.start : block.stop])) for block in blocks)
-    rows = work.rows(len(given), device, parts)
-    return rows if len(given) == len(texts) else rows[[distinct[text] for text in texts]]
+    index_of = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    distinct, device = list(index_of), next(towers.parameters()).device
+    blocks = work.blocks(len(distinct))
+    parts = ((block, _encode(towers, distinct[block.start : block.stop])) for block in blocks)
+    rows = work.rows(len(distinct), device, parts)
+    return rows if len(distinct) == len(texts) else rows[[index_of[text] for text in texts]]
 
 
 @torch.no_grad()
 def embed_classes(towers: Towers, classes: Sequence[Sequence[str]], work: Work = ALONE) -> Tensor:
     """One row of length one for every class, the mean of its prompts' features, ``[c, width]``."""
-    device = next(towers.parameters()).device
     longest = max(map(len, classes), default=1)
 
     def means() -> Iterator[tuple[range, Tensor]]:
@@ -175,25 +176,25 @@ def embed_classes(towers: Towers, classes: Sequence[Sequence[str]], work: Work =
             chosen = classes[block.start : block.stop]
             features = _encode(towers, [text for texts in chosen for text in texts])
             parts = features.split([len(texts) for texts in chosen])
-            yield block, torch.nn.functional.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+            yield block, normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
-    return work.rows(len(classes), device, means())
+    return work.rows(len(classes), next(towers.parameters()).device, means())
 
 
 def _encode(towers: Towers, texts: Sequence[str]) -> Tensor:
     return towers.encode_texts(towers.tokenize(texts).to(next(towers.parameters()).device))
 
 
-def _attempt(source: Pictures, place: int) -> tuple[Image.Image | None, int]:
+def _attempt(source: Pictures, index: int) -> tuple[Image.Image | None, int]:
     """A picture and USABLE, or none and the reason."""
     try:
-        return source.load(place), USABLE
+        return source.load(index), USABLE
     except Undecodable as error:
         return None, USABLE + 1 + REASONS.index(str(error))
 
 
 class _Blocks(Dataset):
-    """Preprocessed pictures of blocks, and what is known of them then."""
+    """Preprocessed pictures of blocks, and the state of each picture."""
 
     def __init__(self, source: Pictures, transform: Transform, blocks: Sequence[range]):
         self.source, self.transform, self.blocks = source, transform, blocks
@@ -202,18 +203,6 @@ class _Blocks(Dataset):
         return len(self.blocks)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        tried = [_attempt(self.source, place) for place in self.blocks[number]]
-        images = [self.transform(image) for image, _ in tried if image is not None]
-        return torch.stack(images) if images else torch.zeros(0), torch.tensor([code for _, code in tried])
-
-
-def _load(
-    source: Pictures, transform: Transform, blocks: Sequence[range], workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks in their order, read ahead by other processes if there are any."""
-    options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
-    try:
-        yield from DataLoader(_Blocks(source, transform, blocks), num_workers=min(workers, len(blocks)), **options)
-    except RunError as error:  # a worker's comes wrapped in its traceback
-        last = str(error).strip().splitlines()[-1]
-        raise RunError(last.removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from None
+        attempts = [_attempt(self.source, index) for index in self.blocks[number]]
+        images = [self.transform(image) for image, _ in attempts if image is not None]
+        return torch.stack(images) if images else torch.zeros(0), torch.tensor([state for _, state in attempts])

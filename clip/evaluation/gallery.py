@@ -17,15 +17,15 @@ SHOWN = 6  # pictures in a row
 
 def draw(
     queries: Sequence[str],
-    own: Sequence[int],
+    partners: Sequence[int],
     pictures: Sequence[Image.Image],
     scores: Mapping[str, Tensor],
 ) -> bytes:
-    """Draws one line a query: its own picture, then the best pictures of every model, its own ringed in green.
+    """Draws one line a query: its partner, then the best pictures of every model, the partner ringed in green.
 
     Args:
         queries: texts.
-        own: place of every query's own picture.
+        partners: index of every query's picture in the gallery.
         pictures: the gallery.
         scores: ``[queries, gallery]`` similarities of every model, by name.
 
@@ -43,20 +43,20 @@ def draw(
     )
     for cell in axes.flat:
         cell.axis("off")
-    for line, (query, match) in enumerate(zip(queries, own, strict=True)):
-        words = textwrap.fill(query, 24, max_lines=2, placeholder=" ...")
-        axes[line][0].text(1, 0.5, words, ha="right", va="center", fontsize=10)
+    for line, (query, match) in enumerate(zip(queries, partners, strict=True)):
+        text = textwrap.fill(query, 24, max_lines=2, placeholder=" ...")
+        axes[line][0].text(1, 0.5, text, ha="right", va="center", fontsize=10)
         axes[line][1].imshow(pictures[match])
-        for place, name in enumerate(names):
+        for number, name in enumerate(names):
             best = scores[name][line].topk(min(SHOWN, len(pictures))).indices.tolist()
             for offset, shown in enumerate(best):
-                cell = axes[line][2 + place * (SHOWN + 1) + 1 + offset]
+                cell = axes[line][2 + number * (SHOWN + 1) + 1 + offset]
                 cell.imshow(pictures[shown])
                 if shown == match:
                     _ring(cell)
     axes[0][1].set_title("asked for", fontsize=10)
-    for place, name in enumerate(names):
-        axes[0][2 + place * (SHOWN + 1) + 1].set_title(name, fontsize=11, fontweight="bold", loc="left")
+    for number, name in enumerate(names):
+        axes[0][2 + number * (SHOWN + 1) + 1].set_title(name, fontsize=11, fontweight="bold", loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
     plt.close(figure)
@@ -74,5 +74,5 @@ def _ring(cell) -> None:
 
 
 def pick(names: Sequence[str], number: int) -> list[int]:
-    """Places of evenly spread queries, the same for every model: nothing is chosen for looking good."""
+    """Indices of evenly spread queries, the same for every model: nothing is chosen for looking good."""
     return torch.linspace(0, len(names) - 1, min(number, len(names))).round().long().tolist()

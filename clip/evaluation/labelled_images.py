@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 import open_clip
+from PIL import Image
 
-from steering.clip.data.images import PICTURES, Undecodable
+from steering.clip.data.images import PICTURES, Undecodable, decode, flatten
 from steering.clip.data.index import open_index
-from steering.clip.data.shard_files import Files
-from steering.clip.data.shards import Shards, bar
+from steering.clip.data.shard_files import ShardFiles
+from steering.clip.data.shards import Shards
 from steering.clip.data.sources import expand
+from steering.clip.evaluation.embedding import Pictures
 from steering.errors import RunError, UserError
 
 NAMES = "classnames.txt"
@@ -21,54 +23,35 @@ IMAGENET = "imagenet:"
 PLAIN = ("a photo of a {}.",)
 
 
-class _Source(Protocol):
-    """Pictures and the number of each one's class."""
+class LabelledPictures(Pictures, Protocol):
+    """Pictures on white, and the number of each one's class."""
 
     labels: list[int]
-
-    def data(self, place: int) -> bytes: ...
-
-    def name(self, place: int) -> str: ...
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Pictures with a class each, and how to say the classes in words.
+    """Pictures with a class each, and how to say the classes in a prompt.
 
     Attributes:
-        source: the pictures.
+        pictures: with their labels.
         names: of the classes, by number.
         templates: sentences in which ``{}`` or ``{c}`` stands for a name.
     """
 
-    source: _Source
+    pictures: LabelledPictures
     names: Sequence[str]
     templates: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.source.labels)
-
-    @property
-    def labels(self) -> list[int]:
-        """The number of each picture's class."""
-        return self.source.labels
 
     @property
     def prompts(self) -> list[list[str]]:
         """Every class in every sentence."""
-        return [[_fill(template, name) for template in self.templates] for name in self.names]
-
-    def picture(self, place: int) -> bytes:
-        """An undecoded picture; raises Undecodable where there is none."""
-        return self.source.data(place)
-
-    def name(self, place: int) -> str:
-        """What to call a picture in a message."""
-        return self.source.name(place)
+        # Not by str.format: a template is data, and a name may hold braces.
+        return [[re.sub(r"\{c?\}", lambda _, n=name: n, t) for t in self.templates] for name in self.names]
 
 
 def read_classes(source: str) -> Classes:
-    """Finds pictures, their classes, and words for these.
+    """Finds pictures, their classes, and names and sentences for these.
 
     Args:
         source: a folder, or ``imagenet:`` and a folder whose classes are ImageNet's. Either it has a folder of
@@ -78,7 +61,7 @@ def read_classes(source: str) -> Classes:
             ``{}`` for the name.
 
     Raises:
-        UserError: no such folder, nothing in it, or words that do not fit the classes.
+        UserError: no such folder, nothing in it, or names that do not fit the classes.
     """
     imagenet = source.startswith(IMAGENET)
     folder = Path(source.removeprefix(IMAGENET)).expanduser()
@@ -89,17 +72,17 @@ def read_classes(source: str) -> Classes:
     if tars:
         if not names:
             raise UserError(f"{folder} has shards but no {NAMES}: write one, the name of a class a line, 0 first")
-        found: _Source = _Tars(tars, len(names))
+        pictures: LabelledPictures = _Tars(tars, len(names))
     else:
         kinds = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         numbers = _imagenet_numbers(kinds, folder) if imagenet else range(len(kinds))
         names = names or [kind.replace("_", " ") for kind in kinds]
         if not imagenet and len(names) != len(kinds):
             raise UserError(f"{folder} has {len(kinds)} folders of pictures, but {NAMES} has {len(names)} lines")
-        found = _Folders(folder, dict(zip(kinds, numbers, strict=True)))
-    if not found.labels:
+        pictures = _Folders(folder, dict(zip(kinds, numbers, strict=True)))
+    if not pictures.labels:
         raise UserError(f"{folder} has no pictures: put them in a folder for every class, or in tars with .cls members")
-    return Classes(found, names, _templates(folder, imagenet))
+    return Classes(pictures, names, _templates(folder, imagenet))
 
 
 def _templates(folder: Path, imagenet: bool) -> Sequence[str]:
@@ -110,11 +93,6 @@ def _templates(folder: Path, imagenet: bool) -> Sequence[str]:
                     raise UserError(f"{folder / name} has a line without {{}}, where the name goes: {line!r}")
             return lines
     return [make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES] if imagenet else PLAIN
-
-
-def _fill(template: str, name: str) -> str:
-    """No str.format: a template is data, and a name may hold braces."""
-    return re.sub(r"\{c?\}", lambda _: name, template)
 
 
 def _read(path: Path) -> list[str]:
@@ -131,16 +109,16 @@ def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
     """ImageNet's numbers of folders that are named by WordNet id or by number, or that are all thousand of them."""
     from timm.data.imagenet_info import ImageNetInfo
 
-    known = {name: number for number, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    known |= {str(number): number for number in range(len(known))}
-    if len(kinds) == len(open_clip.IMAGENET_CLASSNAMES) and not all(kind in known for kind in kinds):
+    numbers = {name: number for number, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    numbers |= {str(number): number for number in range(len(numbers))}
+    if len(kinds) == len(open_clip.IMAGENET_CLASSNAMES) and not all(kind in numbers for kind in kinds):
         return list(range(len(kinds)))
     for kind in kinds:
-        if kind not in known:
+        if kind not in numbers:
             raise UserError(
                 f"{folder / kind} is no class of ImageNet's: name folders by WordNet id (n01440764) or number, 0 to 999"
             )
-    return [known[kind] for kind in kinds]
+    return [numbers[kind] for kind in kinds]
 
 
 class _Folders:
@@ -150,19 +128,22 @@ class _Folders:
         self.paths: list[Path] = []
         self.labels: list[int] = []
         for kind, number in numbers.items():
-            found = (path for path in (folder / kind).rglob("*") if path.suffix[1:].lower() in PICTURES)
-            files = sorted(path for path in found if path.is_file())
+            pictures = (path for path in (folder / kind).rglob("*") if path.suffix[1:].lower() in PICTURES)
+            files = sorted(path for path in pictures if path.is_file())
             self.paths += files
             self.labels += [number] * len(files)
 
-    def data(self, place: int) -> bytes:
-        try:
-            return self.paths[place].read_bytes()
-        except OSError as error:
-            raise RunError(f"{self.paths[place]} cannot be read: {error.strerror}") from None
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def name(self, place: int) -> str:
-        return str(self.paths[place])
+    def load(self, index: int) -> Image.Image:
+        try:
+            return flatten(decode(self.paths[index].read_bytes()))
+        except OSError as error:
+            raise RunError(f"{self.paths[index]} cannot be read: {error.strerror}") from None
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
 
 
 class _Tars:
@@ -170,25 +151,27 @@ class _Tars:
 
     def __init__(self, tars: Sequence[Path], classes: int):
         named = expand([str(path) for path in tars])
-        self.shards = Shards(open_index(named, fetching=Files(0), progress=bar))
-        self.classes = classes
-        self.labels = [self._label(number) for number in range(len(self.shards))]
+        self.shards = Shards(open_index(named, files=ShardFiles(0)))
+        self.labels = [self._label(number, classes) for number in range(len(self.shards))]
 
-    def _label(self, number: int) -> int:
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        return flatten(decode(self.shards.picture(index)))
+
+    def name(self, index: int) -> str:
+        return self.shards.name(index)
+
+    def _label(self, number: int, classes: int) -> int:
         try:
-            told = self.shards.read(number).get("cls", b"").strip()
+            content = self.shards.read(number).get("cls", b"").strip()
         except Undecodable:
-            told = b""
-        if not told.isdigit() or int(told) >= self.classes:
-            held = repr(told[:20].decode(errors="replace")) if told else "none"
+            content = b""
+        if not content.isdigit() or int(content) >= classes:
+            got = repr(content[:20].decode(errors="replace")) if content else "none"
             raise UserError(
-                f"{self.shards.name(number)} has no usable .cls member, got {held}: needed is the number of one of "
-                f"the {self.classes} classes, 0 to {self.classes - 1}"
+                f"{self.shards.name(number)} has no usable .cls member, got {got}: needed is the number of one of "
+                f"the {classes} classes, 0 to {classes - 1}"
             )
-        return int(told)
-
-    def data(self, place: int) -> bytes:
-        return self.shards.picture(place)
-
-    def name(self, place: int) -> str:
-        return self.shards.name(place)
+        return int(content)

@@ -32,11 +32,11 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where each query's own entries are among all.
+class Ranks:
+    """How the best right answer of each query ranks among the wrong ones.
 
     Attributes:
-        ahead: ``[n]`` how many others' entries score more than the best of its own.
+        ahead: ``[n]`` how many wrong answers score more than the best right one.
         tied: ``[n]`` how many score the same.
     """
 
@@ -44,51 +44,51 @@ class Place:
     tied: Tensor
 
     def hits(self, k: int) -> Tensor:
-        """Whether the best of its own is among the k best, ``[n]`` 0 to 1.
+        """Whether the best right answer is among the k best, ``[n]`` 0 to 1.
 
-        Entries that tie are as if put in a random order: a model that scores all the same hits by chance.
+        Answers that tie are as if put in a random order: a model that scores all the same hits by chance.
         """
         return ((k - self.ahead) / (self.tied + 1)).clamp(0, 1)
 
 
 @torch.no_grad()
-def places(queries: Tensor, gallery: Tensor, owner: Tensor, own: Tensor | None = None, work: Work = ALONE) -> Place:
-    """Compares queries with a gallery, ``[n, d] x [m, d]``; a query's own entries are those of its owner.
+def rank_own(queries: Tensor, gallery: Tensor, owner: Tensor, label: Tensor, work: Work = ALONE) -> Ranks:
+    """Compares queries with a gallery, ``[n, d] x [m, d]``; right answers are the entries whose owner is the label.
 
     Scores are taken in double precision and rounded to single: no block, device or number of ranks decides a tie, and
     equal features tie. What is not a number counts as ahead.
 
     Args:
         queries, gallery: features.
-        owner: ``[m]`` whose entry of the gallery it is.
-        own: ``[n]`` which owner a query belongs to; its own place if not given.
+        owner: ``[m]`` to which label an entry of the gallery belongs.
+        label: ``[n]`` of the queries.
         work: how it is shared.
     """
-    own = torch.arange(len(queries), device=queries.device) if own is None else own
     ahead, tied = (torch.zeros(len(queries), dtype=torch.float64, device=queries.device) for _ in range(2))
     for block in work.blocks(len(queries), BLOCK):
         part = slice(block.start, block.stop)
-        left, mine = queries[part].double(), own[part, None]
+        left, labels = queries[part].double(), label[part, None]
         best = torch.full((len(left), 1), -torch.inf, device=queries.device)
         kept = list(_tiles(left, gallery, owner)) if len(gallery) <= KEPT else None
-        for scores, theirs in kept or _tiles(left, gallery, owner):
-            best = torch.maximum(best, scores.masked_fill(theirs != mine, -torch.inf).amax(1, keepdim=True))
-        for scores, theirs in kept or _tiles(left, gallery, owner):
-            others = theirs != mine
-            ahead[part] += (~(scores <= best) & others).sum(1)
-            tied[part] += ((scores == best) & others).sum(1)
-    return Place(work.together(ahead), work.together(tied))
+        for scores, owners in kept or _tiles(left, gallery, owner):
+            best = torch.maximum(best, scores.masked_fill(owners != labels, -torch.inf).amax(1, keepdim=True))
+        for scores, owners in kept or _tiles(left, gallery, owner):
+            wrong = owners != labels
+            ahead[part] += (~(scores <= best) & wrong).sum(1)
+            tied[part] += ((scores == best) & wrong).sum(1)
+    return Ranks(work.sum_over_ranks(ahead), work.sum_over_ranks(tied))
 
 
 def _tiles(left: Tensor, gallery: Tensor, owner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores of some queries with a part of the gallery after the other, and the owners of the parts."""
+    """Scores of a block of queries with one part of the gallery after the other, and the owners of the parts."""
     for start in range(0, len(gallery), TILE):
         yield (left @ gallery[start : start + TILE].double().T).float(), owner[None, start : start + TILE]
 
 
 def recall(queries: Tensor, gallery: Tensor, k: int, work: Work = ALONE) -> Share:
-    """Recall at k of queries that each have the entry at their own place, 0 to 1."""
-    return share(places(queries, gallery, torch.arange(len(gallery), device=gallery.device), work=work).hits(k))
+    """Recall at k of queries, of which the i-th belongs to the i-th entry of the gallery, 0 to 1."""
+    index = torch.arange(len(gallery), device=gallery.device)
+    return share(rank_own(queries, gallery, index, index[: len(queries)], work).hits(k))
 
 
 def both_ways(images: Tensor, texts: Tensor, owner: Tensor, ks: Sequence[int], work: Work = ALONE) -> dict[str, Share]:
@@ -98,17 +98,17 @@ def both_ways(images: Tensor, texts: Tensor, owner: Tensor, ks: Sequence[int], w
 
     Args:
         images, texts: ``[n, d]`` and ``[m, d]`` features.
-        owner: ``[m]`` place of every text's image.
+        owner: ``[m]`` index of every text's image.
         ks: numbers of answers looked at.
         work: how it is shared.
     """
-    to_text = places(images, texts, owner, work=work)
-    to_image = places(texts, images, torch.arange(len(images), device=images.device), own=owner, work=work)
-    found = {}
+    index = torch.arange(len(images), device=images.device)
+    to_text, to_image = rank_own(images, texts, owner, index, work), rank_own(texts, images, index, owner, work)
+    shares = {}
     for k in ks:
-        found[f"i2t_r{k}"] = share(to_text.hits(k))
-        found[f"t2i_r{k}"] = share(to_image.hits(k), owner)
-    return found
+        shares[f"i2t_r{k}"] = share(to_text.hits(k))
+        shares[f"t2i_r{k}"] = share(to_image.hits(k), owner)
+    return shares
 
 
 def zero_shot(images: Tensor, classes: Tensor, labels: Tensor, groups: Tensor | None = None) -> Share:
@@ -149,9 +149,8 @@ def mean_of_classes(hits: Tensor, labels: Tensor) -> Share:
         labels: ``[n]`` class of each.
     """
     count = labels.bincount()
-    there = count > 0
     sums = torch.zeros(len(count), dtype=torch.float64, device=hits.device).index_add(0, labels, hits.double())
-    recalls, count = sums[there] / count[there], count[there]
+    recalls, count = sums[count > 0] / count[count > 0], count[count > 0]
     value = float(recalls.mean())
     spread = recalls * (1 - recalls) / (count - 1).clamp(min=1)
     spread[count == 1] = value * (1 - value)  # one image does not show its class's own

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steering.clip.data.images import Skips, decode, flatten
+from steering.clip.data.images import decode, flatten
 from steering.clip.data.shards import Shards
-from steering.clip.emoji_data import shards as bundled_shard
+from steering.clip.data.skipped_samples import Skips
+from steering.clip.emoji_data import emoji_shard
 from steering.clip.evaluation import retrieval
 from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_texts
 from steering.clip.evaluation.retrieval import Share
@@ -37,13 +38,13 @@ class PairPictures:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def load(self, place: int) -> Image.Image:
-        picture = flatten(decode(self.shards.picture(self.ids[place])))
-        self.shards.caption(self.ids[place])
+    def load(self, index: int) -> Image.Image:
+        picture = flatten(decode(self.shards.picture(self.ids[index])))
+        self.shards.caption(self.ids[index])
         return picture
 
-    def name(self, place: int) -> str:
-        return self.shards.name(self.ids[place])
+    def name(self, index: int) -> str:
+        return self.shards.name(self.ids[index])
 
 
 class PairSet:
@@ -77,7 +78,7 @@ class PairSet:
     @property
     def usable(self) -> list[int]:
         """Ids of the pairs that can be read."""
-        return [self.ids[place] for place in self.pictures.usable]
+        return [self.ids[index] for index in self.pictures.usable]
 
     @cached_property
     def captions(self) -> list[str]:
@@ -87,12 +88,14 @@ class PairSet:
     @cached_property
     def all_captions(self) -> list[list[str]]:
         """All captions of every usable pair."""
-        found = (self.shards.captions(number) for number in self.usable)
-        return [_lines(captions) if self.lines else captions for captions in found]
+        every = [self.shards.captions(number) for number in self.usable]
+        if not self.lines:
+            return every
+        return [[line.strip() for text in captions for line in text.splitlines() if line.strip()] for captions in every]
 
-    def picture(self, place: int) -> Image.Image:
-        """The picture of the pair at a place of ``usable``, on white."""
-        return self.pictures.source.load(self.pictures.usable[place])
+    def picture(self, index: int) -> Image.Image:
+        """The picture of the pair at an index of ``usable``, on white."""
+        return self.pictures.source.load(self.pictures.usable[index])
 
     def info(self, name: str) -> list:
         """One field of every pair's JSON member."""
@@ -104,15 +107,11 @@ class PairSet:
         return images, embed_texts(towers, self.captions, work)
 
     def embed_all(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of n pictures and of their m captions, and the ``[m]`` place of every caption's picture."""
+        """Features of n pictures and of their m captions, and the ``[m]`` index of every caption's picture."""
         images = self.pictures.embed(towers, work)
         texts = embed_texts(towers, [caption for captions in self.all_captions for caption in captions], work)
         counts = torch.tensor([len(captions) for captions in self.all_captions], device=images.device)
         return images, texts, torch.arange(len(images), device=images.device).repeat_interleave(counts)
-
-
-def _lines(captions: list[str]) -> list[str]:
-    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
 
 
 class Suite(Protocol):
@@ -128,6 +127,11 @@ class Suite(Protocol):
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
         """Every metric of a model, with the interval that its samples leave."""
         ...
+
+
+def measure(towers: Towers, suites: Sequence[Suite], work: Work = ALONE) -> dict[str, Share]:
+    """Every metric of all suites."""
+    return {name: share for suite in suites for name, share in suite.measure(towers, work).items()}
 
 
 class EmojiSuite:
@@ -149,26 +153,26 @@ class EmojiSuite:
         self.skips = Skips()
         names = {"held_out": "held_out_google", "other_vendor": "seen_twitter", "other_held_out": "held_out_twitter"}
         self.sets = {
-            metric: PairSet(Shards.open(bundled_shard(split)), skips=self.skips) for metric, split in names.items()
+            metric: PairSet(Shards.open(emoji_shard(split)), skips=self.skips) for metric, split in names.items()
         }
         self.gallery = self.sets["held_out"]
 
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
-        found = {}
+        shares = {}
         for metric, pairs in self.sets.items():
             images, texts = pairs.embed(towers, work)
-            found[metric] = retrieval.recall(images, texts, TOP, work)
+            shares[metric] = retrieval.recall(images, texts, TOP, work)
             if metric == "held_out":
-                found["category"] = self._category(towers, images, work)
-        return {metric: found[metric] for metric in self.metrics}
+                category = self._category(towers, images, work)
+        return shares | {"category": category}
 
     def _category(self, towers: Towers, images: Tensor, work: Work) -> Share:
         """Zero-shot category of the held-out pictures."""
         subcategories, categories = self.gallery.info("subcategory"), self.gallery.info("category")
         group_of = dict(zip(subcategories, categories, strict=True))
-        known, groups = sorted(group_of), sorted(set(categories))
-        prompts = [embed_texts(towers, [t.format(s) for s in known], work) for t in ("an emoji of {}", "{}:")]
-        of_class = torch.tensor([groups.index(group_of[s]) for s in known], device=images.device)
+        classes, groups = sorted(group_of), sorted(set(categories))
+        prompts = [embed_texts(towers, [t.format(s) for s in classes], work) for t in ("an emoji of {}", "{}:")]
+        of_class = torch.tensor([groups.index(group_of[s]) for s in classes], device=images.device)
         labels = torch.tensor([groups.index(c) for c in categories], device=images.device)
         return retrieval.zero_shot(images, torch.stack(prompts).mean(0), labels, of_class)
 
@@ -186,14 +190,12 @@ class RetrievalSuite:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         count = max(1, len(self.gallery))  # nothing is read for it: those that cannot be read are few
-        found = {}
+        metrics = {}
         for k in KS:
-            chance = min(1.0, k / count)
-            found[f"i2t_r{k}"] = Metric(
-                label=f"image to text R@{k}", chance=None if self.gallery.lines else chance, percent=True
-            )
-            found[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=chance, percent=True)
-        return found
+            chance, label = min(1.0, k / count), f"image to text R@{k}"
+            metrics[f"i2t_r{k}"] = Metric(label=label, chance=None if self.gallery.lines else chance, percent=True)
+            metrics[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=chance, percent=True)
+        return metrics
 
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
         return retrieval.both_ways(*self.gallery.embed_all(towers, work), KS, work)

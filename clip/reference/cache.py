@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 
 class Cache:
-    """The features of one reference in a folder, by shard and place in the shard.
+    """The features of one reference in a folder, by shard and position in the shard.
 
     Nothing is believed unseen: whoever opens a file first in a process compares its size, checksum, model and
     shard with what they have to be. A file that fails, or that is not there, counts as not there.
@@ -100,27 +100,26 @@ class Cache:
             RunError: the folder cannot be written.
         """
         write_manifest(folder, manifest)
-        found = read_manifest(folder)
-        if found.key != manifest.key or found.ref != manifest.ref:
+        old = read_manifest(folder)
+        if old.key != manifest.key or old.ref != manifest.ref:
             raise UserError(
-                f"{folder} holds features of --ref {found.ref!r} ({found.key}), these would be of {manifest.ref!r} "
+                f"{folder} holds features of --ref {old.ref!r} ({old.key}), these would be of {manifest.ref!r} "
                 f"({manifest.key}): choose another folder with --out"
             )
         return cls(folder, manifest)
 
     def path(self, shard: Shard) -> Path:
-        """Where a shard's features are: its name, made fit for a file, and a hash that keeps it apart."""
+        """The file of a shard's features: its name, made fit for a file, and a hash that no other shard has."""
         readable = re.sub(r"[^\w.-]+", "_", shard.name, flags=re.ASCII)[-80:].removesuffix(".tar").lstrip(".")
         return self.folder / "shards" / f"{readable}-{short_hash(shard.name)[:8]}.safetensors"
 
     def claim(self, shard: Shard) -> Path:
         return self.folder / "claims" / f"{self.path(shard).stem}.lock"
 
-    def lacking(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Shards without a file; what is in the files is not looked at."""
-        place = self.folder / "shards"
-        there = {path.name for path in place.iterdir()} if place.is_dir() else set()
-        return [shard for shard in shards if self.path(shard).name not in there]
+    def missing(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Shards without a file; the contents of files are not looked at."""
+        files = {path.name for path in (self.folder / "shards").glob("*")}
+        return [shard for shard in shards if self.path(shard).name not in files]
 
     def write(self, shard: Shard, features: Tensor, present: Tensor, reasons: Mapping[str, int]) -> None:
         """Writes a shard's file, whole or not at all.
@@ -138,16 +137,17 @@ class Cache:
             reasons = Counter(reasons) + Counter({NOT_FINITE: lost})
         features = features.where(finite[:, None, None], 0)
         tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
-        known = {"key": self.manifest.key, "shard": _plain(shard.name)}
-        known |= {"bytes": str(shard.size), "head": self._head(shard), "reasons": json.dumps(dict(reasons))}
-        atomic_files.write(self.path(shard), save(tensors, known | {"checksum": _checksum(tensors, known["reasons"])}))
+        metadata = {"key": self.manifest.key, "shard": _ascii(shard.name), "bytes": str(shard.size)}
+        metadata |= {"head": self._head(shard), "reasons": json.dumps(dict(reasons))}
+        metadata["checksum"] = _checksum(tensors, metadata["reasons"])
+        atomic_files.write(self.path(shard), save(tensors, metadata))
 
     def reasons(self, shard: Shard) -> Counter[str] | None:
         """Why samples of a shard have no features, from the head of its file; None if it cannot be used."""
         try:
             with safe_open(self.path(shard), framework="pt") as file:
-                known = file.metadata() or {}
-            return _reasons(known) if self._differs(known, shard) is None else None
+                metadata = file.metadata() or {}
+            return _reasons(metadata) if self._differs(metadata, shard) is None else None
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
@@ -158,7 +158,7 @@ class Cache:
             return self._rows[shard.name]
         rows, fault = self._try(shard) if self._checked.get(shard.name, True) else (None, None)
         if fault:
-            self._tell(shard, fault)
+            self._warn(shard, fault)
         self._checked[shard.name] = rows is not None
         self._rows[shard.name] = rows
         if len(self._rows) > MOST_OPEN:
@@ -175,47 +175,39 @@ class Cache:
         for partial in path.parent.glob(f".{path.name}.*"):
             partial.unlink(missing_ok=True)
 
-    def present(self, places: Sequence[tuple[Shard, int]]) -> Tensor:
-        """Which samples, by shard and place in it, have features, ``[n]`` bool."""
-        found = torch.zeros(len(places), dtype=torch.bool)
-        for at, _, there in self._by_shard(places):
-            found[at] = there
-        return found
+    def present(self, positions: Sequence[tuple[Shard, int]]) -> Tensor:
+        """Which samples, by shard and position in it, have features, ``[n]`` bool."""
+        return self.look_up(positions)[1]
 
-    def look_up(self, places: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
-        """Features of n samples.
+    def look_up(self, positions: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
+        """Features of n samples, by shard and position in it.
 
         Returns:
             ``[n, 2, width]`` float32, rows of length one, of pictures and captions, and ``[n]`` bool: False where
             there are none, and zeros.
         """
-        features = torch.zeros(len(places), 2, self.manifest.width)
-        present = torch.zeros(len(places), dtype=torch.bool)
-        for at, rows, there in self._by_shard(places):
-            features[at], present[at] = rows, there
+        features = torch.zeros(len(positions), 2, self.manifest.width)
+        present = torch.zeros(len(positions), dtype=torch.bool)
+        by_shard: dict[str, list[int]] = {}
+        for index, (shard, _) in enumerate(positions):
+            by_shard.setdefault(shard.name, []).append(index)
+        for indices in by_shard.values():
+            rows = self.rows(positions[indices[0]][0])
+            if rows is not None:
+                inner = torch.tensor([positions[index][1] for index in indices])
+                values = rows.features[inner].float()
+                usable = (rows.present[inner] == 1) & values.isfinite().all(dim=(1, 2))
+                features[indices], present[indices] = values.where(usable[:, None, None], 0), usable
         return F.normalize(features, dim=-1), present
 
-    def _by_shard(self, places: Sequence[tuple[Shard, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For every shard with a file: places among those asked for, their features, and whether these are there."""
-        groups: dict[str, list[int]] = {}
-        for at, (shard, _) in enumerate(places):
-            groups.setdefault(shard.name, []).append(at)
-        for ats in groups.values():
-            rows = self.rows(places[ats[0]][0])
-            if rows is not None:
-                of = torch.tensor([places[at][1] for at in ats])
-                features = rows.features[of].float()
-                there = (rows.present[of] == 1) & features.isfinite().all(dim=(1, 2))
-                yield torch.tensor(ats), features.where(there[:, None, None], 0), there
-
-    def _differs(self, known: Mapping[str, str], shard: Shard) -> str | None:
+    def _differs(self, metadata: Mapping[str, str], shard: Shard) -> str | None:
         """Why a file is not the one of this shard and this model, if so."""
-        if known["key"] != self.manifest.key:
+        if metadata["key"] != self.manifest.key:
             return "of another model"
-        if known["shard"] != _plain(shard.name):
+        if metadata["shard"] != _ascii(shard.name):
             return "of another shard"
-        for told, now in ((known["bytes"], str(shard.size)), (known["head"], self._head(shard))):
-            if told != now and told not in ("", "0") and now not in ("", "0"):  # which stand for not known
+        for then, now in ((metadata["bytes"], str(shard.size)), (metadata["head"], self._head(shard))):
+            if then != now and then not in ("", "0") and now not in ("", "0"):  # which stand for unknown
                 return "made of a shard that was another one then"
         return None
 
@@ -242,21 +234,21 @@ class Cache:
 
     def _read(self, shard: Shard) -> Rows:
         with safe_open(self.path(shard), framework="pt") as file:
-            known = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in ("features", "present")}
-        if reason := self._differs(known, shard):
+        if reason := self._differs(metadata, shard):
             raise _Fault(reason)
-        _reasons(known)
+        _reasons(metadata)
         rows = Rows(**tensors)
         shapes = rows.features.shape == (shard.count, 2, self.manifest.width) and rows.present.shape == (shard.count,)
         kinds = (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
         if not (shapes and kinds):
             raise _Fault("damaged")
-        if shard.name not in self._checked and known.get("checksum") != _checksum(tensors, known["reasons"]):
+        if shard.name not in self._checked and metadata.get("checksum") != _checksum(tensors, metadata["reasons"]):
             raise _Fault("damaged")
         return rows
 
-    def _tell(self, shard: Shard, reason: str) -> None:
+    def _warn(self, shard: Shard, reason: str) -> None:
         """Says the first time that something is wrong; later times are counted."""
         self.faults[reason] += 1
         if self.faults[reason] == 1 and rank() == 0:
@@ -282,11 +274,11 @@ def open_caches(
     caches: list[Cache | None] = []
     for folder, ref in zip(folders, refs, strict=True):
         cache = Cache.open(Path(folder).expanduser(), ref=ref, caption_field=caption_field)
-        every = [shard for shard in shards if shard.count]
-        if (lacking := cache.lacking(every)) and rank() == 0:
+        nonempty = [shard for shard in shards if shard.count]
+        if (missing := cache.missing(nonempty)) and rank() == 0:
             print(
-                f"{folder} lacks {len(lacking):,} of {len(every):,} shards ({lacking[0].name} say): their features are "
-                f"computed in every run, until steer cache completes it",
+                f"{folder} lacks {len(missing):,} of {len(nonempty):,} shards ({missing[0].name} say): their features "
+                f"are computed in every run, until steer cache completes it",
                 file=sys.stderr,
             )
         caches.append(cache)
@@ -297,28 +289,28 @@ class _Fault(ValueError):
     """Why a file cannot be used."""
 
 
-def _plain(name: str) -> str:
+def _ascii(name: str) -> str:
     """A shard's name in ASCII: one that is no UTF-8 could not be written."""
     return name.encode("ascii", "backslashreplace").decode()
 
 
-def _reasons(known: Mapping[str, str]) -> Counter[str]:
-    """Why samples are absent, as the head of a file tells it.
+def _reasons(metadata: Mapping[str, str]) -> Counter[str]:
+    """Why samples are absent, according to the head of a file.
 
     Raises:
         ValueError: these are no counts.
     """
     try:
-        told = json.loads(known["reasons"])
+        reasons = json.loads(metadata["reasons"])
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(told, dict) or not all(type(count) is int and count >= 0 for count in told.values()):
+    if not isinstance(reasons, dict) or not all(type(count) is int and count >= 0 for count in reasons.values()):
         raise ValueError("no counts")
-    return Counter(told)
+    return Counter(reasons)
 
 
 def _checksum(tensors: Mapping[str, Tensor], reasons: str) -> str:
-    """Hash of what a file tells: the bytes of its tensors, and why samples are absent."""
+    """Hash of a file's content: the bytes of its tensors, and why samples are absent."""
     digest = hashlib.blake2b(reasons.encode(), digest_size=16)
     for _, tensor in sorted(tensors.items()):
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -48,10 +48,10 @@ class _Parts:
     def __init__(self, keys: Sequence[Any], makers: Sequence[Callable], shapes: Sequence[tuple[int, ...]]):
         first = [keys.index(key) for key in keys]  # the first model with an equal part
         distinct = sorted(set(first))
-        self.makers = [makers[place] for place in distinct]
-        self.shapes = [shapes[place] for place in distinct]
+        self.makers = [makers[index] for index in distinct]
+        self.shapes = [shapes[index] for index in distinct]
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
-        self.which = [distinct.index(place) for place in first]
+        self.which = [distinct.index(index) for index in first]
 
     def of(self, packed: Tensor, model: int) -> Tensor:
         """The part of one model, ``[n, total]`` -> ``[n, *shape]``."""
@@ -82,12 +82,10 @@ class Ensemble(Towers):
         return Pairs(self.encode_images(images), self.encode_texts(tokens), scale)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        parts = [model.encode_images(self.views.images.of(images, i)) for i, model in enumerate(self.models)]
-        return side_by_side(parts)
+        return side_by_side([m.encode_images(self.views.images.of(images, i)) for i, m in enumerate(self.models)])
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
-        parts = [model.encode_texts(self.views.tokens.of(tokens, i)) for i, model in enumerate(self.models)]
-        return side_by_side(parts)
+        return side_by_side([m.encode_texts(self.views.tokens.of(tokens, i)) for i, m in enumerate(self.models)])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         return self.views.tokenize(texts)

@@ -19,10 +19,10 @@ from steering.clip.data.augmentation import plain_views
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.index import Shard
 from steering.clip.data.shards import Shards
+from steering.clip.data.skipped_samples import worker_errors
 from steering.clip.models import Towers
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.model import encode
-from steering.errors import RunError, UserError
 
 WAIT = 1.0  # seconds between looks at shards that other processes are at work on,
 PATIENCE = 900.0  # and how long one waits with no new file anywhere before it does their work as well
@@ -30,7 +30,7 @@ PATIENCE = 900.0  # and how long one waits with no new file anywhere before it d
 
 @dataclass
 class Filled:
-    """What this process did.
+    """The work of this process.
 
     Attributes:
         shards, pairs: made; pairs without features count too.
@@ -46,7 +46,7 @@ class Filled:
 
 @dataclass
 class Content:
-    """What a cache has of given shards.
+    """The state of a cache.
 
     Attributes:
         shards: that have a file.
@@ -68,15 +68,15 @@ def nonempty(shards: Shards) -> list[Shard]:
 
 def content(cache: Cache, shards: Shards) -> Content:
     """Looks at the head of every file."""
-    found = Content()
+    total = Content()
     for shard in nonempty(shards):
         reasons = cache.reasons(shard)
         if reasons is not None:
-            found.shards += 1
-            found.pairs += shard.count
-            found.missing += reasons
-            found.size += cache.path(shard).stat().st_size
-    return found
+            total.shards += 1
+            total.pairs += shard.count
+            total.missing += reasons
+            total.size += cache.path(shard).stat().st_size
+    return total
 
 
 def drop_faulty(cache: Cache, shards: Shards) -> Counter[str]:
@@ -110,7 +110,7 @@ def fill(
         shards: the data.
         batch: samples encoded at a time.
         workers: processes that read and decode ahead.
-        share: this process's place, from 0, among how many; each begins elsewhere.
+        share: rank of this process and the number of processes; every one begins at another shard.
         done: kept up to date, for who wants to know after an interruption.
 
     Raises:
@@ -125,11 +125,11 @@ def fill(
         while left:
             bar.n = total - sum(shard.count for shard in left)
             bar.refresh()
-            for shard, rows in _encode(towers, shards, claims.taken(left), batch, workers, bar):
-                if UNREADABLE in rows.reasons:  # for now, perhaps: its samples are not written off
+            for shard, features, present, reasons in _encode(towers, shards, claims.taken(left), batch, workers, bar):
+                if UNREADABLE in reasons:  # for now, perhaps: its samples are not written off
                     done.unread.add(shard.name)
                 else:
-                    cache.write(shard, rows.features, rows.present, rows.reasons)
+                    cache.write(shard, features, present, reasons)
                     done.shards, done.pairs = done.shards + 1, done.pairs + shard.count
                 claims.release(shard)
                 done.seconds = time.perf_counter() - began
@@ -143,27 +143,28 @@ def fill(
 
 
 def _encode(
-    towers: Towers, shards: Shards, wanted: Iterable[Shard], batch: int, workers: int, bar: tqdm
-) -> Iterator[tuple[Shard, "_Rows"]]:
-    """Features of shards, one after the other; each is given out when it is complete."""
-    wanted = iter(wanted)
-    if (one := next(wanted, None)) is None:  # no workers are started to wait for other processes
+    towers: Towers, shards: Shards, claimed: Iterator[Shard], batch: int, workers: int, bar: tqdm
+) -> Iterator[tuple[Shard, Tensor, Tensor, Counter[str]]]:
+    """Shards one after the other, as ``Cache.write`` takes them; each is given out when it is complete."""
+    if (first := next(claimed, None)) is None:  # no workers are started to wait for other processes
         return
-    wanted = chain([one], wanted)
     by_first = {shard.first: shard for shard in nonempty(shards)}
-    spans = (_Span(each.first, i, min(i + batch, each.count)) for each in wanted for i in range(0, each.count, batch))
-    samples = _Samples(shards, towers)
-    options = {"num_workers": workers, "collate_fn": _unchanged, "worker_init_fn": _calm}
-    loader = DataLoader(samples, batch_size=None, sampler=spans, **options)  # type: ignore[arg-type]
-    rows: _Rows | None = None
-    for span, block in _unwrapped(loader):
+    options = {"num_workers": workers, "collate_fn": _unchanged, "worker_init_fn": _silence}
+    spans = _spans(chain([first], claimed), batch)
+    loader = DataLoader(_Samples(shards, towers), batch_size=None, sampler=spans, **options)  # type: ignore[arg-type]
+    features, present, reasons = torch.empty(0), torch.empty(0), Counter()
+    for span, block in worker_errors(iter(loader)):
         shard = by_first[span.first]
-        rows = rows or _Rows(shard.count, int(towers.config["embed_dim"]))
-        rows.add(block, towers)
+        if span.start == 0:
+            features = torch.zeros(shard.count, 2, int(towers.config["embed_dim"]), dtype=torch.float16)
+            present, reasons = torch.zeros(shard.count, dtype=torch.bool), Counter()
+        reasons += block.reasons
+        if block.positions:
+            features[block.positions] = encode(towers, block.images, block.tokens).to("cpu", torch.float16)
+            present[block.positions] = True
         bar.update(span.stop - span.start)
         if span.stop == shard.count:
-            yield shard, rows
-            rows = None
+            yield shard, features, present, reasons
 
 
 class _Span(NamedTuple):
@@ -174,28 +175,19 @@ class _Span(NamedTuple):
     stop: int
 
 
-class _Block(NamedTuple):
-    """The usable samples of a span: places in the shard, pictures, tokens; and why others are not."""
+def _spans(shards: Iterable[Shard], size: int) -> Iterator[_Span]:
+    for shard in shards:
+        for start in range(0, shard.count, size):
+            yield _Span(shard.first, start, min(start + size, shard.count))
 
-    places: Tensor
+
+class _Block(NamedTuple):
+    """The usable samples of a span: positions in the shard, pictures, tokens; and why others are not."""
+
+    positions: list[int]
     images: Tensor
     tokens: Tensor
     reasons: Counter[str]
-
-
-class _Rows:
-    """What is gathered of one shard."""
-
-    def __init__(self, count: int, width: int):
-        self.features = torch.zeros(count, 2, width, dtype=torch.float16)
-        self.present = torch.zeros(count, dtype=torch.bool)
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, block: _Block, towers: Towers) -> None:
-        self.reasons += block.reasons
-        if len(block.places):
-            self.features[block.places] = encode(towers, block.images, block.tokens).to("cpu", torch.float16)
-            self.present[block.places] = True
 
 
 class _Samples(Dataset):
@@ -206,42 +198,32 @@ class _Samples(Dataset):
         self.transform, self.tokenizer = towers.val_transform(), towers.tokenizer
 
     def __getitem__(self, span: _Span) -> tuple[_Span, _Block]:
-        places, images, captions, reasons = [], [], [], Counter()
-        for place in range(span.start, span.stop):
-            number = span.first + place
+        positions, images, captions, reasons = [], [], [], Counter()
+        for position in range(span.start, span.stop):
+            number = span.first + position
             try:
                 image, caption = decode(self.shards.picture(number)), self.shards.caption(number)
             except Undecodable as error:
                 reasons[str(error)] += 1
             else:
-                places.append(place)
+                positions.append(position)
                 images.append(image)
                 captions.append(caption)
-        if not places:
-            return span, _Block(torch.empty(0, dtype=torch.long), torch.empty(0), torch.empty(0), reasons)
-        views, tokens = plain_views(images, self.transform), self.tokenizer(captions)
-        return span, _Block(torch.tensor(places), views, tokens, reasons)
+        if not positions:
+            return span, _Block([], torch.empty(0), torch.empty(0), reasons)
+        return span, _Block(positions, plain_views(images, self.transform), self.tokenizer(captions), reasons)
 
 
 def _unchanged(block):
-    """For DataLoader, whose own way with a Counter is to count everything twice."""
+    """For DataLoader, whose default for a Counter is to count everything twice."""
     return block
 
 
-def _calm(_: int) -> None:
-    """A worker says nothing of a connection that breaks because its reader was interrupted."""
+def _silence(_: int) -> None:
+    """A worker does not report a connection that breaks because its reader was interrupted."""
     sys.excepthook = lambda kind, *rest: (
         None if issubclass(kind, ConnectionError | KeyboardInterrupt) else sys.__excepthook__(kind, *rest)
     )
-
-
-def _unwrapped(loader: DataLoader) -> Iterator[tuple[_Span, _Block]]:
-    """What a loader gives; a worker's error comes wrapped in its traceback and is freed of it."""
-    try:
-        yield from loader
-    except (UserError, RunError) as error:
-        last = str(error).strip().splitlines()[-1]
-        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
 
 
 class _Claims:

@@ -67,13 +67,13 @@ def read(folder: Path) -> Towers:
     content = _content(folder / CONFIG)
     if not any(path for end in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{end}")):
         raise UserError(f"{folder} has an {CONFIG} but no weights: put its {WEIGHTS} there")
-    ours, merges = content.get("steer", {}), None
-    if "merges" in ours:
-        place = folder / Path(ours["merges"]).name  # a configuration must not reach outside its folder
-        if not place.is_file():
-            raise UserError(f"{folder} has lost its tokenizer, {place.name}: export the model again")
-        merges = place.read_bytes()
-    arch = str(ours.get("arch", folder.resolve().name))
+    origin, merges = content.get("steer", {}), None
+    if "merges" in origin:
+        path = folder / Path(origin["merges"]).name  # a configuration must not reach outside its folder
+        if not path.is_file():
+            raise UserError(f"{folder} has lost its tokenizer, {path.name}: export the model again")
+        merges = path.read_bytes()
+    arch = str(origin.get("arch", folder.resolve().name))
     name, options = f"local-dir:{folder}", {"merges": merges, "require_pretrained": True}
     return assemble(name, content["model_cfg"], arch=arch, source=str(folder), **options)
 
@@ -130,13 +130,13 @@ def _from_file(ref: str, cache: Path | None) -> Towers:
 
 def _only_export(folder: Path) -> Path:
     """The exported model of a run, of one of its arms or of one seed, if there is just one."""
-    places = (f"{above}export/{CONFIG}" for above in ("", "seed*/", "arms/*/seed*/"))
-    found = sorted(path.parent for place in places for path in folder.glob(place))
-    if len(found) > 1:
-        raise UserError(f"{folder} holds {len(found)} models, name one of: {', '.join(map(str, found))}")
-    if not found:
+    above = ("", "seed*/", "arms/*/seed*/")
+    exports = sorted(path.parent for prefix in above for path in folder.glob(f"{prefix}export/{CONFIG}"))
+    if len(exports) > 1:
+        raise UserError(f"{folder} holds {len(exports)} models, name one of: {', '.join(map(str, exports))}")
+    if not exports:
         raise UserError(f"{folder} holds no model: neither an {CONFIG} nor a run's arms/ARM/seed0/export")
-    return found[0]
+    return exports[0]
 
 
 def _release(ref: str) -> tuple[str, str] | None:
@@ -162,19 +162,19 @@ def _unknown(ref: str) -> UserError:
     for arch, tag in [(ref.replace("/", "-"), ""), *_splits(ref)]:
         tags = open_clip.list_pretrained_tags_by_model(arch)
         if arch in archs and not tag:
-            ways = f"{arch}/TAG, TAG being {_some(tags)}" if tags else "a folder"
+            ways = f"{arch}/TAG, TAG being {_first(tags)}" if tags else "a folder"
             return UserError(f"{ref} alone has random weights, no reference: write {arch}=FILE or {ways}")
         if arch in archs and tags:
             hint = did_you_mean(tag, tags) or "."
-            return UserError(f"open_clip lists no weights {tag!r} of {arch}{hint} Known: {_some(tags)}")
-    known = [name for arch, tag in open_clip.list_pretrained() for name in (f"{arch}/{tag}", f"{tag}/{arch}")]
+            return UserError(f"open_clip lists no weights {tag!r} of {arch}{hint} Known: {_first(tags)}")
+    names = [name for arch, tag in open_clip.list_pretrained() for name in (f"{arch}/{tag}", f"{tag}/{arch}")]
     return UserError(
-        f"no reference is named {ref!r}{did_you_mean(ref, known) or '.'} Known: hf-hub:ORG/REPO, ARCH=FILE, "
+        f"no reference is named {ref!r}{did_you_mean(ref, names) or '.'} Known: hf-hub:ORG/REPO, ARCH=FILE, "
         f"a run, a folder with an {CONFIG}, and ARCH/TAG for all of {LIST}"
     )
 
 
-def _some(tags: list[str]) -> str:
+def _first(tags: list[str]) -> str:
     """The first tags of an architecture, and where the others are."""
     return ", ".join(tags) if len(tags) < 10 else f"{', '.join(tags[:8])} and {len(tags) - 8} more in {LIST}"
 
@@ -185,8 +185,8 @@ def _fetching(source: str, repo: str, name: str, then: str, cache: Path | None) 
     url = name
     try:
         url = huggingface_hub.hf_hub_url(repo, name)
-        held = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache)
-        if rank() == 0 and not isinstance(held, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache)
+        if rank() == 0 and not isinstance(cached, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
             # It says so because the hub's library may take a minute to find out that there is no network.
             print(f"fetching {source} (HF_HUB_OFFLINE=1 would look in the cache alone)", file=sys.stderr)
         with quiet():

@@ -17,8 +17,6 @@ from steering.errors import UserError
 from steering.task import Batch
 from steering.training.seeds import untouched
 
-Places = list[tuple[Shard, int]]
-
 
 class Reference(nn.Module):
     """A reference, or several whose similarities are averaged: sees pairs without augmentation, its own way.
@@ -42,27 +40,26 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Pairs:
-        places = _places(self.pairs.shards, batch.ids)
-        found = [member.look_up(places) for member in self.members]
-        lacking = [i for i, (_, present) in enumerate(found) if not present.all()]
-        if lacking:
-            self._compute(batch, lacking, found)
-        features = side_by_side([features for features, _ in found])
-        return Pairs(features[:, 0], features[:, 1], sum(member.scale for member in self.members) / len(found))
+        positions = locate(self.pairs.shards, batch.ids)
+        features, present = zip(*(member.look_up(positions) for member in self.members), strict=True)
+        missing = [i for i in range(len(present)) if not present[i].all()]
+        if missing:
+            self._compute(batch, missing, features, present)
+        joined = side_by_side(features)
+        return Pairs(joined[:, 0], joined[:, 1], sum(member.scale for member in self.members) / len(features))
 
-    def _compute(self, batch: Batch, lacking: list[int], found: list[tuple[Tensor, Tensor]]) -> None:
+    def _compute(self, batch: Batch, members: list[int], features: Sequence[Tensor], present: Sequence[Tensor]) -> None:
         """Fills in what the files lack; a picture is decoded once for all members."""
-        rows = (~torch.stack([found[i][1] for i in lacking]).all(0)).nonzero()[:, 0]
-        towers = [self.members[i].towers for i in lacking]
-        if tuple(lacking) not in self._views:
-            self._views[tuple(lacking)] = Views(towers)
-        views = self._views[tuple(lacking)]
+        rows = (~torch.stack([present[i] for i in members]).all(0)).nonzero()[:, 0]
+        towers = [self.members[i].towers for i in members]
+        if tuple(members) not in self._views:
+            self._views[tuple(members)] = Views(towers)
+        views = self._views[tuple(members)]
         images, tokens = self.pairs.plain(batch.ids.cpu()[rows], views.preprocess, views.tokenize)
-        for place, i in enumerate(lacking):
-            features, present = found[i]
-            mine = ~present[rows]
-            fresh = encode(towers[place], views.images.of(images, place)[mine], views.tokens.of(tokens, place)[mine])
-            features[rows[mine].to(features.device)] = fresh
+        for part, i in enumerate(members):
+            absent = ~present[i][rows]
+            fresh = encode(towers[part], views.images.of(images, part)[absent], views.tokens.of(tokens, part)[absent])
+            features[i][rows[absent].to(features[i].device)] = fresh
 
 
 class Member(nn.Module):
@@ -77,7 +74,7 @@ class Member(nn.Module):
         super().__init__()
         self.ref, self.cache = ref, cache
         self.register_buffer("where", torch.empty(0), persistent=False)  # follows .to(device) before there are weights
-        self.loaded: Any = self.load() if cache is None else None  # a wrong name is told now
+        self.loaded: Any = self.load() if cache is None else None  # a wrong name is an error now
 
     @property
     def towers(self) -> Towers:
@@ -95,7 +92,7 @@ class Member(nn.Module):
                 f"{self.cache.folder} holds features of another model than {self.ref} is now: "
                 f"fill another cache with steer cache, or go without"
             )
-        return towers.to(self._device)
+        return towers.to(self.get_buffer("where").device)
 
     @property
     def scale(self) -> float:
@@ -104,17 +101,14 @@ class Member(nn.Module):
             return self.cache.manifest.scale
         return float(self.towers.clip.logit_scale.exp())
 
-    def look_up(self, places: Places) -> tuple[Tensor, Tensor]:
+    def look_up(self, positions: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
         """Features ``[n, 2, width]`` of pictures and captions, and which are there; the others are zero."""
-        if self.cache is None:
-            features = torch.zeros(len(places), 2, self.towers.config["embed_dim"])
-            return features.to(self._device), torch.zeros(len(places), dtype=torch.bool)
-        features, present = self.cache.look_up(places)
-        return features.to(self._device), present
-
-    @property
-    def _device(self) -> torch.device:
-        return self.get_buffer("where").device
+        if self.cache is not None:
+            features, present = self.cache.look_up(positions)
+        else:
+            features = torch.zeros(len(positions), 2, self.towers.config["embed_dim"])
+            present = torch.zeros(len(positions), dtype=torch.bool)
+        return features.to(self.get_buffer("where").device), present
 
 
 def names(joined: str) -> list[str]:
@@ -127,11 +121,10 @@ def names(joined: str) -> list[str]:
 
 def stored(caches: Sequence[Cache | None], shards: Shards, ids: Tensor) -> Tensor:
     """Which samples have features in all of the caches, ``[n]`` bool."""
-    places = _places(shards, ids)
-    every = torch.ones(len(places), dtype=torch.bool)
-    for cache in caches:
-        every &= torch.zeros_like(every) if cache is None else cache.present(places)
-    return every
+    if None in caches:
+        return torch.zeros(len(ids), dtype=torch.bool)
+    positions = locate(shards, ids)
+    return torch.stack([cache.present(positions) for cache in caches if cache]).all(0)
 
 
 @torch.no_grad()
@@ -142,6 +135,6 @@ def encode(towers: Towers, images: Tensor, tokens: Tensor) -> Tensor:
         return torch.stack([towers.encode_images(images.to(device)), towers.encode_texts(tokens.to(device))], 1)
 
 
-def _places(shards: Shards, ids: Tensor) -> Places:
-    """Shards of samples, and where they are in these."""
+def locate(shards: Shards, ids: Tensor) -> list[tuple[Shard, int]]:
+    """Shards of samples, and their positions in these."""
     return [shards.locate(number) for number in ids.tolist()]

@@ -21,7 +21,7 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from steering.clip import build_emoji, emoji_data
-from steering.clip.emoji_data import SPLITS, TOKENIZER, concepts, licences, shards
+from steering.clip.emoji_data import SPLITS, TOKENIZER, concepts, emoji_shard, licences
 from steering.errors import RunError, UserError
 
 TRAIN = 6000  # 1,500 concepts with four captions
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def load(folder):
     """Samples of a split, written and read once for all tests of this file, which must not change them."""
-    return functools.cache(lambda split, noise=0.0: read(shards(split, noise=noise, cache=folder)))
+    return functools.cache(lambda split, noise=0.0: read(emoji_shard(split, noise=noise, cache=folder)))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_split_holds_what_it_promises(split, load):
     for key, sample in samples.items():
         facts = sample["json"]
         concept = concepts()[facts["concept"]]
-        assert key == f"{concept.place:04d}-{facts['caption']}"
+        assert key == f"{concept.index:04d}-{facts['caption']}"
         assert (facts["emoji"], facts["name"]) == (concept.emoji, concept.name)
         assert (facts["category"], facts["subcategory"]) == (concept.category, concept.subcategory)
         assert sample["txt"] == concept.captions[facts["caption"]] and facts["wrong"] is False
@@ -150,7 +150,7 @@ def test_the_vendors_draw_differently(load):
 # webdataset leaves closing the file to the garbage collector, which says so.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_pairs_from_the_shard(folder):
-    path = str(shards("held_out_google", cache=folder))
+    path = str(emoji_shard("held_out_google", cache=folder))
     data = WebDataset(path, shardshuffle=False).decode("pilrgba").to_tuple("png", "txt", "json")
     pairs = list(data)  # pyright: ignore[reportArgumentType] its annotations lack the iterator
     gc.collect()
@@ -206,7 +206,7 @@ def test_noise_changes_nothing_but_the_wrong_captions(clean, noisy):
 
 @pytest.mark.slow
 def test_all_captions_can_be_wrong(tmp_path):
-    assert len(wrong(read(shards("train", noise=1, cache=tmp_path)))) == TRAIN
+    assert len(wrong(read(emoji_shard("train", noise=1, cache=tmp_path)))) == TRAIN
 
 
 # ---- the cache
@@ -214,15 +214,15 @@ def test_all_captions_can_be_wrong(tmp_path):
 
 @pytest.mark.slow
 def test_two_builds_are_byte_identical(folder, tmp_path):
-    first = shards("train", noise=0.3, cache=folder).read_bytes()
+    first = emoji_shard("train", noise=0.3, cache=folder).read_bytes()
     emoji_data._pictures.cache_clear()
-    assert shards("train", noise=0.3, cache=tmp_path).read_bytes() == first
+    assert emoji_shard("train", noise=0.3, cache=tmp_path).read_bytes() == first
 
 
 def test_a_shard_that_is_there_is_not_written_again(folder, monkeypatch):
-    path = shards("held_out_google", cache=folder)
+    path = emoji_shard("held_out_google", cache=folder)
     monkeypatch.setattr(emoji_data, "_write", None)
-    assert shards("held_out_google", cache=folder) == path
+    assert emoji_shard("held_out_google", cache=folder) == path
 
 
 def test_a_killed_writer_leaves_no_shard(tmp_path, monkeypatch):
@@ -234,11 +234,11 @@ def test_a_killed_writer_leaves_no_shard(tmp_path, monkeypatch):
 
     monkeypatch.setattr(emoji_data, "_samples", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shards("held_out_google", cache=tmp_path)
+        emoji_shard("held_out_google", cache=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
     monkeypatch.setattr(emoji_data, "_samples", whole)
-    assert len(read(shards("held_out_google", cache=tmp_path))) == 370
+    assert len(read(emoji_shard("held_out_google", cache=tmp_path))) == 370
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_a_writer_killed_without_warning_leaves_no_shard(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from steering.clip import emoji_data\n"
         "emoji_data._foreign = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "emoji_data.shards('train', noise=0.001, cache=Path(sys.argv[1]))\n"
+        "emoji_data.emoji_shard('train', noise=0.001, cache=Path(sys.argv[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path])
     assert done.returncode == -signal.SIGKILL
@@ -261,7 +261,7 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         shutil.move(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    path = shards("held_out_google", cache=tmp_path)
+    path = emoji_shard("held_out_google", cache=tmp_path)
     assert seen == [(False, 370)] and [file.name for file in path.parent.iterdir()] == ["held_out_google.tar"]
 
 
@@ -291,7 +291,7 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
 def test_a_folder_that_can_not_be_written_to_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RunError, match=r"held_out_google shard in .*file.*Set STEERING_CACHE to a folder"):
-        shards("held_out_google", cache=tmp_path / "file")
+        emoji_shard("held_out_google", cache=tmp_path / "file")
 
 
 def test_a_user_without_home_is_told_of_steering_cache(monkeypatch):
@@ -299,7 +299,7 @@ def test_a_user_without_home_is_told_of_steering_cache(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(RunError, match=r"no home folder .* Set STEERING_CACHE"):
-        shards("train")
+        emoji_shard("train")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_user_without_home_is_told_of_steering_cache(monkeypatch):
 )
 def test_a_question_without_an_answer_is_refused(split, noise, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        shards(split, noise=noise, cache=tmp_path)
+        emoji_shard(split, noise=noise, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

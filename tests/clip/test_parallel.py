@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from steering.clip.export import export
-from steering.clip.models import EMOJI_CONFIG, build
+from steering.clip.models import EMOJI, build
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,8 @@ ARMS = "openclip_distill,drrho_clip"
 def start(tmp_path_factory) -> Iterator[str]:
     """A small transformer with random weights, as a checkpoint to start from."""
     torch.manual_seed(4)
-    config = {**EMOJI_CONFIG, "vision_cfg": VISION, "text_cfg": {**EMOJI_CONFIG["text_cfg"], "vocab_size": 49408}}
+    config = open_clip.get_model_config(EMOJI)
+    config |= {"vision_cfg": VISION, "text_cfg": config["text_cfg"] | {"vocab_size": 49408}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-vit", config)
         yield f"local-dir:{export(build('tiny-vit'), tmp_path_factory.mktemp('start'))}"

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from steering.clip.emoji_data import shards as bundled_shard
+from steering.clip.emoji_data import emoji_shard
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA
 from steering.errors import UserError
@@ -40,7 +40,7 @@ def judge(options: Options, console: Console) -> Report:
             f"--proxy B; got {', '.join(names)}"
         )
     bundled = options.data in (None, EMOJI_DATA)
-    data = str(bundled_shard("held_out_google")) if bundled else str(options.data)
+    data = str(emoji_shard("held_out_google")) if bundled else str(options.data)
     temperature = TEMPERATURES[bundled]
     pairs = pairs_of(data, options.pairs, options.caption_field)
     device, labels, answers = runs.device(options.device), _labels(names), {}

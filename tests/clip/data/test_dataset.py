@@ -263,7 +263,7 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     assert len(data._pictures.kept) == 2 and len(decoded) == 10 + 8
     large = make(tmp_path, side=65)
     large.load(torch.arange(3), seeded())
-    assert large._pictures.kept == []
+    assert large._pictures.kept == {}
 
 
 def test_captions_are_tokenised_once(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steering.clip.data.images import FORMATS, MOST_PIXELS, PICTURES, REASONS, Skips, Undecodable, decode, flatten
+from steering.clip.data.images import FORMATS, MOST_PIXELS, PICTURES, REASONS, Undecodable, decode, flatten
+from steering.clip.data.skipped_samples import Skips
 from steering.errors import RunError
 
 

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from steering.clip.data.shard_counts import Counts
+from steering.clip.data.shard_counts import ShardCounts
 
 
 def test_each_kind_of_side_file_is_read_and_the_first_one_wins(tmp_path):
     (tmp_path / "00001_stats.json").write_text(json.dumps({"successes": 7}))
     (tmp_path / "00002_stats.json").write_text(json.dumps({"successes": 8}))
     (tmp_path / "sizes.json").write_text(json.dumps({"00001.tar": 5, "00003.tar": 9}))
-    told = [Counts().tell(str(tmp_path / f"0000{i}.tar")) for i in (1, 2, 3, 4)]
-    assert told == [5, 8, 9, None]
-    assert Counts().tell("pipe:cat 00001.tar") is None
+    counts = [ShardCounts().count(str(tmp_path / f"0000{i}.tar")) for i in (1, 2, 3, 4)]
+    assert counts == [5, 8, 9, None]
+    assert ShardCounts().count("pipe:cat 00001.tar") is None
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_each_kind_of_side_file_is_read_and_the_first_one_wins(tmp_path):
 def test_what_is_no_count_is_not_believed(tmp_path, text):
     (tmp_path / "sizes.json").write_text(text)
     (tmp_path / "a_stats.json").write_text(text.replace("a.tar", "successes"))
-    assert Counts().tell(str(tmp_path / "a.tar")) is None
+    assert ShardCounts().count(str(tmp_path / "a.tar")) is None

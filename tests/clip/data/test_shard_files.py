@@ -14,7 +14,7 @@ from shard_files import pairs
 
 from steering.clip.data import shard_files
 from steering.clip.data.images import Undecodable
-from steering.clip.data.shard_files import Fetched, Files
+from steering.clip.data.shard_files import DownloadCache, ShardFiles
 from steering.clip.data.shards import Shards
 from steering.errors import UserError
 
@@ -112,7 +112,7 @@ def test_the_copies_stay_within_their_bound_and_the_longest_unused_goes(tmp_path
     for name in range(4):
         pairs(tmp_path / f"{name}.tar", "ab")
     size = os.path.getsize(tmp_path / "0.tar")
-    fetched = Fetched(3 * size)
+    fetched = DownloadCache(3 * size)
     urls = [f"pipe:echo {name} >> {tmp_path}/log; cat {tmp_path}/{name}.tar" for name in range(4)]
 
     def use(which):
@@ -129,7 +129,7 @@ def test_the_copies_stay_within_their_bound_and_the_longest_unused_goes(tmp_path
 
 def test_what_came_only_in_part_is_not_kept(tmp_path, own_cache):
     pairs(tmp_path / "0.tar", "ab")
-    files = Files()
+    files = ShardFiles()
     for command in (f"head -c 1000 {tmp_path}/0.tar; exit 3", "true", "no-such-program-at-all 2> /dev/null"):
         with pytest.raises(OSError, match=r"could not be fetched in 3 tries: (exit code|nothing came)"):
             with files.open(f"pipe:{command}"):
@@ -140,7 +140,7 @@ def test_what_came_only_in_part_is_not_kept(tmp_path, own_cache):
 
 
 def test_who_waits_for_a_shard_that_does_not_come_does_not_try_again_but_the_next_one_does(tmp_path, own_cache):
-    fetched, url = Fetched(1e9), f"pipe:echo x >> {tmp_path}/log; exit 1"
+    fetched, url = DownloadCache(1e9), f"pipe:echo x >> {tmp_path}/log; exit 1"
     faults = []
 
     def want():

@@ -10,6 +10,7 @@ from steering import UserError
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
 from steering.clip.evaluation.command import Model, run
+from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite
 from steering.clip.export import export
 from steering.clip.models import EMOJI, build
@@ -23,8 +24,7 @@ USUAL = {
     "arms": None,
     "out": None,
     "device": "cpu",
-    "batch": 64,
-    "workers": 0,
+    "work": Work(shared=True, block=64),
     "caption_field": None,
     "bad_share": 0.01,
 }

@@ -10,7 +10,7 @@ from steering.clip.evaluation.retrieval import (
     BLOCK,
     both_ways,
     mean_of_classes,
-    places,
+    rank_own,
     recall,
     share,
     wilson,
@@ -39,10 +39,10 @@ def test_features_that_are_no_numbers_never_hit():
     assert recall(broken, broken, 10).value == 0.0
 
 
-def test_places_by_hand():
+def test_ranks_by_hand():
     """Query 0 scores (.1, .9, .5) and wants the last: one beats it. Query 1 scores (.2, .3, .4) and wants the first."""
     queries = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.4]])
-    found = places(queries, torch.eye(3), everyone(3), own=torch.tensor([2, 0]))
+    found = rank_own(queries, torch.eye(3), everyone(3), torch.tensor([2, 0]))
     assert found.ahead.tolist() == [1.0, 2.0]
     assert found.tied.tolist() == [0.0, 0.0]
 
@@ -74,12 +74,12 @@ def test_blocks_and_tiles_change_nothing(monkeypatch, block, tile, kept):
     monkeypatch.setattr(retrieval, "BLOCK", block)
     monkeypatch.setattr(retrieval, "TILE", tile)
     monkeypatch.setattr(retrieval, "KEPT", kept)
-    found = places(queries, gallery, everyone(50))
+    found = rank_own(queries, gallery, everyone(50), everyone(50))
     assert torch.equal(found.ahead, (scores > scores.diagonal()[:, None]).sum(1).double())
     assert found.tied.tolist() == [1.0] * 10 + [0.0] * 30 + [1.0] * 10
 
 
-def test_more_queries_than_a_block_are_all_placed():
+def test_more_queries_than_a_block_are_all_ranked():
     features = torch.nn.functional.normalize(torch.randn(BLOCK + 7, 8), dim=-1)
     assert recall(features, features, 1).value == 1.0
 

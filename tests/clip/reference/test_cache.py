@@ -82,7 +82,7 @@ def test_a_file_holds_two_rows_of_two_bytes_a_pair_and_says_why_samples_are_abse
     rows = cache.rows(ONE)
     assert rows is not None and rows.features.nbytes == 20 * 2 * WIDTH * 2
     assert cache.reasons(ONE) == {"broken picture": 1} and cache.reasons(OTHER) is None
-    assert [shard.name for shard in cache.lacking([ONE, OTHER])] == [OTHER.name]
+    assert [shard.name for shard in cache.missing([ONE, OTHER])] == [OTHER.name]
 
 
 def test_a_flipped_bit_makes_a_file_missing_wherever_it_is(cache, capsys):
@@ -202,7 +202,7 @@ def test_features_of_a_shard_with_any_name_are_found_again(cache, name):
     shard = Tar(name)
     cache.write(shard, features(), torch.ones(20, dtype=torch.bool), {"no caption": 0})
     assert again(cache).present([(shard, 3)]).all() and again(cache).reasons(shard) is not None
-    assert not again(cache).lacking([shard])
+    assert not again(cache).missing([shard])
     cache.path(OTHER).write_bytes(cache.path(shard).read_bytes())
     assert again(cache).fault(OTHER) == "of another shard"
 

@@ -15,6 +15,7 @@ from steering.clip.models import build
 from steering.clip.reference import command as cache_command
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.manifest import read_manifest
+from steering.clip.task import Clip
 from steering.errors import UserError
 
 BUNDLED = f"local-dir:{BUNDLE}"
@@ -31,10 +32,8 @@ def steer(*words: str, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, preexec_fn=_hear, **pipes)  # type: ignore[call-overload]
 
 
-def run(data, **options):
-    settings = {"ref": BUNDLED, "out": None, "batch": 8, "workers": 0, "device": "cpu", "check": False}
-    settings |= {"caption_field": None, "bad_shards": False, "cache_gb": 50.0}
-    cache_command.run(data, **settings | options)
+def run(data, ref=BUNDLED, out=None, device="cpu", check=False):
+    cache_command.run(Clip(data=data, ref=ref), out, batch=8, workers=0, device=device, check=check)
 
 
 def test_it_tells_what_is_in_the_cache_and_how_to_train_with_it(tars, tmp_path, capsys):
