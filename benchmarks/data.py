@@ -42,12 +42,12 @@ def write_shards(folder: Path, side: int) -> str:
     return str(folder / f"{side}-{{0..{shards - 1}}}.tar")
 
 
-def ours(pattern: str, side: int, workers: int) -> Work:
+def actual(pattern: str, side: int, workers: int) -> Work:
     """One epoch of a task's stream; later calls go on with the next epoch."""
     architecture, _, _, batch = KINDS[side]
     task = Clip(data=pattern, val=pattern, model=architecture, workers=workers)
     stream = iter(task.stream(batch, seed=0))
-    return lambda: _run(itertools.islice(stream, task.size // batch), lambda each: len(each["image"]))
+    return lambda: _run(itertools.islice(stream, task.size // batch), lambda entry: len(entry["image"]))
 
 
 def bare(pattern: str, side: int, workers: int, looks: Towers) -> Work:
@@ -59,7 +59,7 @@ def bare(pattern: str, side: int, workers: int, looks: Towers) -> Work:
     pipeline = pipeline.shuffle(1000).decode("pil").to_tuple("jpg", "txt").map_tuple(views.one, str)
     pipeline = pipeline.batched(batch, collation_fn=views.many).repeat()
     stream = iter(torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers))
-    return lambda: _run(itertools.islice(stream, size // batch), lambda each: len(each[0]))
+    return lambda: _run(itertools.islice(stream, size // batch), lambda entry: len(entry[0]))
 
 
 class _Views:
@@ -109,14 +109,14 @@ def _measure(report: Report, pattern: str, side: int, options) -> None:
     looks, samples = build(architecture), shards * pictures
     rows = [["workers", "ours, samples/s", "webdataset, samples/s", "ours / webdataset"]]
     for workers in options.workers:
-        works = {"ours": ours(pattern, side, workers), "bare": bare(pattern, side, workers, looks)}
+        works = {"ours": actual(pattern, side, workers), "bare": bare(pattern, side, workers, looks)}
         assert works["ours"]() == works["bare"]() == samples, "an epoch of each has all samples"
         spent = harness.race(works, options.rounds, torch.device("cpu"))
-        seconds = {name: [each.wall if workers else each.cpu for each in times] for name, times in spent.items()}
+        seconds = {name: [entry.wall if workers else entry.cpu for entry in times] for name, times in spent.items()}
         rounds = sorted(b / a for a, b in zip(seconds["ours"], seconds["bare"], strict=True))
         ratio = harness.Ratio(harness.median(rounds), rounds[0], rounds[-1])
-        rates = [f"{samples / harness.median(seconds[name]):.0f}" for name in works]
-        rows.append([str(workers), *rates, str(ratio)])
+        speeds = [f"{samples / harness.median(seconds[name]):.0f}" for name in works]
+        rows.append([str(workers), *speeds, str(ratio)])
         report.figures[f"{side} pixels, {workers} workers"] = spent
         report.goals.append(Goal(f"ours / webdataset, {side} pixels, workers {workers}", ratio.median, least=1))
     report.table(f"pictures of {side} pixels, {samples} samples", rows)

@@ -299,7 +299,8 @@ def _loading(source: str) -> Iterator[None]:
 def _preprocessing(clip: nn.Module) -> PreprocessCfg:
     """A model's preprocessing, in tuples throughout, so that two can be compared."""
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip)
-    return PreprocessCfg(**{key: tuple(x) if isinstance(x, list) else x for key, x in config.items()})
+    values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in config.items()}
+    return PreprocessCfg(**values)
 
 
 def _unit(features: Tensor) -> Tensor:

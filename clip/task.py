@@ -25,7 +25,7 @@ from steering.clip.models import EMOJI, Towers, build
 from steering.clip.presets import PRESETS
 from steering.clip.reference.cache import Cache, open_caches
 from steering.clip.reference.load import load
-from steering.clip.reference.model import Member, Reference, names, stored
+from steering.clip.reference.model import Member, Reference, names, stored, towers_of
 from steering.errors import UserError
 from steering.settings import Metric, Recipe
 from steering.task import Batch, Exhibit, Losses
@@ -216,11 +216,11 @@ class Clip:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         work = Work(shared=not isinstance(model, Reference), workers=self.workers)  # the first process asks it alone
-        return {name: share.value for name, share in measure(_towers(model), self.suites, work).items()}
+        return {name: share.value for name, share in measure(towers_of(model), self.suites, work).items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes open_clip's own form: ``open_clip.create_model('local-dir:FOLDER')`` and ``--ref`` load it."""
-        export(_towers(model), folder)
+        export(towers_of(model), folder)
 
     def skipped(self) -> dict[str, int]:
         return dict(sum((suite.skips.reasons for suite in self.suites), self._pairs.skips.reasons))
@@ -231,7 +231,7 @@ class Clip:
         queries = gallery.pick(pairs.captions, QUERIES)
         scores = {}
         for name, model in models.items():
-            images, texts = pairs.embed(_towers(model))
+            images, texts = pairs.embed(towers_of(model))
             scores[name] = (texts[queries] @ images.T).cpu()
         pictures = [pairs.picture(index) for index in range(len(pairs.captions))]
         png = gallery.draw([pairs.captions[i] for i in queries], queries, pictures, scores)
@@ -292,7 +292,7 @@ class Clip:
     @cached_property
     def suites(self) -> list[Suite]:
         """All that is evaluated on; the first one decides."""
-        return [self._suite] + ([] if self.zeroshot is None else [ZeroShotSuite(self.zeroshot, self.bad_share)])
+        return [self._suite, *([] if self.zeroshot is None else [ZeroShotSuite(self.zeroshot, self.bad_share)])]
 
     @cached_property
     def _caches(self) -> list[Cache | None]:
@@ -307,9 +307,3 @@ class Clip:
             model = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
         options = {"left_out": self._held_out, "bad_share": self.bad_share}
         return PairData(self.shards, tokenizer=model.tokenizer, preprocessing=model.preprocessing, **options)
-
-
-def _towers(model: nn.Module) -> Towers:
-    towers = model.towers if isinstance(model, Reference) else model
-    assert isinstance(towers, Towers)
-    return towers

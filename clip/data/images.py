@@ -7,34 +7,13 @@ from PIL import Image, UnidentifiedImageError
 
 # By name, because Pillow also knows formats that start other programs (EPS runs Ghostscript), that call a handler of
 # someone else's (WMF, GRIB, HDF5, BUFR), or that only science, games and old editors write.
-_KNOWN = {
-    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
-    "PNG": ("png", "apng"),
-    "WEBP": ("webp",),
-    "AVIF": ("avif",),
-    "BMP": ("bmp",),
-    "DIB": ("dib",),
-    "GIF": ("gif",),
-    "TIFF": ("tif", "tiff"),
-    "JPEG2000": ("jp2", "j2k", "jpx", "j2c", "jpc", "jpf"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
-    "TGA": ("tga",),
-    "ICO": ("ico",),
-    "ICNS": ("icns",),
-    "PCX": ("pcx",),
-    "SGI": ("sgi", "rgb"),
-    "SUN": ("ras",),
-    "QOI": ("qoi",),
-    "DDS": ("dds",),
-    "PSD": ("psd",),
-    "MSP": ("msp",),
-    "XBM": ("xbm",),
-    "XPM": ("xpm",),
-}
 Image.init()
-FORMATS = tuple(form for form in _KNOWN if form in Image.OPEN)  # an older Pillow, or another build, lacks some
-PICTURES = tuple(kind for form in FORMATS for kind in _KNOWN[form])  # the first that a sample has
-COMMON = tuple(_KNOWN[form][0] for form in FORMATS[:8])
+_SAFE = "JPEG PNG WEBP AVIF BMP DIB GIF TIFF JPEG2000 PPM TGA ICO ICNS PCX SGI SUN QOI DDS PSD MSP XBM XPM"
+FORMATS = tuple(form for form in _SAFE.split() if form in Image.OPEN)  # an older Pillow, or another build, lacks some
+_EXTENSIONS = [(form, kind[1:]) for kind, form in Image.registered_extensions().items()]
+# Extensions of pictures; of a sample with several the first is used. MPO is a JPEG with a second picture behind it.
+PICTURES = tuple(kind for form in ("JPEG", "MPO", *FORMATS[1:]) for name, kind in _EXTENSIONS if name == form)
+COMMON = tuple(kind for kind in ("jpg", "png", "webp", "avif", "bmp", "dib", "gif", "tif") if kind in PICTURES)
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MB of RGB
 MOST_NARROW = 100  # times as long as wide: scaled to a model's size by its shorter side, it would be huge
 UNREADABLE = "shard unreadable"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -49,20 +49,12 @@ class DownloadCache:
         self.folder = folder or cache_folder() / "shards"
         self._touched: dict[str, float] = {}
 
-    @contextmanager
-    def open(self, url: str) -> Iterator[int]:
-        """A descriptor of the copy, fetched if need be, for as long as the block lasts.
+    def open(self, url: str) -> int:
+        """A descriptor of the copy, fetched if need be; to be closed by the caller.
 
         Raises:
             OSError: it could not be fetched.
         """
-        file = self._open(url)
-        try:
-            yield file
-        finally:
-            os.close(file)
-
-    def _open(self, url: str) -> int:
         path = self._path(url)
         for _ in range(TRIES):  # another process may delete it between fetching and opening
             try:
@@ -164,35 +156,33 @@ def copy(url: str, file) -> None:
 
 
 class ShardFiles:
-    """Opens shards; local ones stay open, the longest unused are closed. For one thread, unlike ``once``."""
+    """Opens shards, for as long as a ``with`` block lasts.
+
+    Args:
+        most_bytes: of the copies of remote shards.
+        most: local shards that stay open; the longest unused are closed.
+    """
 
     def __init__(self, most_bytes: float = 50e9, most: int = MOST_OPEN):
         self.fetched = DownloadCache(most_bytes)
         self.most = most
         self.files: OrderedDict[str, int] = OrderedDict()
 
-    @contextmanager
-    def open(self, url: str) -> Iterator[int]:
-        """A descriptor of a shard for as long as the block lasts; raises OSError."""
+    def open(self, url: str) -> AbstractContextManager[int]:
+        """A descriptor of a shard, for one thread; raises OSError."""
         if remote(url):
-            with self.fetched.open(url) as file:
-                yield file
-            return
+            return self.once(url)
         if url not in self.files:
             self.files[url] = os.open(url, os.O_RDONLY)
             if len(self.files) > self.most:
                 os.close(self.files.popitem(last=False)[1])
         self.files.move_to_end(url)
-        yield self.files[url]
+        return nullcontext(self.files[url])
 
     @contextmanager
     def once(self, url: str) -> Iterator[int]:
-        """The same, from any thread, of a shard that is not asked for often."""
-        if remote(url):
-            with self.open(url) as file:
-                yield file
-            return
-        file = os.open(url, os.O_RDONLY)
+        """The same, for any thread, of a shard that is not opened often."""
+        file = self.fetched.open(url) if remote(url) else os.open(url, os.O_RDONLY)
         try:
             yield file
         finally:

@@ -6,6 +6,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, Self
@@ -135,12 +136,11 @@ class Shards:
                 raise Undecodable("caption not in UTF-8") from None
         else:
             content = self.info(number).get(self.caption_field or "caption")
-        texts = [
-            text.strip() for text in (content if isinstance(content, list) else [content]) if isinstance(text, str)
-        ]
-        if not any(texts):
+        every = content if isinstance(content, list) else [content]
+        texts = [text.strip() for text in every if isinstance(text, str) and text.strip()]
+        if not texts:
             raise Undecodable("no caption")
-        return [text for text in texts if text]
+        return texts
 
     def info(self, number: int) -> dict:
         """The ``.json`` member of a sample, {} if it has none; raises Undecodable if it is no JSON object."""
@@ -293,11 +293,15 @@ class Shards:
         return kinds | set(scanned.kinds), fields, captions, scanned.paired
 
 
+@dataclass
 class _Sample:
-    """Where the members of one sample are, and what of them was read already."""
+    """One sample: offset and size of its members by kind, and the bytes from ``start`` on that were read already."""
 
-    def __init__(self, shard: Shard, key: str, members: dict[str, tuple[int, int]], start: int, data: bytes):
-        self.shard, self.key, self.members, self.start, self.data = shard, key, members, start, data
+    shard: Shard
+    key: str
+    members: dict[str, tuple[int, int]]
+    start: int
+    data: bytes
 
     def held(self, offset: int, size: int) -> bytes | None:
         begin = offset - self.start

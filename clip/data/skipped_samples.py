@@ -31,20 +31,11 @@ class Skips:
     examples: list[str] = field(default_factory=list)
     stand_ins: int = 0
 
-    @property
-    def skipped(self) -> int:
-        return self.reasons.total()
-
     def add(self, reason: str, example: str) -> None:
         """Notes one skipped sample; ``seen`` is counted by the caller, who sees the good ones as well."""
         self.reasons[reason] += 1
         if len(self.examples) < 3:
             self.examples.append(example)
-
-    def too_many(self, share_limit: float, least: int = 10) -> bool:
-        """Whether ``check`` would end the run."""
-        enough = least if share_limit > 0 else 1
-        return self.skipped >= enough and self.skipped > share_limit * self.seen
 
     def check(self, share_limit: float = 0.01, least: int = 10) -> None:
         """Ends the run when too many samples are bad.
@@ -56,11 +47,12 @@ class Skips:
         Raises:
             RunError: more than that share was skipped, and at least ``least`` samples.
         """
-        if not self.too_many(share_limit, least):
+        skipped = self.reasons.total()
+        if skipped < (least if share_limit > 0 else 1) or skipped <= share_limit * self.seen:
             return
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
         raise RunError(
-            f"{self.skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
+            f"{skipped:,} of {self.seen:,} samples cannot be used ({reasons}), more than the {share_limit:.1%} "
             f"allowed; for example {', '.join(self.examples)}. Write these shards again, leave them out, or "
             "allow a larger share (bad_share)"
         )

@@ -162,9 +162,9 @@ class EmojiSuite:
         for metric, pairs in self.sets.items():
             images, texts = pairs.embed(towers, work)
             shares[metric] = retrieval.recall(images, texts, TOP, work)
-            if metric == "held_out":
-                category = self._category(towers, images, work)
-        return shares | {"category": category}
+            if pairs is self.gallery:
+                shares["category"] = self._category(towers, images, work)
+        return {metric: shares[metric] for metric in self.metrics}
 
     def _category(self, towers: Towers, images: Tensor, work: Work) -> Share:
         """Zero-shot category of the held-out pictures."""

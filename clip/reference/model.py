@@ -111,6 +111,13 @@ class Member(nn.Module):
         return features.to(self.get_buffer("where").device), present
 
 
+def towers_of(model: nn.Module) -> Towers:
+    """What is evaluated of a target or a reference."""
+    towers = model.towers if isinstance(model, Reference) else model
+    assert isinstance(towers, Towers)
+    return towers
+
+
 def names(joined: str) -> list[str]:
     """The parts of ``A + B``."""
     parts = [part.strip() for part in joined.split(" + ")]

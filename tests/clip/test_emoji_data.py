@@ -129,8 +129,8 @@ def test_held_out_names_never_appear_in_training(clean, noisy):
 
 def test_neighbours_in_the_train_shard_are_no_look_alikes(clean):
     """64 of 1,500 concepts drawn with return are 62.7 different ones on average, 16 in the table's order."""
-    places = [sample["json"]["concept"] for sample in clean.values()]
-    runs = [len(set(places[start : start + 64])) for start in range(0, TRAIN - 64, 64)]
+    indices = [sample["json"]["concept"] for sample in clean.values()]
+    runs = [len(set(indices[start : start + 64])) for start in range(0, TRAIN - 64, 64)]
     assert min(runs) > 55
 
 
@@ -169,8 +169,8 @@ def test_exactly_the_asked_share_of_captions_is_wrong(noise, load):
 
 def test_the_same_pairs_are_wrong_in_every_build(noisy):
     """The digest was written down once; it holds for every version of Python, Pillow and webdataset."""
-    found = json.dumps(sorted(wrong(noisy).items())).encode()
-    assert hashlib.sha256(found).hexdigest()[:16] == "a4fc86639ac7608e"
+    result = json.dumps(sorted(wrong(noisy).items())).encode()
+    assert hashlib.sha256(result).hexdigest()[:16] == "a4fc86639ac7608e"
 
 
 def test_pairs_wrong_at_a_fifth_are_wrong_alike_at_three_tenths(noisy, load):
@@ -188,7 +188,7 @@ def test_a_wrong_caption_never_belongs_to_the_picture(clean, noisy):
 def test_a_look_alike_lends_no_caption():
     """All pictures are the same but the one of concept 7, so only its captions would be wrong."""
     pairs = [emoji_data.Pair(concept, 0) for concept in concepts()[:100]]
-    pictures = tuple(b"seven" if place == 7 else b"the same" for place in range(100))
+    pictures = tuple(b"seven" if index == 7 else b"the same" for index in range(100))
     assert emoji_data._foreign(pairs[0], pairs, pictures) is pairs[7]
 
 
@@ -226,10 +226,10 @@ def test_a_shard_that_is_there_is_not_written_again(folder, monkeypatch):
 
 
 def test_a_killed_writer_leaves_no_shard(tmp_path, monkeypatch):
-    whole = emoji_data._samples
+    full = emoji_data._samples
 
     def interrupted(split, count):
-        yield next(whole(split, count))
+        yield next(full(split, count))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(emoji_data, "_samples", interrupted)
@@ -237,7 +237,7 @@ def test_a_killed_writer_leaves_no_shard(tmp_path, monkeypatch):
         emoji_shard("held_out_google", cache=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
-    monkeypatch.setattr(emoji_data, "_samples", whole)
+    monkeypatch.setattr(emoji_data, "_samples", full)
     assert len(read(emoji_shard("held_out_google", cache=tmp_path))) == 370
 
 
@@ -344,9 +344,8 @@ def test_the_merges_end_without_a_line_break():
     assert len(lines) == 1 + 4096 and all(len(line.split()) == 2 for line in lines[1:])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_the_licences_name_everybody_and_every_change():
+    for phrase in (
         "Copyright (c) 2013 Cal Henderson",
         "Copyright (c) 2014 Mu-An Chiou",
         "Copyright (c) 2012-2021 Gabriel Ilharco",
@@ -355,18 +354,16 @@ def test_the_merges_end_without_a_line_break():
         "https://creativecommons.org/licenses/by/4.0/",
         "resized from 64 to 32 pixels",
         "END OF TERMS AND CONDITIONS",
-    ],
-)
-def test_the_licences_name_everybody_and_every_change(words):
-    assert words in licences()
+    ):
+        assert phrase in licences()
 
 
 # ---- the builder
 
 
 def test_a_keyword_becomes_plain_text_or_nothing():
-    words = ["\u00c5land_islands", "o\u2019clock", "\u201cfree", "10:00", ":D"]
-    assert [build_emoji.plain(word) for word in words] == ["aland islands", "o'clock", "free", "10:00", ""]
+    arguments = ["\u00c5land_islands", "o\u2019clock", "\u201cfree", "10:00", ":D"]
+    assert [build_emoji.plain(word) for word in arguments] == ["aland islands", "o'clock", "free", "10:00", ""]
 
 
 def test_four_captions_differ_even_without_a_keyword():

@@ -32,14 +32,14 @@ def test_export_is_what_open_clip_reads(tmp_path):
         model_name=f"local-dir:{folder}", require_pretrained=True
     )
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    for actual, expected in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     assert any(isinstance(m, QuickGELU) for m in model.modules())
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
-    whole: Any = transform
-    assert torch.equal(towers.preprocess(picture), whole(picture))
-    theirs = open_clip.get_tokenizer(model_name=f"local-dir:{folder}")(TEXTS)
-    assert torch.equal(tokens, theirs)
+    complete: Any = transform
+    assert torch.equal(towers.preprocess(picture), complete(picture))
+    expected = open_clip.get_tokenizer(model_name=f"local-dir:{folder}")(TEXTS)
+    assert torch.equal(tokens, expected)
 
 
 def test_the_weights_of_an_export_are_a_checkpoint_of_their_architecture(tmp_path):
@@ -48,8 +48,8 @@ def test_the_weights_of_an_export_are_a_checkpoint_of_their_architecture(tmp_pat
     file = export(towers, tmp_path / "export") / WEIGHTS
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=str(file))
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers.encode(images, tokens), features(model.eval(), images, tokens), strict=False):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    for actual, expected in zip(towers.encode(images, tokens), features(model.eval(), images, tokens), strict=False):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     assert float(model.state_dict()["logit_scale"].exp()) == pytest.approx(100)
     picture, usual = Image.effect_noise((40, 50), 80).convert("RGB"), cast("Any", transform)
     assert torch.equal(towers.preprocess(picture), usual(picture))
@@ -62,8 +62,8 @@ def test_emoji_export_is_what_open_clip_reads_and_keeps_its_tokenizer(tmp_path):
     model = open_clip.create_model(model_name=f"local-dir:{folder}", require_pretrained=True)
     again = read(folder).eval()
     for other in (features(model, images, tokens), again.encode(images, again.tokenize(TEXTS))):
-        for ours, theirs in zip(towers.encode(images, tokens), other, strict=False):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        for actual, expected in zip(towers.encode(images, tokens), other, strict=False):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     assert again.describe() == {**towers.describe(), "source": str(folder)}
 
 
@@ -76,13 +76,13 @@ def test_second_generation_export_has_the_same_weights_and_tokenizer(tmp_path):
 
 def test_half_export_takes_half_the_space_and_open_clip_reads_it(tmp_path):
     towers = build(EMOJI).eval()
-    whole, half = export(towers, tmp_path / "whole"), export(towers, tmp_path / "half", half=True)
-    assert (half / WEIGHTS).stat().st_size < 0.52 * (whole / WEIGHTS).stat().st_size
+    complete, half = export(towers, tmp_path / "whole"), export(towers, tmp_path / "half", half=True)
+    assert (half / WEIGHTS).stat().st_size < 0.52 * (complete / WEIGHTS).stat().st_size
     model = open_clip.create_model(model_name=f"local-dir:{half}", require_pretrained=True)
     assert next(model.parameters()).dtype == torch.float32
     images, tokens = batch(towers)
-    for ours, theirs in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
+    for actual, expected in zip(towers.encode(images, tokens), features(model, images, tokens), strict=False):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-3)
 
 
 def test_half_export_keeps_what_float16_cannot_hold(tmp_path):

@@ -36,8 +36,8 @@ def test_features_are_open_clips_and_scale_is_the_inverse_temperature(name):
     towers = build(name, temperature=0.05).eval()
     images, tokens = batch(towers)
     pairs = towers.encode(images, tokens)
-    for ours, theirs in zip(pairs, features(towers.clip, images, tokens), strict=False):
-        torch.testing.assert_close(ours, theirs)
+    for actual, expected in zip(pairs, features(towers.clip, images, tokens), strict=False):
+        torch.testing.assert_close(actual, expected)
     assert float(pairs.scale) == pytest.approx(20)
 
 

@@ -54,14 +54,14 @@ def trained(folder: Path, start: str, ranks: int, *more: str) -> tuple[list[dict
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_clip_as_one(tmp_path, start, alone, kind):
-    records, wanted = alone
-    both, found = trained(
+    records, needed = alone
+    both, result = trained(
         tmp_path, start, 2, f"recipe.parallel={kind}", "recipe.micro_batch=4", "recipe.grad_checkpointing=true"
     )
     assert len(records) == len(both) == 6
-    for mine, theirs in zip(both, records, strict=True):
+    for actual, expected in zip(both, records, strict=True):
         for figure in ("loss", "objective", "temperature", "effective", "distillation"):
-            value = theirs[figure]
-            assert mine[figure] == (None if value is None else pytest.approx(value, rel=2e-4, abs=1e-6)), figure
-    for arm, summary in wanted["arms"].items():
-        assert found["arms"][arm]["results"][0]["metrics"] == pytest.approx(summary["results"][0]["metrics"], abs=0.01)
+            value = expected[figure]
+            assert actual[figure] == (None if value is None else pytest.approx(value, rel=2e-4, abs=1e-6)), figure
+    for arm, summary in needed["arms"].items():
+        assert result["arms"][arm]["results"][0]["metrics"] == pytest.approx(summary["results"][0]["metrics"], abs=0.01)

@@ -11,14 +11,14 @@ def resolved(name: str, **given):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_whole_configuration(name):
-    found, settings = resolved(name), PRESETS[name]
+    result, settings = resolved(name), PRESETS[name]
     for field, value in settings["recipe"].items():
         if field not in ("arms", "more", "betas"):
-            assert getattr(found.recipe, field) == value
-    assert list(found.recipe.arms) == list(settings["recipe"]["arms"]) and found.recipe.more
-    assert found.recipe.betas == (0.9, 0.98)
+            assert getattr(result.recipe, field) == value
+    assert list(result.recipe.arms) == list(settings["recipe"]["arms"]) and result.recipe.more
+    assert result.recipe.betas == (0.9, 0.98)
     typed = ("ref", "data")
-    assert all(found.options[option] == value for option, value in settings["options"].items() if option not in typed)
+    assert all(result.options[option] == value for option, value in settings["options"].items() if option not in typed)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -28,9 +28,9 @@ def test_a_preset_without_data_is_refused_and_does_not_train_on_the_bundled_pair
 
 
 def test_what_is_typed_wins_over_a_preset():
-    found = resolved("one-gpu", recipe={"steps": 7, "batch": 16})
-    assert found.recipe.steps == 7 and found.recipe.batch == 16 and found.options["data"] == "emoji"
-    assert found.recipe.precision == "bf16"
+    result = resolved("one-gpu", recipe={"steps": 7, "batch": 16})
+    assert result.recipe.steps == 7 and result.recipe.batch == 16 and result.options["data"] == "emoji"
+    assert result.recipe.precision == "bf16"
 
 
 def test_an_unknown_preset_is_told_with_the_nearest_name():

@@ -36,8 +36,8 @@ def shards(tmp_path):
     def write(broken: int = 0) -> str:
         for shard in range(2):
             with TarWriter(str(tmp_path / f"{shard:03d}.tar")) as tar:
-                for place in range(60):
-                    number = 60 * shard + place
+                for position in range(60):
+                    number = 60 * shard + position
                     bad = number % 60 < broken
                     sample = {"__key__": f"{number:05d}", "txt": f"{COLOURS[number % 10]} picture {number}"}
                     tar.write(sample | {"jpg": b"not a picture" if bad else picture(number, "JPEG")})
@@ -46,7 +46,7 @@ def shards(tmp_path):
     return write
 
 
-def own(data: str, tmp_path, **options) -> Clip:
+def own_task(data: str, tmp_path, **options) -> Clip:
     """The small architecture on shards of one's own, with an untrained reference of the same format as any."""
     torch.manual_seed(1)
     ref = export(build("emoji-rn32", temperature=0.07), tmp_path / "reference")
@@ -54,19 +54,19 @@ def own(data: str, tmp_path, **options) -> Clip:
 
 
 def test_a_batch_gives_features_of_both_models_for_the_same_pairs(shards, tmp_path):
-    task = own(shards(), tmp_path)
+    task = own_task(shards(), tmp_path)
     batch = next(task.stream(16, seed=0))
     target, reference = task.target(), task.reference()
-    mine, known = task.losses(target, batch).values, task.losses(reference, batch).values
-    assert isinstance(mine, Pairs) and isinstance(known, Pairs)
-    assert mine.left.shape == mine.right.shape == known.left.shape == (16, 96)
-    assert mine.left.requires_grad and not known.left.requires_grad
-    assert isinstance(mine.scale, Tensor) and mine.scale.requires_grad
-    assert mine.scale.item() == pytest.approx(100), "0.01, the paper's temperature, is the default for one's own shards"
+    actual, expected = task.losses(target, batch).values, task.losses(reference, batch).values
+    assert isinstance(actual, Pairs) and isinstance(expected, Pairs)
+    assert actual.left.shape == actual.right.shape == expected.left.shape == (16, 96)
+    assert actual.left.requires_grad and not expected.left.requires_grad
+    assert isinstance(actual.scale, Tensor) and actual.scale.requires_grad
+    assert actual.scale.item() == pytest.approx(100), "0.01, the paper's temperature, is the default for other shards"
 
 
 def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(shards, tmp_path):
-    task = own(shards(), tmp_path)
+    task = own_task(shards(), tmp_path)
     reference = task.reference()
     first, later = (next(task.stream(task.size - len(task._held_out), seed=seed)) for seed in (0, 1))
     one, other = (reference(batch).left[batch.ids.argsort()] for batch in (first, later))
@@ -76,7 +76,7 @@ def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(sha
 
 
 def test_held_out_pairs_are_never_trained_on(shards, tmp_path):
-    task = own(shards(), tmp_path)
+    task = own_task(shards(), tmp_path)
     held_out = set(task._held_out)
     trained = set(next(task.stream(120 - len(held_out), seed=0)).ids.tolist())
     assert not trained & held_out and len(trained | held_out) == 120 and held_out
@@ -86,13 +86,13 @@ def test_held_out_pairs_are_never_trained_on(shards, tmp_path):
 
 def test_the_sides_of_samples_stay_when_shards_are_added(shards, tmp_path):
     shards()
-    few = own(f"{tmp_path}/000.tar", tmp_path)._held_out
-    assert own(f"{tmp_path}/*.tar", tmp_path)._held_out[: len(few)] == few
+    few = own_task(f"{tmp_path}/000.tar", tmp_path)._held_out
+    assert own_task(f"{tmp_path}/*.tar", tmp_path)._held_out[: len(few)] == few
 
 
 def test_weights_say_how_often_a_source_is_seen(shards, tmp_path):
     shards()
-    task = own(f"{tmp_path}/000.tar::{tmp_path}/001.tar", tmp_path, val=str(tmp_path / "000.tar"), weights="2,1")
+    task = own_task(f"{tmp_path}/000.tar::{tmp_path}/001.tar", tmp_path, val=str(tmp_path / "000.tar"), weights="2,1")
     stream = task.stream(10, seed=0)
     ids = torch.cat([next(stream).ids for _ in range(18)])  # two epochs of 60 and 30
     assert ids.bincount(minlength=120).tolist() == [2] * 60 + [1] * 60
@@ -100,13 +100,13 @@ def test_weights_say_how_often_a_source_is_seen(shards, tmp_path):
 
 def test_remote_data_are_read_in_windows_and_a_resumed_stream_goes_on(shards, tmp_path):
     shards()
-    task = own(f"pipe:cat {tmp_path}/{{000..001}}.tar", tmp_path, window=20)
+    task = own_task(f"pipe:cat {tmp_path}/{{000..001}}.tar", tmp_path, window=20)
     stream = task.stream(8, seed=0)
     assert isinstance(stream.plan.order, Windows)
     first = [next(stream).ids.tolist() for _ in range(5)]
     state = stream.state_dict()
     rest = [next(stream).ids.tolist() for _ in range(9)]
-    again = own(task.data, tmp_path, window=20).stream(8, seed=0)
+    again = own_task(task.data, tmp_path, window=20).stream(8, seed=0)
     again.load_state_dict(state)
     assert [next(again).ids.tolist() for _ in range(9)] == rest
     shown = [number for ids in first + rest for number in ids]
@@ -118,7 +118,7 @@ def test_pictures_with_classes_add_their_metrics_behind_those_of_the_pairs(shard
         (tmp_path / "kinds" / kind).mkdir(parents=True)
         (tmp_path / "kinds" / kind / "0.png").write_bytes(picture(COLOURS.index(kind)))
     (tmp_path / "kinds" / "red" / "1.png").write_bytes(b"not a picture")
-    task = own(shards(), tmp_path, zeroshot=str(tmp_path / "kinds"))
+    task = own_task(shards(), tmp_path, zeroshot=str(tmp_path / "kinds"))
     assert next(iter(task.metrics)) == "i2t_r10" and list(task.metrics)[-2:] == ["top1", "class_recall"]
     metrics = task.evaluate(task.target())
     assert set(metrics) == set(task.metrics) and metrics["top1"] in (0, 0.5, 1)
@@ -127,7 +127,7 @@ def test_pictures_with_classes_add_their_metrics_behind_those_of_the_pairs(shard
 
 def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
     data = shards()
-    task = own(data, tmp_path, val=str(tmp_path / "000.tar"))
+    task = own_task(data, tmp_path, val=str(tmp_path / "000.tar"))
     assert task.size == 120
     metrics = task.evaluate(task.target())
     assert set(metrics) == set(task.metrics) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
@@ -135,7 +135,7 @@ def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
 
 
 def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):
-    task = own(shards(broken=3), tmp_path, bad_share=0.2)
+    task = own_task(shards(broken=3), tmp_path, bad_share=0.2)
     stream = task.stream(16, seed=0)
     ids = torch.cat([next(stream).ids for _ in range(8)])
     bad = {number for number in range(120) if number % 60 < 3} - set(task._held_out)
@@ -144,7 +144,7 @@ def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):
 
 
 def test_too_many_unreadable_pictures_end_the_run(shards, tmp_path):
-    task = own(shards(broken=40), tmp_path, bad_share=0.01)
+    task = own_task(shards(broken=40), tmp_path, bad_share=0.01)
     with pytest.raises(
         RunError, match=r"10 of .* samples cannot be used .10 not a picture., more than the 1.0% allowed"
     ):
@@ -154,7 +154,7 @@ def test_too_many_unreadable_pictures_end_the_run(shards, tmp_path):
 
 
 def test_an_exported_target_is_a_reference_for_the_next_run(shards, tmp_path):
-    task = own(shards(), tmp_path)
+    task = own_task(shards(), tmp_path)
     target = task.target()
     task.export(target, tmp_path / "export")
     again = Clip(data=task.data, model="emoji-rn32", ref=str(tmp_path / "export")).reference()
@@ -195,8 +195,8 @@ def test_training_on_the_bundled_pairs_beats_chance_and_a_wrong_share_is_told(tm
     """40 steps on clean pairs: recall at 10 among 370 held-out names, 2.7 % for a guess, is above twice that."""
     task = Clip(noise=0.3)
     recipe = Recipe.model_validate(task.recipe.model_dump() | {"steps": 40, "warmup": 5})
-    known = ReferenceLosses(task)
-    training = loop.Training(task, recipe.arms["jest"], recipe, reference=known, seed=0)
+    expected = ReferenceLosses(task)
+    training = loop.Training(task, recipe.arms["jest"], recipe, reference=expected, seed=0)
     records = []
     assert loop.run(training, tmp_path / "checkpoint.pt", record=records.append)
     assert records[-1]["evaluation"]["held_out"] > 2 * 10 / 370
@@ -210,7 +210,7 @@ def test_a_run_leaves_a_gallery_and_exports(shards, tmp_path, monkeypatch):
     from steering.runs.run import Run
 
     monkeypatch.chdir(tmp_path)
-    options = {"data": shards(), "model": "emoji-rn32", "ref": own("x", tmp_path).ref}
+    options = {"data": shards(), "model": "emoji-rn32", "ref": own_task("x", tmp_path).ref}
     config, task = configs.resolve("clip", given={"options": options, "recipe": {"steps": 3, "batch": 16}})
     summary = Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
     assert list(summary.arms) == ["reference", "unsteered", "drrho_clip", "jest"]
@@ -224,9 +224,9 @@ def test_a_target_that_goes_on_from_a_checkpoint_is_its_own_reference_by_default
     torch.manual_seed(2)
     start = f"local-dir:{export(build('emoji-rn32', temperature=0.05), tmp_path / 'start')}"
     task = Clip(init=start)
-    target, known = task.target(), task.reference().towers
+    target, expected = task.target(), task.reference().towers
     assert task.refs == [start] and all(p.requires_grad for p in target.parameters())
-    for name, value in known.state_dict().items():
+    for name, value in expected.state_dict().items():
         if "logit_scale" not in name:
             assert torch.equal(target.state_dict()[name], value)
     assert target.temperature == pytest.approx(0.05), "it goes on from there"
@@ -241,18 +241,18 @@ def test_a_teacher_may_be_another_model_than_the_reference(tmp_path):
     task = Clip(teacher=teacher)
     assert task.taught().refs == [teacher] and task.refs != [teacher] and Clip().taught() == Clip()
     arm = task.recipe.more["openclip_distill"]
-    mine = loop.Training(task, arm, task.recipe, reference=ReferenceLosses(task), seed=0)
-    assert mine.step()["distillation"] > 0 and mine.reference.teacher is not mine.reference
-    assert mine.reference._model is None, "the reference was loaded for nothing"
+    actual = loop.Training(task, arm, task.recipe, reference=ReferenceLosses(task), seed=0)
+    assert actual.step()["distillation"] > 0 and actual.reference.teacher is not actual.reference
+    assert actual.reference._model is None, "the reference was loaded for nothing"
     with pytest.raises(UserError, match="teacher_cache holds features of a teacher, but none is named"):
         Clip(teacher_cache="features")
 
 
 def test_arms_that_learn_a_temperature_begin_where_their_authors_do(shards, tmp_path):
-    task = own(shards(), tmp_path)
+    task = own_task(shards(), tmp_path)
     reference = ReferenceLosses(task)
     arm = task.recipe.more["openclip"]
-    mine = loop.Training(task, arm, task.recipe, reference=reference, seed=0)
-    assert arm.temperature == 0.07 and mine.step()["temperature"] == pytest.approx(0.07, rel=1e-3)
+    actual = loop.Training(task, arm, task.recipe, reference=reference, seed=0)
+    assert arm.temperature == 0.07 and actual.step()["temperature"] == pytest.approx(0.07, rel=1e-3)
     kept = loop.Training(task, task.recipe.arms["drrho_clip"], task.recipe, reference=reference, seed=0)
     assert kept.model.temperature == pytest.approx(0.01)  # type: ignore[union-attr]

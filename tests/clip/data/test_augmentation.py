@@ -95,8 +95,8 @@ def test_a_shifted_picture_moves_over_the_paper_by_at_most_the_shift(monkeypatch
     images = torch.full((200, 3, 20, 20), 255, dtype=torch.uint8)
     images[:, :, 8:12, 8:12] = 0
     dark = small(images, size=20)[:, 0] < 0.999
-    places = dark.nonzero()[:, 1:]
-    assert places.min() == 6 and places.max() == 13
+    indices = dark.nonzero()[:, 1:]
+    assert indices.min() == 6 and indices.max() == 13
     assert torch.allclose((1 - small(images, size=20)[:, 0]).sum((1, 2)), torch.tensor(16.0), atol=1e-3)
 
 

@@ -122,10 +122,10 @@ def test_stand_ins_that_are_offered_come_first_and_in_their_order(tmp_path):
 @pytest.mark.parametrize("augment", ["small", "pictures"])
 def test_shares_of_a_batch_are_what_a_load_of_the_whole_gives(tmp_path, augment):
     data, ids = make(tmp_path, augment=augment), torch.arange(12)
-    whole = data.load(ids, seeded(4))
+    full = data.load(ids, seeded(4))
     for first in (0, 4, 8):
         part = data.load(ids[first : first + 4], seeded(4), Share(first, 12, ids[:0]))
-        assert same(part, whole.take(torch.arange(first, first + 4)))
+        assert same(part, full.take(torch.arange(first, first + 4)))
 
 
 def test_a_sample_that_is_asked_for_twice_is_replaced_once(tmp_path):
@@ -144,8 +144,8 @@ def test_random_stand_ins_come_from_shards_that_the_batch_reads_anyway(tmp_path)
 
 def test_one_of_several_captions_is_drawn_for_a_view_and_the_reference_sees_the_first(tmp_path):
     texts = [[f"{i}", f"{i} b", f"{i} c"] if i % 2 else [f"{i}"] for i in range(6)]
-    told = [json.dumps({"caption": captions}).encode() for captions in texts]
-    write(tmp_path / "0.tar", [(f"{i}", {"png": numbered(i), "json": told[i]}) for i in range(6)])
+    reported = [json.dumps({"caption": captions}).encode() for captions in texts]
+    write(tmp_path / "0.tar", [(f"{i}", {"png": numbered(i), "json": reported[i]}) for i in range(6)])
     data = PairData(Shards.open(tmp_path / "0.tar"), tokenizer=tokenizer, preprocessing=CFG)
     ids, seen = torch.tensor([1, 2, 3, 4]), set()
     for seed in range(40):
@@ -267,11 +267,11 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 
 
 def test_captions_are_tokenised_once(tmp_path):
-    asked = []
-    data = make(tmp_path, tokenizer=lambda texts: asked.extend(texts) or tokenizer(texts))
+    requests = []
+    data = make(tmp_path, tokenizer=lambda texts: requests.extend(texts) or tokenizer(texts))
     for ids in ([1, 2], [2, 3], [3, 1]):
         assert torch.equal(data.load(torch.tensor(ids), seeded())["text"], tokenizer([f"no {i}" for i in ids]))
-    assert asked == ["no 1", "no 2", "no 3"]
+    assert requests == ["no 1", "no 2", "no 3"]
 
 
 def test_views_are_chosen_by_what_the_model_sees(tmp_path):

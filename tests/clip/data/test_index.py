@@ -79,11 +79,11 @@ def test_shards_that_change_or_disappear_are_refused_until_the_index_is_rebuilt(
     assert len(list((tmp_path / ".steer-index").glob("offsets-*"))) == 1
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_another_shard_of_the_same_size_is_refused(tmp_path, told):
+@pytest.mark.parametrize("reported", [False, True])
+def test_another_shard_of_the_same_size_is_refused(tmp_path, reported):
     for name in "01":
         pairs(tmp_path / f"{name}.tar", "ab")
-    if told:
+    if reported:
         (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": 2, "1.tar": 2}))
     pattern = f"{tmp_path}/*.tar"
     before = Shards.open(pattern)
@@ -104,10 +104,10 @@ def test_a_manifest_without_what_later_ones_hold_is_used(tmp_path):
     pairs(tmp_path / "0.tar", "ab")
     captions(tmp_path / "0.tar")
     path = tmp_path / ".steer-index/index.json"
-    told = json.loads(path.read_text())
+    reported = json.loads(path.read_text())
     for key in ("head", "paired"):
-        del told["shards"][0][key]
-    path.write_text(json.dumps(told))
+        del reported["shards"][0][key]
+    path.write_text(json.dumps(reported))
     pairs(tmp_path / "1.tar", "c")
     assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c"]
 
@@ -161,10 +161,10 @@ def test_the_whole_samples_of_a_faulty_shard_are_used_where_that_is_allowed(tmp_
         Shards.open(f"{tmp_path}/{{0..2}}.tar")
 
 
-@pytest.mark.parametrize("told", ["sizes.json", "0_stats.json"])
-def test_a_count_that_is_told_saves_reading_the_headers_until_the_shard_is_opened(tmp_path, monkeypatch, told):
+@pytest.mark.parametrize("reported", ["sizes.json", "0_stats.json"])
+def test_a_count_that_is_told_saves_reading_the_headers_until_the_shard_is_opened(tmp_path, monkeypatch, reported):
     pairs(tmp_path / "0.tar", "abc")
-    (tmp_path / told).write_text(json.dumps({"0.tar": 3, "successes": 3}))
+    (tmp_path / reported).write_text(json.dumps({"0.tar": 3, "successes": 3}))
     with monkeypatch.context() as patch:
         patch.setattr(index, "scan", None)
         Shards.open(tmp_path / "0.tar")
@@ -183,20 +183,20 @@ def test_what_an_interrupted_process_left_behind_is_not_believed(tmp_path):
     assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c", "d", "e"]
 
 
-@pytest.mark.parametrize("told", [2, 5])
-def test_a_wrong_count_hides_samples_or_has_unusable_ones_and_is_told(tmp_path, told, capsys):
+@pytest.mark.parametrize("reported", [2, 5])
+def test_a_wrong_count_hides_samples_or_has_unusable_ones_and_is_told(tmp_path, reported, capsys):
     pairs(tmp_path / "0.tar", "abc")
     pairs(tmp_path / "1.tar", "d")
-    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": told}))
+    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": reported}))
     shards = Shards.open(f"{tmp_path}/*.tar")
-    assert len(shards) == told + 1 and shards.caption(told) == "caption of d"
+    assert len(shards) == reported + 1 and shards.caption(reported) == "caption of d"
     assert shards.caption(1) == "caption of b"
-    if told == 5:
+    if reported == 5:
         with pytest.raises(Undecodable, match="not in its shard"):
             shards.picture(3)
         assert shards.name(3) == f"sample 3 in {tmp_path}/0.tar"
     make_index(f"{tmp_path}/*.tar", rebuild=True)
-    assert f"0.tar is said to hold {told} samples and holds 3" in capsys.readouterr().out
+    assert f"0.tar is said to hold {reported} samples and holds 3" in capsys.readouterr().out
 
 
 def test_a_folder_that_can_only_be_read_has_its_manifest_in_the_cache(tmp_path, monkeypatch):
@@ -246,23 +246,23 @@ def test_processes_that_index_at_once_agree(tmp_path):
     processes = [context.Process(target=_open, args=(f"{tmp_path}/*.tar", results)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    result = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert found == [[f"{i}-{k}" for i in range(20) for k in range(10)]] * 4
+    assert result == [[f"{i}-{k}" for i in range(20) for k in range(10)]] * 4
 
 
 def test_a_tar_cut_anywhere_is_noticed_with_the_whole_samples_counted(tmp_path):
     """A sample is two members, a header and a block each: 2,048 bytes."""
-    whole = pairs(tmp_path / "whole.tar", "abc").read_bytes()
+    full = pairs(tmp_path / "whole.tar", "abc").read_bytes()
     path = tmp_path / "0.tar"
     for size in range(512, 3 * 2048 + 1, 512):
-        path.write_bytes(whole[:size])
+        path.write_bytes(full[:size])
         with pytest.raises(UserError, match=r"0\.tar is cut short: it ends at byte") as error:
             Shards.open(path)
-        told = int(one_line(error).split("after ")[1].split()[0])
+        reported = int(one_line(error).split("after ")[1].split()[0])
         # While there is one sample alone it is not called whole: it might have had more members.
-        assert told == size // 2048 or (size < 4096 and told == 0)
+        assert reported == size // 2048 or (size < 4096 and reported == 0)
 
 
 def test_a_damaged_header_is_noticed(tmp_path):

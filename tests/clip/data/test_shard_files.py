@@ -33,10 +33,10 @@ def own_cache(tmp_path, monkeypatch):
 class Server(SimpleHTTPRequestHandler):
     """Files of a folder, and a list of what was asked for."""
 
-    asked: list[str] = []  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         super().do_GET()
 
     def log_message(self, format, *_):
@@ -45,7 +45,7 @@ class Server(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    Server.asked.clear()
+    Server.requests.clear()
     (tmp_path / "there").mkdir()
     handler = functools.partial(Server, directory=str(tmp_path / "there"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -73,9 +73,9 @@ def test_shards_of_a_web_server_are_counted_by_its_side_files_and_fetched_when_r
     (tmp_path / "there/sizes.json").write_text(json.dumps({f"{name}.tar": 5 for name in range(4)}))
     shards = Shards.open(f"{server}/{{0..3}}.tar")
     assert len(shards) == 20 and shards.caption(12) == "caption of 22" and shards.caption(13) == "caption of 23"
-    assert [path for path in Server.asked if path.endswith(".tar")] == ["/0.tar", "/2.tar"]
+    assert [path for path in Server.requests if path.endswith(".tar")] == ["/0.tar", "/2.tar"]
     assert captions(Shards.open(f"{server}/{{0..3}}.tar")) == [f"{name}{k}" for name in range(4) for k in range(5)]
-    assert sorted(path for path in Server.asked if path.endswith(".tar")) == [f"/{name}.tar" for name in range(4)]
+    assert sorted(path for path in Server.requests if path.endswith(".tar")) == [f"/{name}.tar" for name in range(4)]
 
 
 def test_a_remote_shard_that_does_not_come_is_refused_before_a_run_and_unusable_in_it(tmp_path, server):
@@ -83,14 +83,14 @@ def test_a_remote_shard_that_does_not_come_is_refused_before_a_run_and_unusable_
         pairs(tmp_path / f"there/{name}.tar", "ab")
     with pytest.raises(UserError, match=r"/2.tar cannot be read: could not be fetched in 3 tries: exit code 22"):
         Shards.open(f"{server}/{{0..2}}.tar")
-    assert Server.asked.count("/2.tar") == 3
-    assert len(Server.asked) == 2 + 3 + 2, "side files are not asked for again for every shard"
+    assert Server.requests.count("/2.tar") == 3
+    assert len(Server.requests) == 2 + 3 + 2, "side files are not asked for again for every shard"
     (tmp_path / "there/sizes.json").write_text(json.dumps({"0.tar": 2, "1.tar": 2, "2.tar": 2}))
     shards = Shards.open(f"{server}/{{0..2}}.tar")
     for number in (4, 5):
         with pytest.raises(Undecodable, match="shard unreadable"):
             shards.picture(number)
-    assert Server.asked.count("/2.tar") == 6, "it is not asked for again for every sample"
+    assert Server.requests.count("/2.tar") == 6, "it is not asked for again for every sample"
     assert shards.caption(3) == "caption of b"
 
 
@@ -104,8 +104,8 @@ def test_buckets_are_asked_through_the_program_of_their_owner(tmp_path, monkeypa
     (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert captions(Shards.open(f"{scheme}://bucket/my data/0.tar")) == ["a", "b", "c"]
-    wanted = "s3 cp s3://bucket/my data/0.tar -" if scheme == "s3" else "cat gs://bucket/my data/0.tar"
-    assert (tmp_path / "log").read_text().splitlines().count(wanted) == 1
+    needed = "s3 cp s3://bucket/my data/0.tar -" if scheme == "s3" else "cat gs://bucket/my data/0.tar"
+    assert (tmp_path / "log").read_text().splitlines().count(needed) == 1
 
 
 def test_the_copies_stay_within_their_bound_and_the_longest_unused_goes(tmp_path, own_cache, monkeypatch):
@@ -118,8 +118,9 @@ def test_the_copies_stay_within_their_bound_and_the_longest_unused_goes(tmp_path
     def use(which):
         fetched._touched.clear()  # as if a minute had passed
         time.sleep(0.01)
-        with fetched.open(urls[which]) as file:
-            assert os.fstat(file).st_size == size
+        file = fetched.open(urls[which])
+        assert os.fstat(file).st_size == size
+        os.close(file)
         assert sum(path.stat().st_size for path in (own_cache / "shards").glob("*.tar")) <= 3 * size
 
     for which in (0, 1, 2, 0, 3, 0, 2, 1):
@@ -144,8 +145,8 @@ def test_who_waits_for_a_shard_that_does_not_come_does_not_try_again_but_the_nex
     faults = []
 
     def want():
-        with pytest.raises(OSError, match="3 tries: exit code 1") as error, fetched.open(url):
-            pass
+        with pytest.raises(OSError, match="3 tries: exit code 1") as error:
+            fetched.open(url)
         faults.append(error)
 
     threads = [threading.Thread(target=want) for _ in range(3)]

@@ -26,7 +26,7 @@ def test_payloads_are_not_read_by_opening(tmp_path, monkeypatch):
     path = pairs(tmp_path / "0.tar", [f"{i}" for i in range(20)])
     read = []
     pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, place: read.append(size) or pread(file, size, place))
+    monkeypatch.setattr(os, "pread", lambda file, size, index: read.append(size) or pread(file, size, index))
     Shards.open(path)
     headers = [512] * (1 + 2 * 20 + 1)  # the first one twice, then the end mark
     assert read == [4096, *headers, 4096], "how it begins, when it is added and when it is compared"
@@ -58,8 +58,8 @@ def test_captions_come_from_txt_or_the_named_field(tmp_path):
 
 
 def test_a_json_field_may_hold_several_captions(tmp_path):
-    told = ['["one", " two "]', '["", "only"]', "[]", "[1]"]
-    members = [(f"{i}", {"png": png(), "json": f'{{"caption": {text}}}'.encode()}) for i, text in enumerate(told)]
+    reported = ['["one", " two "]', '["", "only"]', "[]", "[1]"]
+    members = [(f"{i}", {"png": png(), "json": f'{{"caption": {text}}}'.encode()}) for i, text in enumerate(reported)]
     shards = Shards.open(write(tmp_path / "0.tar", members))
     assert shards.captions(0) == ["one", "two"] and shards.caption(0) == "one"
     assert shards.captions(1) == ["only"]
@@ -149,13 +149,13 @@ def test_of_a_shard_that_is_replaced_before_it_is_first_read_nothing_is_remember
     assert Shards.open(f"{tmp_path}/*.tar").caption(3) == "caption of b"
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("reported", [False, True])
 @pytest.mark.parametrize("first", ["png", "txt"])
-def test_a_shard_with_all_pictures_in_front_of_all_captions_is_refused(tmp_path, first, told):
+def test_a_shard_with_all_pictures_in_front_of_all_captions_is_refused(tmp_path, first, reported):
     kinds = ("png", "txt") if first == "png" else ("txt", "png")
     members = [(f"{i}", {kind: png() if kind == "png" else b"a"}) for kind in kinds for i in range(25)]
     write(tmp_path / "1.tar", members)
-    if told:
+    if reported:
         (tmp_path / "sizes.json").write_text('{"1.tar": 50}')
     for _ in range(2):
         with pytest.raises(

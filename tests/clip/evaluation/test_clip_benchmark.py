@@ -45,21 +45,21 @@ def sets(tars, tmp_path):
         (tmp_path / kind / "test" / "nshards.txt").write_text("1\n")
         with TarWriter(str(tmp_path / kind / "test" / "0.tar")) as tar:
             for number in range(12):
-                told = {"cls": f"{number % 6}", "txt": f"{source.caption(number)}\nagain number {number}"}
-                del told["txt" if kind == "classes" else "cls"]
-                tar.write({"__key__": f"{number:03d}", "jpg": source.picture(number)} | told)
+                reported = {"cls": f"{number % 6}", "txt": f"{source.caption(number)}\nagain number {number}"}
+                del reported["txt" if kind == "classes" else "cls"]
+                tar.write({"__key__": f"{number:03d}", "jpg": source.picture(number)} | reported)
     (tmp_path / "classes" / "classnames.txt").write_text("\n".join(COLOURS) + "\n")
     (tmp_path / "classes" / "zeroshot_classification_templates.txt").write_text("a photo of {c}.\nsome {c}\n")
     (tmp_path / "captions" / "dataset_type.txt").write_text("retrieval\n")
     return tmp_path
 
 
-def theirs(model: list[str], folder, *options: str) -> dict:
+def expected(model: list[str], folder, *options: str) -> dict:
     """What CLIP_benchmark's command writes."""
     out = folder / "theirs.json"
-    words = ["eval", "--model", *model, "--dataset", "wds/set", "--dataset_root", str(folder), "--output", str(out)]
+    phrases = ["eval", "--model", *model, "--dataset", "wds/set", "--dataset_root", str(folder), "--output", str(out)]
     code = "import sys; from clip_benchmark.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *words, "--no_amp", "--num_workers", "0", *options]
+    command = [sys.executable, "-c", code, *phrases, "--no_amp", "--num_workers", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.read_text())["metrics"]
@@ -67,12 +67,12 @@ def theirs(model: list[str], folder, *options: str) -> dict:
 
 def test_retrieval_is_what_clip_benchmark_finds_of_the_export(towers, sets):
     model = [f"local-dir:{export(towers, sets / 'export')}", "--pretrained", "none"]
-    found = theirs(model, sets / "captions", "--task", "zeroshot_retrieval", "--recall_k", "1", "5")
+    result = expected(model, sets / "captions", "--task", "zeroshot_retrieval", "--recall_k", "1", "5")
     pairs = PairSet(Shards.open(f"{sets}/captions/test/0.tar"), lines=True)
-    ours = RetrievalSuite(pairs).measure(towers, ALONE)
+    actual = RetrievalSuite(pairs).measure(towers, ALONE)
     for k in (1, 5):
-        assert found[f"text_retrieval_recall@{k}"] == pytest.approx(ours[f"i2t_r{k}"].value)
-        assert found[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"t2i_r{k}"].value)
+        assert result[f"text_retrieval_recall@{k}"] == pytest.approx(actual[f"i2t_r{k}"].value)
+        assert result[f"image_retrieval_recall@{k}"] == pytest.approx(actual[f"t2i_r{k}"].value)
 
 
 @pytest.mark.skipif(
@@ -80,8 +80,8 @@ def test_retrieval_is_what_clip_benchmark_finds_of_the_export(towers, sets):
 )
 def test_classification_is_what_clip_benchmark_finds_of_the_export(towers, sets):
     model = [f"local-dir:{export(towers, sets / 'export')}", "--pretrained", "none"]
-    found = theirs(model, sets / "classes", "--task", "zeroshot_classification")
-    ours = ZeroShotSuite(str(sets / "classes")).measure(towers)
+    result = expected(model, sets / "classes", "--task", "zeroshot_classification")
+    actual = ZeroShotSuite(str(sets / "classes")).measure(towers)
     names = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "class_recall"}
-    assert found == pytest.approx({name: ours[own].value for name, own in names.items()})
+    assert result == pytest.approx({name: actual[own_task].value for name, own_task in names.items()})
     assert (sets / "export" / WEIGHTS).is_file()

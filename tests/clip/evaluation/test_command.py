@@ -30,7 +30,7 @@ USUAL = {
 }
 
 
-def found(target, tmp_path, **options) -> dict:
+def result(target, tmp_path, **options) -> dict:
     """What the command writes."""
     run(str(target), **(USUAL | {"out": tmp_path / "found.json"} | options))
     return json.loads((tmp_path / "found.json").read_text())
@@ -52,24 +52,24 @@ def run_folder(tars, tmp_path) -> Path:
 
 
 def test_every_arm_and_seed_of_a_run_is_evaluated_on_what_the_run_was(run_folder, tmp_path, capsys):
-    told = found(run_folder, tmp_path)
-    names = [(model["name"], model["seed"]) for model in told["models"]]
+    report = result(run_folder, tmp_path)
+    names = [(model["name"], model["seed"]) for model in report["models"]]
     assert sorted(names) == [("drrho_clip", 0), ("unsteered", 0), ("unsteered", 1)]
     config = configs.load(run_folder / "config.yaml")
     task = Clip(**config.options)
-    for model in told["models"]:
-        wanted = task.evaluate(load_reference(model["ref"]))
-        assert {name: share["value"] for name, share in model["metrics"].items()} == wanted
-    values = [model["metrics"]["i2t_r1"]["value"] for model in told["models"] if model["name"] == "unsteered"]
-    assert told["means"] == {"unsteered": told["means"]["unsteered"]}
-    assert told["means"]["unsteered"]["i2t_r1"]["value"] == pytest.approx(sum(values) / 2)
+    for model in report["models"]:
+        needed = task.evaluate(load_reference(model["ref"]))
+        assert {name: share["value"] for name, share in model["metrics"].items()} == needed
+    values = [model["metrics"]["i2t_r1"]["value"] for model in report["models"] if model["name"] == "unsteered"]
+    assert report["means"] == {"unsteered": report["means"]["unsteered"]}
+    assert report["means"]["unsteered"]["i2t_r1"]["value"] == pytest.approx(sum(values) / 2)
     shown = capsys.readouterr().out
     assert "unsteered, mean of 2" in shown and "image to text R@10" in shown and "chance" in shown
 
 
 def test_arms_can_be_chosen(run_folder, tmp_path):
-    told = found(run_folder, tmp_path, arms="drrho_clip")
-    assert [model["name"] for model in told["models"]] == ["drrho_clip"]
+    report = result(run_folder, tmp_path, arms="drrho_clip")
+    assert [model["name"] for model in report["models"]] == ["drrho_clip"]
 
 
 def test_a_model_is_evaluated_on_what_is_named(tars, tmp_path):
@@ -78,46 +78,46 @@ def test_a_model_is_evaluated_on_what_is_named(tars, tmp_path):
         path = tmp_path / "kinds" / ("odd" if number % 2 else "even") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(shards.picture(number) if number else b"no picture")
-    told = found(f"local-dir:{BUNDLE}", tmp_path, data=tars(1, name="val"), zeroshot=str(tmp_path / "kinds"))
-    metrics = told["models"][0]["metrics"]
+    report = result(f"local-dir:{BUNDLE}", tmp_path, data=tars(1, name="val"), zeroshot=str(tmp_path / "kinds"))
+    metrics = report["models"][0]["metrics"]
     assert metrics["i2t_r10"]["trials"] == 20 and metrics["top1"]["trials"] == 7
-    assert told["skipped"] == {"not a picture": 1}
-    assert told["ranks"] == 1 and told["models"][0]["seed"] is None and told["means"] == {}
+    assert report["skipped"] == {"not a picture": 1}
+    assert report["ranks"] == 1 and report["models"][0]["seed"] is None and report["means"] == {}
 
 
 def test_a_folder_of_a_retrieval_benchmark_is_read_with_a_caption_a_line(tars, tmp_path):
     (tmp_path / "set").mkdir()
     tars(1, name="set/test")
-    assert found(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]["i2t_r1"]["chance"] == 0.05
+    assert result(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]["i2t_r1"]["chance"] == 0.05
     (tmp_path / "set" / "dataset_type.txt").write_text("retrieval\n")
-    told = found(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]
-    assert told["i2t_r1"]["chance"] is None and told["t2i_r1"]["chance"] == 0.05
+    report = result(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]
+    assert report["i2t_r1"]["chance"] is None and report["t2i_r1"]["chance"] == 0.05
 
 
 @pytest.mark.slow
 def test_a_model_alone_is_evaluated_on_the_bundled_pairs(tmp_path):
-    metrics = found(f"local-dir:{BUNDLE}", tmp_path)["models"][0]["metrics"]
-    wanted = EmojiSuite().measure(load_reference(f"local-dir:{BUNDLE}"))
-    assert {name: share["value"] for name, share in metrics.items()} == {k: v.value for k, v in wanted.items()}
+    metrics = result(f"local-dir:{BUNDLE}", tmp_path)["models"][0]["metrics"]
+    needed = EmojiSuite().measure(load_reference(f"local-dir:{BUNDLE}"))
+    assert {name: share["value"] for name, share in metrics.items()} == {k: v.value for k, v in needed.items()}
 
 
 def test_mistakes_are_told_in_one_line(run_folder, tmp_path):
-    def told(target, **options) -> str:
+    def report(target, **options) -> str:
         with pytest.raises(UserError) as error:
             run(str(target), **(USUAL | options))
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "has no exported arm 'unsteerd'; did you mean unsteered?" in told(run_folder, arms="unsteerd")
-    assert "has no exported arm ''" in told(run_folder, arms="")
-    assert "--arms chooses among the arms of a run" in told(f"local-dir:{BUNDLE}", arms="unsteered")
-    assert "no device is named 'tpu'" in told(f"local-dir:{BUNDLE}", device="tpu")
-    assert "there is no shard" in told(f"local-dir:{BUNDLE}", data=str(tmp_path / "none.tar"))
+    assert "has no exported arm 'unsteerd'; did you mean unsteered?" in report(run_folder, arms="unsteerd")
+    assert "has no exported arm ''" in report(run_folder, arms="")
+    assert "--arms chooses among the arms of a run" in report(f"local-dir:{BUNDLE}", arms="unsteered")
+    assert "no device is named 'tpu'" in report(f"local-dir:{BUNDLE}", device="tpu")
+    assert "there is no shard" in report(f"local-dir:{BUNDLE}", data=str(tmp_path / "none.tar"))
     configs.save(configs.resolve("digits")[0], run_folder / "config.yaml")
-    assert "is a run of digits: steer eval evaluates CLIP models" in told(run_folder, arms="unsteered")
+    assert "is a run of digits: steer eval evaluates CLIP models" in report(run_folder, arms="unsteered")
     (tmp_path / "new").mkdir()
     configs.save(configs.resolve("clip")[0], tmp_path / "new" / "config.yaml")
-    assert f"has no exported model: finish it first, steer run --resume {tmp_path / 'new'}" in told(tmp_path / "new")
+    assert f"has no exported model: finish it first, steer run --resume {tmp_path / 'new'}" in report(tmp_path / "new")
 
 
 def test_a_seed_is_part_of_a_models_name():

@@ -35,8 +35,8 @@ def captioned(tars, tmp_path):
         source = Shards.open(tars(1))
         with TarWriter(str(tmp_path / "captioned.tar")) as tar:
             for number, texts in enumerate(captions):
-                told = {"txt": "\n".join(texts)} if lines else {"json": json.dumps({"caption": texts}).encode()}
-                tar.write({"__key__": f"{number:03d}", "jpg": source.picture(number)} | told)
+                reported = {"txt": "\n".join(texts)} if lines else {"json": json.dumps({"caption": texts}).encode()}
+                tar.write({"__key__": f"{number:03d}", "jpg": source.picture(number)} | reported)
         return Shards.open(str(tmp_path / "captioned.tar"))
 
     return make
@@ -46,9 +46,9 @@ def captioned(tars, tmp_path):
 def folder(tars, tmp_path) -> str:
     """Three classes, one of them without pictures, one with a broken one."""
     source = Shards.open(tars(1, 10, name="classes"))
-    for place, kind in enumerate(["red thing", "green thing", "none of these"]):
+    for index, kind in enumerate(["red thing", "green thing", "none of these"]):
         (tmp_path / "kinds" / kind).mkdir(parents=True)
-        for number in range(place, 10 * (place < 2), 2):
+        for number in range(index, 10 * (index < 2), 2):
             (tmp_path / "kinds" / kind / f"{number}.jpg").write_bytes(source.picture(number))
     (tmp_path / "kinds" / "red thing" / "broken.jpg").write_bytes(b"not a picture")
     return str(tmp_path / "kinds")
@@ -56,18 +56,18 @@ def folder(tars, tmp_path) -> str:
 
 @pytest.mark.slow
 def test_the_bundled_reference_has_the_numbers_of_the_table():
-    found = EmojiSuite().measure(load_reference(f"local-dir:{BUNDLE}"))
-    told = {"held_out": 24.6, "other_vendor": 15.3, "other_held_out": 11.4, "category": 39.5}
-    assert {name: round(100 * share.value, 1) for name, share in found.items()} == told
+    result = EmojiSuite().measure(load_reference(f"local-dir:{BUNDLE}"))
+    reported = {"held_out": 24.6, "other_vendor": 15.3, "other_held_out": 11.4, "category": 39.5}
+    assert {name: round(100 * share.value, 1) for name, share in result.items()} == reported
 
 
 def test_several_captions_are_all_queries_and_any_of_them_is_an_answer(captioned, towers):
     pairs = PairSet(captioned([["a", "b"], ["c"], ["d", "e", "f"]]))
     images, texts, owner = pairs.embed_all(towers)
     assert (len(images), len(texts), owner.tolist()) == (3, 6, [0, 0, 1, 2, 2, 2])
-    found = RetrievalSuite(pairs).measure(towers)
-    assert found["i2t_r10"].value == found["t2i_r10"].value == 1.0
-    assert (found["i2t_r1"].trials, found["t2i_r5"].trials) == (3, 3)
+    result = RetrievalSuite(pairs).measure(towers)
+    assert result["i2t_r10"].value == result["t2i_r10"].value == 1.0
+    assert (result["i2t_r1"].trials, result["t2i_r5"].trials) == (3, 3)
 
 
 def test_lines_are_captions_only_where_they_are_said_to_be(captioned):
@@ -77,8 +77,8 @@ def test_lines_are_captions_only_where_they_are_said_to_be(captioned):
 
 
 def test_equal_captions_of_two_pictures_share_the_first_place(captioned, towers):
-    found = RetrievalSuite(PairSet(captioned([["the same"], ["the same"]]))).measure(towers)
-    assert found["i2t_r1"].value == 0.5
+    result = RetrievalSuite(PairSet(captioned([["the same"], ["the same"]]))).measure(towers)
+    assert result["i2t_r1"].value == 0.5
 
 
 def test_one_pair_is_always_found(captioned, towers):
@@ -96,22 +96,22 @@ def measures(data: str, folder: str) -> dict:
     """Everything that is found on the pairs and the classes, and what could not be read, by this process."""
     torch.manual_seed(0)
     towers = build(EMOJI).eval()
-    found = {}
+    result = {}
     for count in (20, 1):
         suite = RetrievalSuite(PairSet(Shards.open(data), range(count), bad_share=1))
-        found[f"{count} pairs"] = {name: asdict(share) for name, share in suite.measure(towers, WORK).items()}
-        found[f"{count} pairs, skips"] = [suite.skips.seen, dict(suite.skips.reasons)]
-        found[f"{count} pairs, features"] = suite.gallery.embed(towers, WORK)[0].double().sum().item()
+        result[f"{count} pairs"] = {name: asdict(share) for name, share in suite.measure(towers, WORK).items()}
+        result[f"{count} pairs, skips"] = [suite.skips.seen, dict(suite.skips.reasons)]
+        result[f"{count} pairs, features"] = suite.gallery.embed(towers, WORK)[0].double().sum().item()
     classes = ZeroShotSuite(folder, bad_share=1)
-    found["classes"] = {name: asdict(share) for name, share in classes.measure(towers, WORK).items()}
-    found["classes, skips"] = dict(classes.skips.reasons)
-    return found
+    result["classes"] = {name: asdict(share) for name, share in classes.measure(towers, WORK).items()}
+    result["classes, skips"] = dict(classes.skips.reasons)
+    return result
 
 
-def one_rank(place: int, data: str, folder: str, meet: str, ranks: int) -> None:
+def one_rank(index: int, data: str, folder: str, meet: str, ranks: int) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{meet}/meet", rank=place, world_size=ranks)
-    Path(f"{meet}/rank{place}.json").write_text(json.dumps(measures(data, folder)))
+    torch.distributed.init_process_group("gloo", f"file://{meet}/meet", rank=index, world_size=ranks)
+    Path(f"{meet}/rank{index}.json").write_text(json.dumps(measures(data, folder)))
     torch.distributed.destroy_process_group()
 
 
@@ -120,11 +120,11 @@ def one_rank(place: int, data: str, folder: str, meet: str, ranks: int) -> None:
 def test_several_ranks_find_the_same_to_the_last_bit(tars, folder, tmp_path, ranks):
     """Of one pair, too, where most of the ranks have nothing to do."""
     data = tars(1, broken=(4, 11))
-    wanted = json.loads(json.dumps(measures(data, folder)))
-    assert wanted["20 pairs, skips"] == [20, {"not a picture": 2}]
-    assert wanted["classes, skips"] == {"not a picture": 1}
+    needed = json.loads(json.dumps(measures(data, folder)))
+    assert needed["20 pairs, skips"] == [20, {"not a picture": 2}]
+    assert needed["classes, skips"] == {"not a picture": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(Path(__file__).parents[3]), *sys.path])  # so that the ranks find this module
         spawn(one_rank, (data, folder, str(tmp_path), ranks), nprocs=ranks)
-    for place in range(ranks):
-        assert json.loads((tmp_path / f"rank{place}.json").read_text()) == wanted
+    for index in range(ranks):
+        assert json.loads((tmp_path / f"rank{index}.json").read_text()) == needed

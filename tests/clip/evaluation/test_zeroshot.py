@@ -59,17 +59,17 @@ def painted(tmp_path):
 
 def test_a_picture_belongs_to_the_class_whose_words_are_closest(painted):
     source = painted(red=["red", "red", "blue"], green=["green"], blue=["blue", "red"])
-    found = ZeroShotSuite(source).measure(Told())
-    assert found["top1"].value == pytest.approx(4 / 6)
-    assert found["class_recall"].value == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert "top5" not in found  # of three classes
+    result = ZeroShotSuite(source).measure(Told())
+    assert result["top1"].value == pytest.approx(4 / 6)
+    assert result["class_recall"].value == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert "top5" not in result  # of three classes
 
 
 def test_a_class_without_pictures_competes_but_does_not_count(painted):
     suite = ZeroShotSuite(painted(red=["red", "blue"], green=["green"], blue=[]))
-    found = suite.measure(Told())
-    assert found["top1"].value == pytest.approx(2 / 3)
-    assert found["class_recall"].value == pytest.approx(3 / 4)
+    result = suite.measure(Told())
+    assert result["top1"].value == pytest.approx(2 / 3)
+    assert result["class_recall"].value == pytest.approx(3 / 4)
     assert suite.metrics["top1"].chance == pytest.approx(1 / 3)
 
 
@@ -117,9 +117,9 @@ def test_shards_say_the_class_of_each_picture(benchmark):
     assert ZeroShotSuite(source).measure(Told())["top1"].value == pytest.approx(1 / 3)  # all are red
 
 
-@pytest.mark.parametrize(("label", "told"), [("2", "'2'"), ("", "none"), ("-1", "'-1'"), ("cat", "'cat'")])
-def test_a_class_that_there_is_not_is_refused(benchmark, label, told):
-    with pytest.raises(UserError, match=rf"1 in .*0.tar has no usable .cls member, got {told}: .* 2 classes, 0 to 1"):
+@pytest.mark.parametrize(("label", "got"), [("2", "'2'"), ("", "none"), ("-1", "'-1'"), ("cat", "'cat'")])
+def test_a_class_that_there_is_not_is_refused(benchmark, label, got):
+    with pytest.raises(UserError, match=rf"1 in .*0.tar has no usable .cls member, got {got}: .* 2 classes, 0 to 1"):
         read_classes(benchmark("0", label))
 
 
@@ -128,8 +128,8 @@ def test_imagenet_has_its_own_names_and_sentences(painted):
     classes = read_classes(f"imagenet:{source}")
     assert [classes.names[label] for label in classes.pictures.labels] == ["goldfish", "Persian cat", "Persian cat"]
     assert classes.names == list(open_clip.IMAGENET_CLASSNAMES)
-    wanted = [make("goldfish") for make in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    assert classes.prompts[1] == wanted and len(wanted) == 80
+    needed = [make("goldfish") for make in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert classes.prompts[1] == needed and len(needed) == 80
 
 
 def test_imagenet_folders_may_have_numbers_for_names(painted):

@@ -25,9 +25,9 @@ def _hear() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def steer(*words: str, folder: Path) -> subprocess.Popen:
+def steer(*options: str, folder: Path) -> subprocess.Popen:
     """The command as a terminal starts it: whoever runs the tests may ignore Ctrl-C, and it would inherit that."""
-    command = [sys.executable, "-m", "steering", "cache", *words]
+    command = [sys.executable, "-m", "steering", "cache", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, preexec_fn=_hear, **pipes)  # type: ignore[call-overload]
 
@@ -40,10 +40,12 @@ def test_it_tells_what_is_in_the_cache_and_how_to_train_with_it(tars, tmp_path, 
     data = tars(3, broken=(1, 2))
     for made in (3, 0):
         run(data, out=tmp_path / "features")
-        told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert f"shards 3 of 3, {made} of them made by this process pairs 60 without features 2 not a picture 2" in told
-        assert f"--data '{data}' --ref '{BUNDLED}' --set options.cache={tmp_path / 'features'}" in told
-    assert ("pairs per second nothing was left to do" in told) and read_manifest(tmp_path / "features").width == 96
+        report = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert (
+            f"shards 3 of 3, {made} of them made by this process pairs 60 without features 2 not a picture 2" in report
+        )
+        assert f"--data '{data}' --ref '{BUNDLED}' --set options.cache={tmp_path / 'features'}" in report
+    assert ("pairs per second nothing was left to do" in report) and read_manifest(tmp_path / "features").width == 96
 
 
 def test_without_a_folder_it_chooses_one_by_model_and_content(tars, tmp_path, monkeypatch):
@@ -67,8 +69,8 @@ def test_a_check_makes_faulty_files_again(tars, tmp_path, capsys):
     data, out = tars(2), tmp_path / "features"
     run(data, out=out)
     path = sorted((out / "shards").iterdir())[0]
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    full = path.read_bytes()
+    path.write_bytes(full[:-1] + bytes([full[-1] ^ 1]))
     run(data, out=out, check=True)
     assert "1 files were damaged: made again" in capsys.readouterr().out
     assert Cache(out, read_manifest(out)).fault(Shards.open(data).index[0]) is None
@@ -102,8 +104,19 @@ def test_typed_it_fills_and_a_mistake_is_one_line(tars, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_ctrl_c_ends_with_the_table_and_the_same_command_continues(tars, tmp_path, workers):
-    words = ["--data", tars(60, pairs=20), "--ref", BUNDLED, "--out", "features", "--batch", "2", "--workers", workers]
-    process = steer(*words, folder=tmp_path)
+    options = [
+        "--data",
+        tars(60, pairs=20),
+        "--ref",
+        BUNDLED,
+        "--out",
+        "features",
+        "--batch",
+        "2",
+        "--workers",
+        workers,
+    ]
+    process = steer(*options, folder=tmp_path)
     while len(list(tmp_path.glob("features/shards/*.safetensors"))) < 2 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -112,6 +125,6 @@ def test_ctrl_c_ends_with_the_table_and_the_same_command_continues(tars, tmp_pat
     assert "the same command continues" in out
     kept = len(list(tmp_path.glob("features/shards/*.safetensors")))
     assert 2 <= kept < 60
-    process = steer(*words, folder=tmp_path)
+    process = steer(*options, folder=tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and f"60 of 60, {60 - kept} of them made" in out, err

@@ -44,12 +44,12 @@ def alone(model: Towers):
 @torch.no_grad()
 def test_similarities_are_the_mean_of_the_members(small, wide):
     both = Ensemble([small, wide])
-    found, parts = alone(both), [alone(model) for model in (small, wide)]
-    assert found.left.shape == found.right.shape == (3, 96 + 48)
+    results, parts = alone(both), [alone(model) for model in (small, wide)]
+    assert results.left.shape == results.right.shape == (3, 96 + 48)
     mean = sum(part.left @ part.right.T for part in parts) / 2
-    torch.testing.assert_close(found.left @ found.right.T, mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.left.norm(dim=-1), torch.ones(3))
-    assert float(found.scale) == pytest.approx((1 / 0.1 + 1 / 0.02) / 2)
+    torch.testing.assert_close(results.left @ results.right.T, mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(results.left.norm(dim=-1), torch.ones(3))
+    assert float(results.scale) == pytest.approx((1 / 0.1 + 1 / 0.02) / 2)
 
 
 def test_every_member_sees_its_own_resolution_and_tokens(small, wide):
@@ -57,10 +57,10 @@ def test_every_member_sees_its_own_resolution_and_tokens(small, wide):
     packed = torch.stack([views.preprocess(image) for image in pictures()])
     assert packed.shape == (3, 3 * (48 * 48 + 32 * 32))
     tokens = views.tokenize(TEXTS)
-    for place, model in enumerate((wide, small)):
+    for index, model in enumerate((wide, small)):
         images = torch.stack([model.preprocess(image) for image in pictures()])
-        assert torch.equal(views.images.of(packed, place), images)
-        assert torch.equal(views.tokens.of(tokens, place), model.tokenize(TEXTS))
+        assert torch.equal(views.images.of(packed, index), images)
+        assert torch.equal(views.tokens.of(tokens, index), model.tokenize(TEXTS))
 
 
 def test_what_two_members_see_alike_is_made_once(small, wide):
@@ -74,8 +74,8 @@ def test_what_two_members_see_alike_is_made_once(small, wide):
 def test_another_process_can_make_its_views(small, wide):
     views = Views([small, wide])
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
-        found = other.submit(views.preprocess, pictures()[0]).result()
-    assert torch.equal(found, views.preprocess(pictures()[0]))
+        results = other.submit(views.preprocess, pictures()[0]).result()
+    assert torch.equal(results, views.preprocess(pictures()[0]))
 
 
 def test_members_move_and_are_evaluated_as_one(small, wide):

@@ -45,11 +45,11 @@ def expected(towers, shards: Shards, number: int) -> torch.Tensor:
 def assert_whole(cache: Cache, towers, shards: Shards, *, without=()) -> None:
     """Every sample has its own features, those that cannot be read none, and nothing half written is left."""
     fresh = Cache(cache.folder, cache.manifest)
-    found, present = fresh.look_up([shards.locate(number) for number in range(len(shards))])
+    result, present = fresh.look_up([shards.locate(number) for number in range(len(shards))])
     assert [number for number in range(len(shards)) if not present[number]] == list(without)
     for number in range(0, len(shards), 7):
         if number not in without:
-            torch.testing.assert_close(found[number], expected(towers, shards, number), rtol=0, atol=1e-3)
+            torch.testing.assert_close(result[number], expected(towers, shards, number), rtol=0, atol=1e-3)
     assert not fresh.faults and not list((cache.folder / "shards").glob(".*"))
 
 
@@ -59,9 +59,9 @@ def test_every_sample_gets_its_features_in_its_place_whatever_the_batch(tars, to
     done = fill(empty, towers, shards, batch=batch)
     assert (done.shards, done.pairs) == (2, 40)
     assert_whole(empty, towers, shards, without=(0, 5, 39))
-    told = content(empty, shards)
-    assert (told.shards, told.pairs, told.missing) == (2, 40, {"not a picture": 3})
-    assert told.size == sum(path.stat().st_size for path in (empty.folder / "shards").iterdir())
+    reported = content(empty, shards)
+    assert (reported.shards, reported.pairs, reported.missing) == (2, 40, {"not a picture": 3})
+    assert reported.size == sum(path.stat().st_size for path in (empty.folder / "shards").iterdir())
 
 
 def test_a_shard_in_which_nothing_can_be_read_is_done_too(tars, towers, empty):
@@ -72,9 +72,9 @@ def test_a_shard_in_which_nothing_can_be_read_is_done_too(tars, towers, empty):
 
 def test_features_that_are_not_finite_are_counted_and_left_out(tars, towers, empty, monkeypatch):
     def overflowing(*given):
-        found = encode(*given)
-        found[2, 1, 5] = float("inf")
-        return found
+        result = encode(*given)
+        result[2, 1, 5] = float("inf")
+        return result
 
     shards = Shards.open(tars(2))
     monkeypatch.setattr(filling, "encode", overflowing)

@@ -42,10 +42,10 @@ def state():
 
 def cached(cache, repo, **files):
     """Files of a repository, as the hub's library keeps what it has downloaded."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs/main").write_text("0" * 40)
-    snapshot = place / "snapshots" / ("0" * 40)
+    index = cache / f"models--{repo.replace('/', '--')}"
+    (index / "refs").mkdir(parents=True)
+    (index / "refs/main").write_text("0" * 40)
+    snapshot = index / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     if "weights" in files:
         save_file(files["weights"], snapshot / WEIGHTS)
@@ -63,8 +63,8 @@ def assert_equal_features(towers, model):
     """The same as open_clip's own model computes of the same pictures and texts."""
     images, tokens = batch(towers)
     with torch.no_grad():
-        for ours, theirs in zip(towers.encode(images, tokens), model.eval()(images, tokens)[:2], strict=False):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        for actual, expected in zip(towers.encode(images, tokens), model.eval()(images, tokens)[:2], strict=False):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 def refusal(ref, **options):
@@ -75,10 +75,7 @@ def refusal(ref, **options):
     return str(caught.value)
 
 
-SPELLINGS = [
-    *("openai/ViT-B-32", "openai/ViT-B/32", "ViT-B-32/openai", "ViT-B/32/openai"),
-    *("ViT-B-32,openai", "ViT-B-32:openai", "ViT-B-32-quickgelu/openai"),
-]
+SPELLINGS = ["openai/ViT-B/32", "ViT-B-32:openai", "ViT-B-32-quickgelu/openai"]
 
 
 @pytest.mark.parametrize("ref", SPELLINGS)
@@ -149,8 +146,8 @@ def test_preprocessing_is_the_tags_own(by_hand, state, tmp_path, monkeypatch):
         model_name="ViT-B-32", pretrained="odd", cache_dir=str(cache)
     )
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
-    theirs: Any = transform
-    assert torch.equal(towers.preprocess(picture), theirs(picture))
+    expected: Any = transform
+    assert torch.equal(towers.preprocess(picture), expected(picture))
     assert not torch.equal(towers.preprocess(picture), build("ViT-B-32").preprocess(picture))
 
 
@@ -167,8 +164,7 @@ def test_hub_repository_brings_its_own_configuration(state, tmp_path):
     assert load_reference(str(export(towers, tmp_path / "export"))).preprocessing == towers.preprocessing
 
 
-@pytest.mark.parametrize("form", ["ViT-B-32={}", "ViT-B/32={}", "ViT-B-32,{}"])
-@pytest.mark.parametrize("end", ["pt", "safetensors"])
+@pytest.mark.parametrize(("form", "end"), [("ViT-B/32={}", "safetensors"), ("ViT-B-32,{}", "pt")])
 def test_checkpoint_file_with_its_architecture(form, end, state, tmp_path):
     file = tmp_path / f"epoch, 1.{end}"
     if end == "pt":
@@ -202,7 +198,7 @@ def test_checkpoint_file_alone_is_asked_for_its_architecture(tmp_path):
     assert "'ViT-B-33'; did you mean ViT-B-32?" in refusal(f"ViT-B-33={file}")
 
 
-@pytest.mark.parametrize("ref", ["ViT-B-32", "ViT-B/32", EMOJI])
+@pytest.mark.parametrize("ref", ["ViT-B/32", EMOJI])
 def test_architecture_without_weights_is_refused(ref):
     arch = ref.replace("/", "-")
     assert f"{ref} alone has random weights, no reference: write {arch}=FILE or" in refusal(ref)
@@ -263,16 +259,16 @@ def test_configuration_beside_a_file_must_agree_on_quickgelu(state, tmp_path):
     assert load_reference(str(tmp_path)).describe()["quick_gelu"]
 
 
-def run(folder, *places):
+def run(folder, *indices):
     """A run folder with exported models at these places."""
     folder.mkdir()
     (folder / "config.yaml").touch()
-    for place in places:
-        export(build(EMOJI), folder / "arms" / place / "export")
+    for index in indices:
+        export(build(EMOJI), folder / "arms" / index / "export")
     return folder
 
 
-@pytest.mark.parametrize("below", ["", "arms/drrho", "arms/drrho/seed0", "arms/drrho/seed0/export"])
+@pytest.mark.parametrize("below", ["", "arms/drrho", "arms/drrho/seed0"])
 def test_run_with_one_model_by_any_of_its_folders(below, tmp_path):
     folder = run(tmp_path / "lr=0.1,x", "drrho/seed0")
     towers = load_reference(str(folder / below))
@@ -284,7 +280,7 @@ def test_run_with_several_models_lists_them(tmp_path):
     folder = run(tmp_path / "run", "drrho/seed0", "erm/seed0", "erm/seed1")
     message = refusal(str(folder))
     assert "holds 3 models" in message
-    assert all(f"arms/{place}/export" in message for place in ("drrho/seed0", "erm/seed0", "erm/seed1"))
+    assert all(f"arms/{index}/export" in message for index in ("drrho/seed0", "erm/seed0", "erm/seed1"))
     assert "holds 2 models" in refusal(str(folder / "arms/erm"))
     assert load_reference(str(folder / "arms/drrho")).source == str(folder / "arms/drrho/seed0/export")
 
@@ -320,7 +316,7 @@ def test_configuration_cannot_read_outside_its_folder(tmp_path):
     assert "lost its tokenizer" in refusal(str(folder))
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"model_cfg": 3}', '{"model_cfg": {}}'])
+@pytest.mark.parametrize("text", ["[]", "not json", '{"model_cfg": {}}'])
 def test_configuration_of_another_kind_is_refused(text, tmp_path):
     (tmp_path / CONFIG).write_text(text)
     assert "has no model_cfg as open_clip writes it" in refusal(str(tmp_path))
@@ -361,12 +357,10 @@ def test_file_fetched_by_hand_is_the_same_model(state, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ref, words",
+    "ref, phrases",
     [
         ("opnai/ViT-B-32", "no weights 'opnai' of ViT-B-32; did you mean openai?"),
-        ("ViT-B-32,opnai", "no weights 'opnai' of ViT-B-32; did you mean openai?"),
         ("openai/ViT-B-33", "'openai/ViT-B-33'; did you mean openai/ViT-B-32?"),
-        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "hf-hub:ORG/REPO"),
         ("something", "open_clip.list_pretrained("),
         ("./nowhere", "no such file or folder"),
         ("models/w.pt", "no such file or folder"),
@@ -374,8 +368,8 @@ def test_file_fetched_by_hand_is_the_same_model(state, tmp_path):
         ("hf-hub:alone", "write hf-hub:ORG/REPO"),
     ],
 )
-def test_name_that_is_no_reference_gets_the_way_out(ref, words):
-    assert words in refusal(ref)
+def test_name_that_is_no_reference_gets_the_way_out(ref, phrases):
+    assert phrases in refusal(ref)
 
 
 @pytest.mark.slow
@@ -389,6 +383,6 @@ def test_full_size_openai_model_through_the_hubs_cache(tmp_path, monkeypatch):
     images, tokens = torch.randn(1, 3, 224, 224), towers.tokenize(["a cat"])
     assert tokens.shape == (1, 77)
     with torch.no_grad():
-        for ours, theirs in zip(towers.encode(images, tokens), model.float()(images, tokens)[:2], strict=False):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        for actual, expected in zip(towers.encode(images, tokens), model.float()(images, tokens)[:2], strict=False):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     shutil.rmtree(tmp_path)

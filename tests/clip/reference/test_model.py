@@ -79,9 +79,9 @@ def features(task: Clip, ids=IDS) -> torch.Tensor:
 
 
 def test_a_complete_cache_trains_without_the_models_weights(data, filled, loads, tmp_path):
-    whole = task(data, cache=filled())
-    known = ReferenceLosses(whole, folder=tmp_path / "losses")
-    cached = known(batch()).values
+    full = task(data, cache=filled())
+    expected = ReferenceLosses(full, folder=tmp_path / "losses")
+    cached = expected(batch()).values
     assert isinstance(cached, Pairs) and loads == []
     plain = task(data).losses(task(data).reference(), batch()).values
     assert isinstance(plain, Pairs) and cached.scale == pytest.approx(plain.scale)
@@ -90,30 +90,30 @@ def test_a_complete_cache_trains_without_the_models_weights(data, filled, loads,
 
 
 def test_a_model_that_was_only_evaluated_takes_no_memory_in_training(data, filled, loads):
-    whole = task(data, cache=filled())
-    model = whole.reference()
-    assert whole.evaluate(model) == task(data).evaluate(task(data).reference())
+    full = task(data, cache=filled())
+    model = full.reference()
+    assert full.evaluate(model) == task(data).evaluate(task(data).reference())
     assert loads[0] == BUNDLED and not list(model.parameters())
 
 
 def test_rows_that_a_cache_lacks_are_computed_and_the_others_are_not(data, filled, loads, capsys):
     folder = filled(without=1)
-    found = features(task(data, cache=folder))
+    result = features(task(data, cache=folder))
     assert loads == [BUNDLED] and "lacks 1 of 3 shards" in capsys.readouterr().err
     missing = (IDS >= 20) & (IDS < 40)
-    assert torch.equal(found[missing], features(task(data), IDS[missing])), "the very features of the model"
+    assert torch.equal(result[missing], features(task(data), IDS[missing])), "the very features of the model"
     cache, shards = Cache.open(Path(folder), ref=BUNDLED), Shards.open(data)
     held, present = cache.look_up([shards.locate(number) for number in IDS.tolist()])
-    assert torch.equal(present, ~missing) and torch.equal(found[present], held[present])
+    assert torch.equal(present, ~missing) and torch.equal(result[present], held[present])
 
 
 def test_only_what_was_computed_is_remembered(data, filled, tmp_path):
     partial = task(data, cache=filled(without=1))
-    known = ReferenceLosses(partial, folder=tmp_path / "losses")
-    first, second = known(batch()).values, known(batch()).values
+    expected = ReferenceLosses(partial, folder=tmp_path / "losses")
+    first, second = expected(batch()).values, expected(batch()).values
     assert isinstance(first, Pairs) and isinstance(second, Pairs)
     assert torch.equal(first.left, second.left) and torch.equal(first.right, second.right)
-    assert known._known[IDS].tolist() == [0, 0, 1, 0, 1, 0]
+    assert expected._known[IDS].tolist() == [0, 0, 1, 0, 1, 0]
 
 
 def test_a_model_that_has_changed_since_its_cache_was_filled_is_refused(data, filled, other):
@@ -141,10 +141,10 @@ def test_two_references_average_their_similarities(data, other):
 
 def test_of_two_references_only_the_one_with_gaps_is_loaded(data, filled, other, loads):
     caches = f"{filled()} + {filled(other, 'others', without=2)}"
-    found = features(task(data, ref=f"{BUNDLED} + {other}", cache=caches))
+    result = features(task(data, ref=f"{BUNDLED} + {other}", cache=caches))
     assert loads == [other]
     online = features(task(data, ref=f"{BUNDLED} + {other}"))
-    assert (found[:, 0] @ found[:, 1].T - online[:, 0] @ online[:, 1].T).abs().max() < 4 * 2**-11
+    assert (result[:, 0] @ result[:, 1].T - online[:, 0] @ online[:, 1].T).abs().max() < 4 * 2**-11
 
 
 def test_the_scale_of_two_references_is_the_mean_of_theirs(data, filled, other):
