@@ -18,8 +18,7 @@ from steering.clip.data.sources import split
 from steering.clip.emoji_data import BUNDLE, emoji_shard
 from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
-from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, measure
-from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
 from steering.clip.export import export
 from steering.clip.models import EMOJI, Towers, build
 from steering.clip.presets import PRESETS

@@ -14,8 +14,7 @@ from steering import atomic_files, registry
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
-from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, measure
-from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
 from steering.clip.export import CONFIG
 from steering.clip.models import Towers
 from steering.clip.reference.load import load_reference

@@ -13,8 +13,7 @@ from webdataset.writer import TarWriter
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
 from steering.clip.evaluation.embedding import Work
-from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite
-from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, ZeroShotSuite
 from steering.clip.models import EMOJI, build
 from steering.clip.reference.load import load_reference
 

@@ -11,7 +11,7 @@ from webdataset.writer import TarWriter
 from steering import UserError
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.labelled_images import read_classes
-from steering.clip.evaluation.zeroshot import ZeroShotSuite
+from steering.clip.evaluation.suites import ZeroShotSuite
 from steering.clip.models import Towers
 
 
