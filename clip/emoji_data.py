@@ -140,12 +140,6 @@ def _pairs(split: str) -> list[Pair]:
     return [Pair(concept, 0) for concept in concepts() if concept.held_out == split.startswith("held_out")]
 
 
-def licences() -> str:
-    """Whose work the bundle is, and every licence notice in full."""
-    files = (BUNDLE / "LICENSES.md", BUNDLE / "LICENSE-Apache-2.0.txt")
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
-
-
 def _samples(split: str, wrong: int) -> Iterator[dict[str, str | bytes]]:
     """What TarWriter takes, in the shard's order, ``wrong`` of the captions being some other concept's."""
     pictures = _pictures("twitter" if split.endswith("twitter") else "google")

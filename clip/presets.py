@@ -22,106 +22,99 @@ def fastclip(radius: float, gamma: float = 1.0, decay: float = 0.5, epsilon: flo
     return {"rule": rule, "subtract": False, "temperature": 0.07, **falling}
 
 
-def recipe(arms: dict[str, Any], optional: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    return {**ADAM_OF_CLIP, **settings, "arms": arms, "more": optional, "baseline": next(iter(arms))}
+def preset(
+    options: dict[str, Any], arms: dict[str, Any], optional_arms: dict[str, Any], **settings: Any
+) -> dict[str, dict[str, Any]]:
+    recipe = {**ADAM_OF_CLIP, **settings, "arms": arms, "more": optional_arms, "baseline": next(iter(arms))}
+    return {"options": {**YOURS, **options}, "recipe": recipe}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # steer run clip --preset drrho-clip-vit-b16-dfn192m --data 'dfn/{00000..19999}.tar'
     # The paper's main result (Wei et al. 2025, and its code): 7 passes over 192 million pairs, two days of 8 H100.
     # Published: 68.84 % zero-shot ImageNet, 67.37 % for fastclip. Not run here.
-    "drrho-clip-vit-b16-dfn192m": {
-        "options": {**YOURS, "model": "ViT-B-16", "ref": "openai/ViT-B-32", "temperature": 0.01},
-        "recipe": recipe(
-            {"drrho_clip": DRRHO},
-            {
-                "fastclip": fastclip(11.0),
-                "openclip": OPENCLIP,
-                "jest": JEST,
-                "jest_top_k": {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2, draw=False)"},
-                "drrho_clip_distill": {**DRRHO, "distill": 1.0},  # the paper's weight is not published
-                "fastclip_distill": {**fastclip(11.0), "distill": 1.0},
-            },
-            steps=262_752,
-            batch=5120,
-            learning_rate=3.125e-4,
-            scalar_lr_factor=0.25,
-            weight_decay=0.2,
-            warmup=500,
-            precision="fp16",
-            checkpoint_every=5000,
-            checkpoint_minutes=30,
-            keep_checkpoints=2,
-            log_every=100,
-        ),
-    },
+    "drrho-clip-vit-b16-dfn192m": preset(
+        {"model": "ViT-B-16", "ref": "openai/ViT-B-32", "temperature": 0.01},
+        {"drrho_clip": DRRHO},
+        {
+            "fastclip": fastclip(11.0),
+            "openclip": OPENCLIP,
+            "jest": JEST,
+            "jest_top_k": {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2, draw=False)"},
+            "drrho_clip_distill": {**DRRHO, "distill": 1.0},  # the paper's weight is not published
+            "fastclip_distill": {**fastclip(11.0), "distill": 1.0},
+        },
+        steps=262_752,
+        batch=5120,
+        learning_rate=3.125e-4,
+        scalar_lr_factor=0.25,
+        weight_decay=0.2,
+        warmup=500,
+        precision="fp16",
+        checkpoint_every=5000,
+        checkpoint_minutes=30,
+        keep_checkpoints=2,
+        log_every=100,
+    ),
     # steer run clip --preset fastclip-cc3m --data 'cc3m/{00000..00331}.tar' --ref openai/ViT-B-32
     # FastCLIP's CC3M (Wei et al. 2024): ResNet-50, about 37 passes. Published for v1, of fixed temperature: DataComp
     # average 24.87. Not run here.
-    "fastclip-cc3m": {
-        "options": {**YOURS, "model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
-        "recipe": recipe(
-            {"fastclip": fastclip(6.5, gamma=0.2, decay=18 / 37)},
-            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": 0.2, "gamma_schedule": "cosine"}},
-            steps=100_000,
-            batch=1024,
-            learning_rate=1e-3,
-            scalar_lr_factor=0.2,
-            weight_decay=0.1,
-            warmup=10_000,
-            precision="fp16",
-            checkpoint_every=2000,
-        ),
-    },
+    "fastclip-cc3m": preset(
+        {"model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
+        {"fastclip": fastclip(6.5, gamma=0.2, decay=18 / 37)},
+        {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": 0.2, "gamma_schedule": "cosine"}},
+        steps=100_000,
+        batch=1024,
+        learning_rate=1e-3,
+        scalar_lr_factor=0.2,
+        weight_decay=0.1,
+        warmup=10_000,
+        precision="fp16",
+        checkpoint_every=2000,
+    ),
     # steer run clip --preset fastclip-cc12m --data 'cc12m/{00000..01242}.tar' --ref openai/ViT-B-32
     # FastCLIP's CC12M: ViT-B/32, 33 passes over 9.2 million pairs. Published for v1: DataComp average 30.65.
     # Not run here.
-    "fastclip-cc12m": {
-        "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
-        "recipe": recipe(
-            {"fastclip": fastclip(8.5, gamma=0.2, decay=16 / 33)},
-            {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": "auto", "gamma_schedule": "cosine"}},
-            steps=148_000,
-            batch=2048,
-            learning_rate=4e-4,
-            scalar_lr_factor=0.25,
-            weight_decay=0.1,
-            warmup=10_000,
-            precision="fp16",
-            checkpoint_every=2000,
-        ),
-    },
+    "fastclip-cc12m": preset(
+        {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
+        {"fastclip": fastclip(8.5, gamma=0.2, decay=16 / 33)},
+        {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": "auto", "gamma_schedule": "cosine"}},
+        steps=148_000,
+        batch=2048,
+        learning_rate=4e-4,
+        scalar_lr_factor=0.25,
+        weight_decay=0.1,
+        warmup=10_000,
+        precision="fp16",
+        checkpoint_every=2000,
+    ),
     # steer run clip --preset one-gpu --data 'shards/{000..099}.tar' --ref openai/ViT-B-32
     # A ViT-B/32 from scratch on one GPU, DRRho-CLIP against open_clip's loss. Ours, not published. Not run here.
-    "one-gpu": {
-        "options": {**YOURS, "model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.01, "workers": 8},
-        "recipe": recipe(
-            {"openclip": OPENCLIP, "drrho_clip": DRRHO},
-            {"jest": JEST},
-            steps=20_000,
-            batch=1024,
-            micro_batch=512,
-            learning_rate=5e-4,
-            scalar_lr_factor=0.25,
-            weight_decay=0.2,
-            warmup=1000,
-            precision="bf16",
-            checkpoint_every=1000,
-        ),
-    },
+    "one-gpu": preset(
+        {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.01, "workers": 8},
+        {"openclip": OPENCLIP, "drrho_clip": DRRHO},
+        {"jest": JEST},
+        steps=20_000,
+        batch=1024,
+        micro_batch=512,
+        learning_rate=5e-4,
+        scalar_lr_factor=0.25,
+        weight_decay=0.2,
+        warmup=1000,
+        precision="bf16",
+        checkpoint_every=1000,
+    ),
     # steer run clip --preset fine-tune --data 'mine/{000..009}.tar' --set options.zeroshot=imagenet:FOLDER
     # A trained model goes on with pairs of yours, and shall not lose what it knew: it is its own reference (and
     # teacher). The first arm shows what is lost without. Ours, not published. Not run here at this size.
-    "fine-tune": {
-        "options": {**YOURS, "init": "openai/ViT-B-32"},
-        "recipe": recipe(
-            {"openclip": PLAIN, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
-            {"openclip_distill": {**PLAIN, "distill": 1.0}},
-            learning_rate=1e-5,
-            scalar_lr_factor=0.25,
-            weight_decay=0.1,
-            warmup=100,
-            clip_norm=1.0,
-        ),
-    },
+    "fine-tune": preset(
+        {"init": "openai/ViT-B-32"},
+        {"openclip": PLAIN, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
+        {"openclip_distill": {**PLAIN, "distill": 1.0}},
+        learning_rate=1e-5,
+        scalar_lr_factor=0.25,
+        weight_decay=0.1,
+        warmup=100,
+        clip_norm=1.0,
+    ),
 }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -24,7 +25,7 @@ ARMS = "openclip_distill,drrho_clip"
 def start(tmp_path_factory) -> Iterator[str]:
     """A small transformer with random weights, as a checkpoint to start from."""
     torch.manual_seed(4)
-    config = open_clip.get_model_config(EMOJI)
+    config: Any = open_clip.get_model_config(EMOJI)
     config |= {"vision_cfg": VISION, "text_cfg": config["text_cfg"] | {"vocab_size": 49408}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-vit", config)

@@ -14,6 +14,7 @@ from steering.clip.reference.model import Reference
 from steering.clip.task import Clip
 from steering.runs import config as configs
 from steering.settings import Recipe
+from steering.task import Batch
 from steering.training import loop
 from steering.training.reference_losses import ReferenceLosses
 from steering.training.sampler import Windows
@@ -63,6 +64,15 @@ def test_a_batch_gives_features_of_both_models_for_the_same_pairs(shards, tmp_pa
     assert actual.left.requires_grad and not expected.left.requires_grad
     assert isinstance(actual.scale, Tensor) and actual.scale.requires_grad
     assert actual.scale.item() == pytest.approx(100), "0.01, the paper's temperature, is the default for other shards"
+
+
+def test_losses_are_those_of_anything_that_answers_a_batch_with_pairs():
+    class Constant(torch.nn.Module):
+        def forward(self, batch: Batch) -> Pairs:
+            return Pairs(torch.eye(len(batch)), torch.eye(len(batch)), 2.0)
+
+    values = Clip().losses(Constant(), Batch(torch.arange(3), {})).values
+    assert isinstance(values, Pairs) and torch.equal(values.left, torch.eye(3)) and values.scale == 2.0
 
 
 def test_the_reference_sees_the_same_picture_whatever_the_view_of_the_target(shards, tmp_path):
