@@ -53,14 +53,19 @@ class Losses(NamedTuple):
         values: ``[n]`` per sample, ``[rows, columns]``, or Pairs for a contrastive loss.
         mask: False where there is no loss (padding), like ``values``.
         outputs: ``[n, classes]`` scores whose softmax is the model's answer, for distillation; Pairs have their own.
+        rows: ``[entries]`` int64 where ``values`` lie one behind the other (packed tokens of samples of any lengths):
+            the index, within the batch, of the sample that an entry belongs to.
+        groups: ``[n]`` int64, the group (class, domain) of every sample, for weights that are balanced by group.
     """
 
     values: Tensor | Pairs
     mask: Tensor | None = None
     outputs: Tensor | None = None
+    rows: Tensor | None = None
+    groups: Tensor | None = None
 
     def detach(self) -> "Losses":
-        return Losses(self.values.detach(), self.mask, None if self.outputs is None else self.outputs.detach())
+        return Losses(*(None if part is None else part.detach() for part in self))
 
 
 class Stream(Protocol):
