@@ -115,8 +115,11 @@ class Task(Protocol):
         """A fresh target; torch's global generator is seeded by the caller."""
         ...
 
-    def reference(self) -> nn.Module:
-        """The frozen reference, in evaluation mode, the same at every call."""
+    def reference(self) -> Any:
+        """The reference, the same at every call: a module in evaluation mode, or what else ``as_reference`` takes.
+
+        One that is no module, such as losses by id or a fitted estimator, is not evaluated.
+        """
         ...
 
     def stream(self, batch: int, *, seed: int) -> Stream:
@@ -169,7 +172,7 @@ class Exhibits(Protocol):
     """A task that has something to show."""
 
     def exhibits(self, models: Mapping[str, nn.Module]) -> list[Exhibit]:
-        """Pictures of trained models, by the name of their arm; ``reference`` is among them."""
+        """Pictures of trained models, by the name of their arm; ``reference`` is among them where it is a model."""
         ...
 
 

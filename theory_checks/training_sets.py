@@ -5,15 +5,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from steering.references.store import ReferenceLosses
 from steering.task import Batch, Task, exchange
 from steering.training.loader import ShuffledLoader
-from steering.training.seeds import untouched
 
 
 def frozen_reference(task: Task, device: torch.device | str = "cpu") -> nn.Module:
     """The reference of a drawn task, without gradients, made without touching any global generator."""
-    with untouched():
-        return task.reference().to(device).eval().requires_grad_(False)
+    return ReferenceLosses(task, device).as_model()
 
 
 def training_samples(task: Task) -> Batch:

@@ -10,9 +10,12 @@ from typing import Any, Self
 from zipfile import ZipFile
 
 import torch
+from torch import nn
 
 from steering import atomic_files
 from steering.errors import UserError
+from steering.task import Task
+from steering.training.seeds import untouched
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -137,3 +140,31 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # what reading a damaged file raises has no common type
         reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
         raise UserError(f"the checkpoint {path} cannot be read ({reason}); delete it to start that arm anew") from None
+
+
+def trained(task: Task, path: Path, device: torch.device | str = "cpu", *, steps: int = 0) -> nn.Module:
+    """The model of a checkpoint as it was evaluated: the moving average of its weights where there is one.
+
+    Args:
+        task: drawn for that repetition.
+        path: of the checkpoint.
+        device: where the model shall be.
+        steps: that it must have been trained for.
+
+    Raises:
+        UserError: the checkpoint is not there, not that far, or of another model.
+    """
+    state = load(path)
+    with untouched():
+        model = task.target()
+    try:
+        done, averaged = state["done"], state["average"]
+        inner = "module."
+        whole = {n.removeprefix(inner): x for n, x in (averaged or {}).items() if n.startswith(inner)}
+        model.load_state_dict(whole or state["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit the model of {task!r} ({reason}): was the code changed?") from None
+    if done < steps:
+        raise UserError(f"{path} is not trained to the end ({done} of {steps} steps): steer run --resume the run")
+    return model.to(device).eval()

@@ -16,16 +16,17 @@ from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, 
 from steering.dual_memory import DualMemory
 from steering.engine import Steered, Steerer
 from steering.errors import RunError, UserError
+from steering.references.store import ReferenceLosses
 from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
 from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, parallel, seeds
+from steering.training.checkpoint import trained as trained
 from steering.training.counters import Counters
 from steering.training.forward import Forward, autocast
 from steering.training.gamma import GammaSchedule
 from steering.training.optimizer import average_of, learning_rate, make_optimizer
-from steering.training.reference_losses import ReferenceLosses
 
 Record = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Training:
         seed: int,
         device: torch.device | str = "cpu",
     ):
-        self.task, self.arm, self.recipe, self.reference = task, arm, recipe, reference
+        self.task, self.arm, self.recipe = task, arm, recipe
         self.seed, self.device = seed, device
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         seeds.seed_everything(seeds.derive(seed, "model"))
@@ -66,6 +67,7 @@ class Training:
         if arm.temperature is not None:
             _switch(self.model, "set_temperature", "be given a temperature to begin with", arm.temperature, learn=True)
         self.average = average_of(self.model, recipe)
+        self.reference = reference.following(self.model)
         if recipe.compile:
             self.model.compile()
         self.forward = Forward(task, parallel.wrap(self.model, recipe.parallel, device), recipe, seed)
@@ -114,9 +116,9 @@ class Training:
 
     def _told(self, batch: Batch) -> tuple[Tensor | Pairs | None, Losses | None]:
         """What reference and teacher say of the samples, where it matters."""
-        known = self.reference(batch) if self.arm.subtract else None
         teacher = self.reference.teacher if self.arm.distill else None
-        taught = known if teacher is self.reference and known is not None else teacher and teacher(batch)
+        known = self.reference(batch, outputs=teacher is self.reference) if self.arm.subtract else None
+        taught = known if teacher is self.reference and known is not None else teacher and teacher(batch, outputs=True)
         return None if known is None else known.values, taught
 
     def _distil(self, losses: Losses, taught: Losses, steered: Steered) -> Tensor:
@@ -160,6 +162,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        self.reference.update()
         return rate
 
     @property
@@ -202,6 +205,7 @@ class Training:
             "tally": self.tally.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "reference": self.reference.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,6 +218,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self.reference.load_state_dict(state.get("reference", {}))
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
@@ -232,37 +237,14 @@ def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
     return wanted
 
 
-def trained(task: Task, path: Path, device: torch.device | str = "cpu", *, steps: int = 0) -> nn.Module:
-    """The model of a checkpoint as it was evaluated: the moving average of its weights where there is one.
-
-    Args:
-        task: drawn for that repetition.
-        path: of the checkpoint.
-        device: where the model shall be.
-        steps: that it must have been trained for.
-
-    Raises:
-        UserError: the checkpoint is not there, not that far, or of another model.
-    """
-    state = checkpoint.load(path)
-    with seeds.untouched():
-        model = task.target()
-    try:
-        done, averaged = state["done"], state["average"]
-        inner = "module."
-        whole = {n.removeprefix(inner): x for n, x in (averaged or {}).items() if n.startswith(inner)}
-        model.load_state_dict(whole or state["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit the model of {task!r} ({reason}): was the code changed?") from None
-    if done < steps:
-        raise UserError(f"{path} is not trained to the end ({done} of {steps} steps): steer run --resume the run")
-    return model.to(device).eval()
-
-
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
-    """The task's metrics of a model, in evaluation mode and without touching any global generator."""
+def evaluate(task: Task, model: nn.Module | None) -> dict[str, float]:
+    """The task's metrics of a model, in evaluation mode and without touching any global generator.
+
+    A reference that is no model (``None``) has no metrics.
+    """
+    if model is None:
+        return {}
     was_training = model.training
     model.eval()
     with seeds.untouched():

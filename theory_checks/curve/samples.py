@@ -61,7 +61,7 @@ def joined(task: Task) -> Task:
     return train_on(task, concatenate(training_samples(task), cast(ReferenceData, task).reference_batch()))
 
 
-class CountedReference:
+class CountedReference(ReferenceLosses):
     """A reference's losses that count the samples they are requested for; at all others the reference need not look.
 
     Args:
@@ -70,18 +70,15 @@ class CountedReference:
     """
 
     def __init__(self, task: Task, permutation: Tensor | None = None):
-        self.losses, self.samples, self.permutation = ReferenceLosses(task), training_samples(task), permutation
+        super().__init__(task)
+        self.samples, self.permutation = training_samples(task), permutation
         self.requested = torch.zeros(task.size, dtype=torch.bool)
 
-    def __call__(self, batch: Batch) -> Losses:
+    def __call__(self, batch: Batch, *, outputs: bool = False) -> Losses:
         ids = batch.ids.cpu()
         self.requested[ids] = True
-        return self.losses(batch if self.permutation is None else self.samples.take(self.permutation[ids]))
-
-    @property
-    def teacher(self) -> "CountedReference":
-        """What is distilled from: the reference itself."""
-        return self
+        batch = batch if self.permutation is None else self.samples.take(self.permutation[ids])
+        return super().__call__(batch, outputs=outputs)
 
     @property
     def count(self) -> int:

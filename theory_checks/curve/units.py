@@ -3,7 +3,6 @@
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -14,7 +13,6 @@ from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
 from steering.theory_checks.curve.samples import CountedReference, ReferenceData, filtered, first, joined, sample_pool
 from steering.training.loop import Training, candidates_needed, evaluate
-from steering.training.reference_losses import ReferenceLosses
 from steering.training.seeds import generator
 
 
@@ -148,7 +146,7 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
         changes["weight_decay"] = method.weight_decay
     reference = CountedReference(task, permutation)
     recipe = plan.recipe.model_copy(update=changes)
-    return Training(task, method.arm, recipe, reference=cast(ReferenceLosses, reference), seed=seed), reference
+    return Training(task, method.arm, recipe, reference=reference, seed=seed), reference
 
 
 def _needs_reference(method: Method) -> bool:

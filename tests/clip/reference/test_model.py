@@ -113,7 +113,7 @@ def test_only_what_was_computed_is_remembered(data, filled, tmp_path):
     first, second = expected(batch()).values, expected(batch()).values
     assert isinstance(first, Pairs) and isinstance(second, Pairs)
     assert torch.equal(first.left, second.left) and torch.equal(first.right, second.right)
-    assert expected._known[IDS].tolist() == [0, 0, 1, 0, 1, 0]
+    assert expected._records()[0].present(IDS).tolist() == [False, False, True, False, True, False]
 
 
 def test_a_model_that_has_changed_since_its_cache_was_filled_is_refused(data, filled, other):

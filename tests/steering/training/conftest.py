@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
 from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
-from steering.training.reference_losses import ReferenceLosses
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from steering import RunError, UserError, registry
 from steering.distributed import rank, world_size
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm
 from steering.training import checkpoint, loop, seeds
-from steering.training.reference_losses import ReferenceLosses
 
 ARMS = {
     "plain": {"subtract": False},

@@ -18,12 +18,12 @@ from torch.nn.functional import normalize
 
 from steering import Pairs, UserError
 from steering.distributed import all_gather, rank, world_size
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
 from steering.training import checkpoint, parallel
 from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training, run
-from steering.training.reference_losses import ReferenceLosses
 
 pytestmark = pytest.mark.slow
 

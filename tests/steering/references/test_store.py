@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from steering import Batch, Losses, Pairs
+from steering.references.store import ReferenceLosses
 from steering.training import seeds
-from steering.training.reference_losses import ReferenceLosses
 
 
 class Counting:
@@ -47,7 +47,7 @@ def test_every_sample_is_scored_once_and_the_reference_loaded_once():
     assert task.loaded == 0
     first = known(batch(3, 1)).values
     second = known(batch(1, 4, 3)).values
-    assert task.seen == [3, 1, 4] and task.loaded == 1
+    assert task.seen == [1, 3, 4] and task.loaded == 1
     torch.testing.assert_close(first, torch.tensor([3 / 7, 1 / 7]), rtol=0, atol=0)
     torch.testing.assert_close(second, torch.tensor([1 / 7, 4 / 7, 3 / 7]), rtol=0, atol=0)
 
@@ -88,22 +88,22 @@ def test_pairs_keep_the_scale_of_the_reference(tmp_path):
 
 @pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
 def test_rows_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_batch(tmp_path, monkeypatch, form):
-    monkeypatch.setattr("steering.training.reference_losses.MOST_KEPT", 10 * 4 - 1)
+    monkeypatch.setattr("steering.references.records.MOST_STORED", 10 * 4 - 1)
     task = Counting(form)
     known = ReferenceLosses(task, folder=tmp_path / "losses")  # type: ignore[arg-type]
     first, second = known(batch(3, 1)), known(batch(3, 1))
-    assert task.seen == [3, 1, 3, 1] and task.loaded == 1 and not (tmp_path / "losses").exists()
+    assert task.seen == [1, 3, 1, 3] and task.loaded == 1 and not (tmp_path / "losses" / "entries.bin").exists()
     assert type(first.values) is type(second.values)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def test_rows_at_the_limit_are_remembered(monkeypatch):
-    monkeypatch.setattr("steering.training.reference_losses.MOST_KEPT", 10 * 4)
+    monkeypatch.setattr("steering.references.records.MOST_STORED", 10 * 4)
     task = Counting()
     known = ReferenceLosses(task)  # type: ignore[arg-type]
     for _ in range(2):
         known(batch(3, 1))
-    assert task.seen == [3, 1]
+    assert task.seen == [1, 3]
 
 
 class Storing(Counting):
@@ -117,12 +117,12 @@ class Storing(Counting):
 def test_what_is_in_files_of_the_task_is_asked_for_every_time_and_never_kept(tmp_path, form):
     task = Storing(form)
     known = ReferenceLosses(task, folder=tmp_path)  # type: ignore[arg-type]
-    assert len(known(batch(2, 8)).values) and not (tmp_path / "rows.json").exists()
+    assert len(known(batch(2, 8)).values) and not (tmp_path / "layout.json").exists()
     mixed = [known(batch(4, 3, 2, 5)) for _ in range(2)]
-    assert task.seen == [2, 8, 4, 3, 2, 5, 4, 2]
+    assert task.seen == [2, 8, 2, 3, 4, 5, 2, 4]
     later = Storing(form)
     mixed.append(ReferenceLosses(later, folder=tmp_path)(batch(4, 3, 2, 5)))  # type: ignore[arg-type]
-    assert later.seen == [4, 2]
+    assert later.seen == [2, 4]
     model = nn.Linear(1, 1).eval().requires_grad_(False)
     for found in mixed:
         torch.testing.assert_close(found, Counting(form).losses(model, batch(4, 3, 2, 5)), rtol=0, atol=0)

@@ -1,0 +1,132 @@
+"""Losses of samples, taken apart so that those of one sample can be stored, chosen and joined with others'."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.contrastive.pairs import Pairs
+from steering.errors import UserError
+from steering.task import Losses
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a reference answers to n samples.
+
+    Attributes:
+        parts: ``[entries, ...]`` each: ``values``, ``mask``, ``outputs`` of losses, or ``left`` and ``right`` of Pairs.
+        counts: ``[n]`` int64, entries of every sample; they lie one behind the other, in the order of the samples.
+        ragged: whether losses are flat entries with rows, rather than a line for each sample.
+        scale: of Pairs.
+    """
+
+    parts: dict[str, Tensor]
+    counts: Tensor
+    ragged: bool = False
+    scale: float | None = None
+
+    @classmethod
+    def of(cls, losses: Any, n: int) -> "Answers":
+        """Takes losses of n samples apart: Losses, Pairs, or an array or tensor of values.
+
+        Raises:
+            UserError: they are not of n samples.
+        """
+        if not isinstance(losses, Losses):
+            losses = Losses(torch.from_numpy(losses) if isinstance(losses, np.ndarray) else losses)
+        values, rows = losses.values, losses.rows
+        if isinstance(values, Pairs):
+            parts, scale = {"left": values.left, "right": values.right}, float(values.scale)
+        else:
+            parts, scale = {name: losses._asdict()[name] for name in ("values", "mask", "outputs")}, None
+            parts = {name: x for name, x in parts.items() if x is not None}
+        entries = n if rows is None else len(rows)
+        if any(not isinstance(x, Tensor) or x.shape[:1] != (entries,) for x in parts.values()):
+            got = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in parts.items()}
+            what = f"each of {n} samples" if rows is None else f"each of {entries} entries (Losses.rows)"
+            raise UserError(f"a reference has a loss for {what}, got {got}")
+        if rows is None:
+            return cls(parts, torch.ones(n, dtype=torch.int64), scale=scale)
+        if entries and (rows.min() < 0 or rows.max() >= n or (rows.diff() < 0).any()):
+            raise UserError(f"rows of a reference's losses rise from 0 to at most {n - 1}, got {rows[:20].tolist()}")
+        return cls(parts, torch.bincount(rows, minlength=n).cpu(), ragged=True)
+
+    @staticmethod
+    def join(some: "Sequence[Answers]") -> "Answers":
+        """The answers to the samples of several, one behind the other, on the device of the last."""
+        last = some[-1]
+        if len(some) == 1:
+            return last
+        check_alike([answers.kind for answers in some])
+        parts = {name: torch.cat([a.parts[name].to(x.device) for a in some]) for name, x in last.parts.items()}
+        return replace(last, parts=parts, counts=torch.cat([answers.counts for answers in some]))
+
+    def take(self, indices: Tensor) -> "Answers":
+        """The answers to the samples at ``[k]`` indices, repeated where an index is."""
+        counts, entries = self.counts[indices], indices
+        if self.ragged:
+            entries, _ = spread((self.counts.cumsum(0) - self.counts)[indices], counts)
+        return replace(self, parts={name: x[entries.to(x.device)] for name, x in self.parts.items()}, counts=counts)
+
+    def only(self, names: Sequence[str]) -> "Answers":
+        return replace(self, parts={name: x for name, x in self.parts.items() if name in names})
+
+    def losses(self, device: torch.device | str) -> Losses:
+        """The answers as losses again."""
+        parts = {name: x.to(device) for name, x in self.parts.items()}
+        if self.scale is not None:
+            return Losses(Pairs(**parts, scale=self.scale))
+        return Losses(**parts, rows=spread(self.counts, self.counts)[1].to(device) if self.ragged else None)
+
+    @property
+    def kind(self) -> dict:
+        """The form of the answers, alike for all samples of a reference; ready for JSON."""
+        parts = {name: [*x.shape[1:], str(x.dtype).removeprefix("torch.")] for name, x in self.parts.items()}
+        return {"parts": parts, "ragged": self.ragged, "scale": self.scale}
+
+    def encode(self) -> Tensor:
+        """The bytes of every entry, ``[entries, width]`` uint8."""
+        flat = [x.cpu().reshape(len(x), math.prod(x.shape[1:])).contiguous() for x in self.parts.values()]
+        return torch.cat([x.view(torch.uint8) for x in flat], 1)
+
+    @classmethod
+    def decode(cls, data: Tensor, counts: Tensor, kind: dict) -> "Answers":
+        """Answers of that kind from the bytes of their entries."""
+        flat = data.split(widths(kind), 1)
+        parts = {
+            name: x.contiguous().view(getattr(torch, dtype)).reshape(len(data), *shape)
+            for (name, (*shape, dtype)), x in zip(kind["parts"].items(), flat, strict=True)
+        }
+        return cls(parts, counts, kind["ragged"], kind["scale"])
+
+
+def widths(kind: dict) -> list[int]:
+    """Bytes of an entry, for every part of answers of that kind."""
+    return [math.prod(shape) * getattr(torch, dtype).itemsize for *shape, dtype in kind["parts"].values()]
+
+
+def check_alike(kinds: Sequence[dict]) -> None:
+    """Raises a UserError where answers differ in their form, as where columns are padded to the longest of a batch."""
+    forms = sorted({str(kind) for kind in kinds})
+    if len(forms) > 1:
+        raise UserError(
+            f"a reference's losses have one form, got {' and '.join(forms)}: pad all batches alike, or give flat "
+            f"losses with their rows (Losses.rows)"
+        )
+
+
+def spread(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of runs of ``counts[i]`` entries from ``starts[i]`` on, and the i of every entry.
+
+    Example:
+        >>> spread(torch.tensor([10, 0]), torch.tensor([2, 1]))
+        (tensor([10, 11,  0]), tensor([0, 0, 1]))
+    """
+    rows = torch.arange(len(counts)).repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return starts[rows] + torch.arange(len(rows)) - first[rows], rows

@@ -1,0 +1,178 @@
+"""Reference losses by sample id: every sample is scored once, then looked up."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from steering.errors import UserError
+from steering.references.answers import Answers
+from steering.references.kinds import Model, OwnPast, Reference, as_reference
+from steering.references.records import Records
+from steering.task import Batch, Losses, Stores, Task, Taught
+from steering.training.seeds import untouched
+
+LOSSES, OUTPUTS = ("values", "mask", "left", "right"), ("outputs",)
+
+
+class ReferenceLosses:
+    """The reference's losses, stored by id for all arms and seeds that share the data.
+
+    The reference sees every sample once, as the task shows it to a reference, and is not even loaded before a sample is
+    missing. Stored are losses, or features of Pairs, and apart from them the outputs of samples that a target distils
+    from. What a task has in files of its own (``Stores``) is asked for every time and not stored twice, nor are the
+    losses of a reference that changes, or that is a table (``keep`` is False).
+
+    Nothing is stored where the losses of all samples would exceed 2 GiB (for Pairs of width 512, 524,288 samples):
+    then every batch is scored anew, and a run that resumes finds the same bits because its batches are the same.
+    Scoring a sample in another batch can differ in the last bit.
+
+    Args:
+        task: whose reference and losses these are.
+        device: where the reference runs and the losses are wanted.
+        folder: where the losses are stored, shared by all processes that use it; a run that resumes then finds
+            the very same bits. Stored in main memory without a folder.
+        micro_batch: samples that the reference scores at a time.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+        *,
+        micro_batch: int | None = None,
+    ):
+        self.task, self.device, self.micro_batch = task, device, micro_batch
+        # What is loaded late is shared by all copies that ``following`` makes.
+        self._records = cache(
+            lambda: (Records(LOSSES, task.size, folder), Records(OUTPUTS, task.size, folder and folder / "outputs"))
+        )
+        self._load = cache(lambda: _load(task, device))
+        self._teacher = cache(lambda: _teacher(task, device, folder and folder / "teacher", micro_batch=micro_batch))
+        self._target: nn.Module | None = None
+        self._past: AveragedModel | None = None
+        self._past_state: dict[str, Any] = {}
+
+    @property
+    def teacher(self) -> "ReferenceLosses":
+        """The same of the model that arms distil from: of this one, unless the task names another."""
+        return self._teacher() or self
+
+    @property
+    def reference(self) -> Reference:
+        """What answers, loaded when first asked for."""
+        reference = self._load()
+        if not isinstance(reference, OwnPast) or self._target is None:
+            return reference
+        if self._past is None:
+            self._past = reference.following(self._target)
+            if self._past_state:
+                self._past.load_state_dict(self._past_state)
+        return Model(self._past.module, self.task, keep=False)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The reference as a model that the task can evaluate; None where it is none."""
+        model = getattr(self.reference, "model", None)
+        return None if model is None else model.to(self.device)
+
+    def as_model(self) -> nn.Module:
+        """The reference as a model.
+
+        Raises:
+            UserError: it is none.
+        """
+        if self.model is None:
+            raise UserError(f"this needs a reference that is a model, got {type(self.reference).__name__}")
+        return self.model
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, *, outputs: bool = False) -> Losses:
+        """The reference's losses of a batch, without gradient and without side effects.
+
+        Args:
+            batch: of any samples; one that is there several times has one loss.
+            outputs: whether the outputs are needed as well.
+        """
+        ids, back = batch.ids.cpu().unique(return_inverse=True)
+        index = torch.empty_like(ids).scatter_(0, back, torch.arange(len(back)))  # one of each id
+        losses, answers = self._records()
+        present = {losses: losses.present(ids)}
+        if outputs and not (losses.kind and losses.kind["scale"]):  # Pairs have no outputs of their own
+            present[answers] = answers.present(ids)
+        missing = ~torch.stack([*present.values()]).all(0)
+        fresh = self._score(batch.take(index[missing]), LOSSES + OUTPUTS * outputs) if missing.any() else None
+        parts = [self._complete(records, ids, there, fresh, missing) for records, there in present.items()]
+        joined = replace(parts[0], parts={name: x for part in parts for name, x in part.parts.items()})
+        return joined.take(back).losses(self.device)
+
+    def following(self, target: nn.Module) -> Self:
+        """This store for one training, whose target's own past the reference may be."""
+        one = copy.copy(self)
+        one._target, one._past, one._past_state = target, None, {}
+        return one
+
+    def update(self) -> None:
+        """Moves the target's own past, if that is the reference; to be called after every step."""
+        if self._past is not None and self._target is not None:
+            self._past.update_parameters(self._target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The target's own past, if that is the reference."""
+        return self._past_state if self._past is None else self._past.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._past_state, self._past = state, None
+
+    def _score(self, batch: Batch, names: Sequence[str]) -> Answers:
+        """What the reference answers now, in parts of at most ``micro_batch`` samples."""
+        indices = torch.arange(len(batch)).split(self.micro_batch or len(batch))
+        parts = [batch] if len(indices) == 1 else [batch.take(some) for some in indices]
+        reference = self.reference
+        with untouched():
+            return Answers.join([Answers.of(reference(part), len(part)).only(names) for part in parts])
+
+    def _complete(self, records: Records, ids, there: Tensor, fresh: Answers | None, missing: Tensor) -> Answers:
+        """Answers to ``[n]`` ids: stored ones where they are ``there``, else ``fresh`` ones, which are stored now.
+
+        Args:
+            records: of these parts of the answers.
+            ids: each once.
+            there: ``[n]`` bool, which ids the records have.
+            fresh: answers to the ids that are ``missing`` here or in other records.
+            missing: ``[n]`` bool.
+        """
+        some = [records.read(ids[there])] if there.any() else []
+        if fresh is not None and not there.all():
+            lacking = fresh.only(records.names).take((~there)[missing].nonzero()[:, 0])
+            new = self._new(ids[~there])
+            if lacking.parts and new.any():
+                records.write(ids[~there][new], lacking.take(new.nonzero()[:, 0]))
+            some.append(lacking)
+        if len(some) == 1:
+            return some[0]
+        return Answers.join(some).take(torch.cat([there.nonzero(), (~there).nonzero()])[:, 0].argsort())
+
+    def _new(self, ids: Tensor) -> Tensor:
+        """Which of ``[n]`` ids are worth storing, ``[n]`` bool."""
+        if not getattr(self.reference, "keep", True):
+            return torch.zeros(len(ids), dtype=torch.bool)
+        return ~self.task.stored(ids) if isinstance(self.task, Stores) else torch.ones(len(ids), dtype=torch.bool)
+
+
+def _load(task: Task, device: torch.device | str) -> Reference:
+    with untouched():
+        return as_reference(task.reference(), task, device)
+
+
+def _teacher(task: Task, *more: Any, micro_batch: int | None) -> ReferenceLosses | None:
+    """The losses of the teacher, if that is another model than the reference."""
+    other = task.taught() if isinstance(task, Taught) else task
+    return None if other is task else ReferenceLosses(other, *more, micro_batch=micro_batch)
