@@ -18,6 +18,7 @@ from torch import nn
 from steering import atomic_files, registry
 from steering.distributed import rank
 from steering.errors import Elsewhere, RunError, UserError
+from steering.references.store import ReferenceLosses
 from steering.reports.environment import environment
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
@@ -28,7 +29,6 @@ from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.task import Exhibit, Exhibits, Exports, Skips, Task
 from steering.training import loop
-from steering.training.reference_losses import ReferenceLosses
 
 REFERENCE = "reference"
 LOCK = ".lock"  # held by the process that is at work in the folder
@@ -160,7 +160,8 @@ class Run:
         """The task of one repetition and its reference's losses, kept while the data stay the same."""
         task = self.task.seeded(seed)
         if self._last is None or self._last[0] is not task:
-            self._last = (task, ReferenceLosses(task, self.device, self._place(REFERENCE, seed) / "losses"))
+            folder = self._place(REFERENCE, seed) / "losses"
+            self._last = (task, ReferenceLosses(task, self.device, folder, micro_batch=self.recipe.micro_batch))
         return self._last
 
     def _reference(self, task: Task, reference: ReferenceLosses, seed: int, watch: Watch) -> Result:
@@ -294,7 +295,7 @@ class Run:
         task, reference = self._drawn(0)
         if not isinstance(task, Exhibits):
             return []
-        models: dict[str, nn.Module] = {REFERENCE: reference.model}
+        models: dict[str, nn.Module] = {} if reference.model is None else {REFERENCE: reference.model}
         for name in self.recipe.arms:
             models[name] = loop.trained(task, self._place(name, 0) / "checkpoint.pt", self.device)
         with torch.no_grad():
