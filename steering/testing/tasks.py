@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steering import registry
 from steering.contrastive.pairs import Pairs
 from steering.errors import UserError
+from steering.references.kinds import Model, OwnPast, Reference, as_reference
 from steering.task import Batch, Losses, Task
 from steering.testing._generators import disturb, states
 from steering.training.seeds import untouched
@@ -62,6 +63,12 @@ class _Case:
     def target(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         return self.task.target()
+
+    def reference(self) -> Reference:
+        reference = as_reference(self.task.reference(), self.task)
+        if isinstance(reference, OwnPast):
+            return Model(reference.following(self.target()).module, self.task)
+        return reference
 
     def quietly(self, what: str, action: Callable[[], Any]) -> Any:
         """Does something that must leave the global generators as they are."""
@@ -140,15 +147,17 @@ def _check_target(case: _Case) -> None:
 
 def _check_reference(case: _Case) -> None:
     first = case.quietly("reference", case.task.reference)
+    if not isinstance(first, nn.Module):
+        return
     case.require(_same_weights(first, case.task.reference()), "the reference is the same at every call", "others")
     training = [name or "itself" for name, part in first.named_modules() if part.training]
     case.require(not training, "the reference is in evaluation mode", f"training mode of {training}")
 
 
 def _check_losses(case: _Case) -> None:
-    batch, target, reference = case.first(), case.target(), case.task.reference().requires_grad_(False)
+    batch, target, reference = case.first(), case.target(), case.reference()
     kept = {name: value.clone() for name, value in batch.fields.items()}
-    mine, known = case.task.losses(target, batch), case.task.losses(reference, batch)
+    mine, known = case.task.losses(target, batch), reference(batch)
     unchanged = all(torch.equal(value, batch.fields[name]) for name, value in kept.items())
     case.require(unchanged, "losses do not write into the batch", "changed fields")
     shapes = [[list(part.shape) for part in _parts(losses)] for losses in (mine, known)]
@@ -171,10 +180,10 @@ def _check_losses(case: _Case) -> None:
 
 def _check_losses_alone(case: _Case) -> None:
     """Losses of the reference are looked up by id, so they must not depend on the rest of the batch."""
-    batch, reference = case.first(), case.task.reference().requires_grad_(False)
+    batch, reference = case.first(), case.reference()
     places = torch.tensor([case.batch - 1, 0])
-    whole = _parts(case.quietly("losses in evaluation mode", lambda: case.task.losses(reference, batch)))
-    for part, alone in zip(whole, _parts(case.task.losses(reference, batch.take(places))), strict=True):
+    whole = _parts(case.quietly("losses in evaluation mode", lambda: reference(batch)))
+    for part, alone in zip(whole, _parts(reference(batch.take(places))), strict=True):
         same = torch.allclose(part[places], alone, rtol=1e-4, atol=1e-5)
         promise = "a sample has the same loss (Pairs: features) whatever else is in the batch"
         case.require(same, promise, f"{part[places]} and {alone}")
@@ -184,7 +193,9 @@ def _check_losses_alone(case: _Case) -> None:
 def _check_metrics(case: _Case) -> None:
     declared = case.task.metrics
     case.require(declared, "at least one metric is declared")
-    for owner, model in (("target", case.target().eval()), ("reference", case.task.reference())):
+    for owner, model in (("target", case.target().eval()), ("reference", getattr(case.reference(), "model", None))):
+        if model is None:
+            continue
         seen = case.quietly("evaluate", lambda model=model: case.task.evaluate(model))
         promise = f"evaluate returns the metrics declared, {sorted(declared)}"
         case.require(sorted(seen) == sorted(declared), promise, sorted(seen))
