@@ -21,7 +21,7 @@ from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import emoji_shard
 from steering.settings import Arm, Recipe
 from steering.training.loop import Training
-from steering.training.reference_losses import ReferenceLosses
+from steering.references.store import ReferenceLosses
 
 
 def write(folder: Path, shards: int, pairs: int) -> None:

@@ -12,11 +12,11 @@ from steering.clip.export import export
 from steering.clip.models import Towers, build
 from steering.clip.reference.model import Reference
 from steering.clip.task import Clip
+from steering.references.store import ReferenceLosses
 from steering.runs import config as configs
 from steering.settings import Recipe
 from steering.task import Batch
 from steering.training import loop
-from steering.training.reference_losses import ReferenceLosses
 from steering.training.sampler import Windows
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "gray", "orange", "purple", "brown"]

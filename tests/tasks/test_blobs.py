@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from steering import UserError, registry
+from steering.references.store import ReferenceLosses
 from steering.tasks.blobs import CLASSES, SPREAD, Blobs
 from steering.training.loop import Training
-from steering.training.reference_losses import ReferenceLosses
 
 
 def everything(task):

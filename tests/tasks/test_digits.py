@@ -5,9 +5,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from steering import UserError, registry
+from steering.references.store import ReferenceLosses
 from steering.tasks.digits import Digits
 from steering.training.loop import Training
-from steering.training.reference_losses import ReferenceLosses
 
 
 def everything(task):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses, Task
 from steering.theory_checks.curvature.samples import Split
 from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
-from steering.training.reference_losses import ReferenceLosses
 
 PLAIN = Arm(rule="uniform", subtract=False)
 CHUNK = 256  # samples at a time, where nothing is learned

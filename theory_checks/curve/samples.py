@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from steering.errors import UserError
+from steering.references.store import ReferenceLosses
 from steering.task import Batch, Losses, Task, exchange
 from steering.theory_checks.training_sets import concatenate, frozen_reference, train_on, training_samples
-from steering.training.reference_losses import ReferenceLosses
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from steering.errors import UserError
+from steering.references.store import ReferenceLosses
 from steering.runs.config import RunConfig
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.run import Stopped
@@ -15,7 +16,6 @@ from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task, exchange
 from steering.theory_checks.training_sets import concatenate
 from steering.training import loop
-from steering.training.reference_losses import ReferenceLosses
 
 
 def of_run(folder: Path, config: RunConfig, task: Task, arm: str, seed: int, device: torch.device) -> nn.Module:

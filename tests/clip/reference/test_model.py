@@ -21,8 +21,8 @@ from steering.clip.reference.manifest import Manifest
 from steering.clip.reference.model import encode, names
 from steering.clip.task import Clip
 from steering.errors import UserError
+from steering.references.store import ReferenceLosses
 from steering.task import Batch
-from steering.training.reference_losses import ReferenceLosses
 
 BUNDLED = f"local-dir:{BUNDLE}"
 IDS = torch.tensor([41, 3, 25, 58, 20, 0])  # of all three shards of 20

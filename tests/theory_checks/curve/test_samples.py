@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from steering import UserError
+from steering.references.store import ReferenceLosses
 from steering.tasks.blobs import Blobs
 from steering.tasks.digits import Digits
 from steering.theory_checks.curve.samples import CountedReference, filtered, first, joined, sample_pool
 from steering.theory_checks.training_sets import training_samples
-from steering.training.reference_losses import ReferenceLosses
 
 
 def losses(task, reference=None):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from steering import UserError
+from steering.references.store import ReferenceLosses
 from steering.runs import config as configs
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.training_sets import concatenate
 from steering.theory_checks.variance.losses import Scored, held_out, score
 from steering.theory_checks.variance.models import Scaled, of_run, split, steered_by_shuffled
-from steering.training.reference_losses import ReferenceLosses
 
 
 def test_the_first_share_of_the_samples_and_the_rest_are_all_of_them():

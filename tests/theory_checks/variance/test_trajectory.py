@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 
 from steering import UserError
+from steering.references.store import ReferenceLosses
 from steering.runs import config as configs
 from steering.runs import run as runs
 from steering.tasks.blobs import Blobs
@@ -18,7 +19,6 @@ from steering.theory_checks.variance.trajectory import (
     steps,
 )
 from steering.training import loop
-from steering.training.reference_losses import ReferenceLosses
 
 UNITS = 2000
 SHORT = ["recipe.steps=8", "recipe.seeds=1", "recipe.evaluate_every=0"]
