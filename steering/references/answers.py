@@ -40,11 +40,12 @@ class Answers:
         if not isinstance(losses, Losses):
             losses = Losses(torch.from_numpy(losses) if isinstance(losses, np.ndarray) else losses)
         values, rows = losses.values, losses.rows
+        scale = float(values.scale) if isinstance(values, Pairs) else None
         if isinstance(values, Pairs):
-            parts, scale = {"left": values.left, "right": values.right}, float(values.scale)
+            parts: dict[str, Any] = {"left": values.left, "right": values.right}
         else:
-            parts, scale = {name: losses._asdict()[name] for name in ("values", "mask", "outputs")}, None
-            parts = {name: x for name, x in parts.items() if x is not None}
+            parts = {"values": values, "mask": losses.mask, "outputs": losses.outputs}
+            parts = {name: x for name, x in parts.items() if x is not None or name == "values"}
         entries = n if rows is None else len(rows)
         if any(not isinstance(x, Tensor) or x.shape[:1] != (entries,) for x in parts.values()):
             got = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in parts.items()}

@@ -91,8 +91,6 @@ class Estimator:
         Raises:
             UserError: the batch lacks a field, or the estimator is not fitted or has never seen the label of a sample.
         """
-        from sklearn.exceptions import NotFittedError  # only now, for it is slow to import
-
         lacking = [name for name in (self.x, self.y) if name not in batch.fields]
         if lacking:
             raise UserError(f"an estimator needs the field {lacking[0]}, but a batch has {', '.join(batch.fields)}")
@@ -101,7 +99,9 @@ class Estimator:
         predict = self.estimator.predict_proba if classifies else self.estimator.predict
         try:
             prediction = np.asarray(predict(x.reshape(len(x), -1)))
-        except NotFittedError:
+        except Exception as error:
+            if type(error).__name__ != "NotFittedError":  # scikit-learn's, which it would be slow to import for this
+                raise
             raise UserError(f"a reference is fitted before it answers, got {self.estimator} as it was made") from None
         if classifies:
             return self._log_losses(prediction, y, batch.ids)
@@ -118,9 +118,7 @@ class Estimator:
         unseen = classes[column] != y
         if unseen.any():
             shown = ids.cpu().numpy()[unseen][:3].tolist()
-            raise UserError(
-                f"the reference has never seen the label {y[unseen][0]}, which ids {shown} have: fit it on all"
-            )
+            raise UserError(f"the reference never saw the label {y[unseen][0]} of ids {shown}: fit it on all classes")
         log = np.log(probabilities.clip(min=np.finfo(probabilities.dtype).eps))
         scores = torch.from_numpy(log).float().to(ids.device)
         outputs = scores if np.array_equal(classes, numbers) else None
@@ -202,6 +200,8 @@ class CrossFitted:
         answers = [Answers.of(reference(batch.take(part)), len(part)) for reference, part in pairs]
         if any(answer.scale is not None for answer in answers):
             raise UserError("references of folds have a loss for each sample, got Pairs, which compare samples")
+        if not all("outputs" in answer.parts for answer in answers):
+            answers = [answer.only(["values", "mask"]) for answer in answers]
         return Answers.join(answers).take(torch.cat(parts).argsort()).losses(batch.ids.device)
 
 

@@ -36,6 +36,10 @@ class Records:
         self.stored = False  # not where they are too many
         self._memory = bytearray()
 
+    @property
+    def of_pairs(self) -> bool:
+        return self.kind is not None and self.kind["scale"] is not None
+
     def present(self, ids: Tensor) -> Tensor:
         """Which of ``[n]`` ids are there, ``[n]`` bool."""
         if self.kind is None and self.folder is not None and (self.folder / "layout.json").exists():

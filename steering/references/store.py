@@ -101,17 +101,14 @@ class ReferenceLosses:
             batch: of any samples; one that is there several times has one loss.
             outputs: whether the outputs are needed as well.
         """
-        ids, back = batch.ids.cpu().unique(return_inverse=True)
-        index = torch.empty_like(ids).scatter_(0, back, torch.arange(len(back)))  # one of each id
-        losses, answers = self._records()
-        present = {losses: losses.present(ids)}
-        if outputs and not (losses.kind and losses.kind["scale"]):  # Pairs have no outputs of their own
-            present[answers] = answers.present(ids)
-        missing = ~torch.stack([*present.values()]).all(0)
-        fresh = self._score(batch.take(index[missing]), LOSSES + OUTPUTS * outputs) if missing.any() else None
-        parts = [self._complete(records, ids, there, fresh, missing) for records, there in present.items()]
-        joined = replace(parts[0], parts={name: x for part in parts for name, x in part.parts.items()})
-        return joined.take(back).losses(self.device)
+        records = list(self._records())
+        if not outputs or records[0].of_pairs:  # Pairs have no outputs of their own
+            records = records[:1]
+        ids = batch.ids.cpu()
+        stored = all(bool(part.present(ids).all()) for part in records)
+        answers = [part.read(ids) for part in records] if stored else self._score_missing(batch, records)
+        parts = {name: x for answer in answers for name, x in answer.parts.items()}
+        return replace(answers[0], parts=parts).losses(self.device)
 
     def following(self, target: nn.Module) -> Self:
         """This store for one training, whose target's own past the reference may be."""
@@ -131,6 +128,23 @@ class ReferenceLosses:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._past_state, self._past = state, None
 
+    def _score_missing(self, batch: Batch, records: Sequence[Records]) -> list[Answers]:
+        """Answers to a batch, for each of the records: what they lack is scored and stored."""
+        ids, back = batch.ids.cpu().unique(return_inverse=True)
+        index = torch.empty_like(ids).scatter_(0, back, torch.arange(len(back)))  # one of each id
+        present = [part.present(ids) for part in records]
+        missing = ~torch.stack(present).all(0)
+        fresh = self._score(batch.take(index[missing]), [name for part in records for name in part.names])
+        answers = []
+        for part, there in zip(records, present, strict=True):
+            lacking = fresh.only(part.names).take((~there)[missing].nonzero()[:, 0])
+            new = self._new(ids[~there])
+            if lacking.parts and new.any():
+                part.write(ids[~there][new], lacking.take(new.nonzero()[:, 0]))
+            joined = Answers.join([part.read(ids[there]), lacking]) if there.any() else lacking
+            answers.append(joined.take(torch.cat([there.nonzero(), (~there).nonzero()])[:, 0].argsort()[back]))
+        return answers
+
     def _score(self, batch: Batch, names: Sequence[str]) -> Answers:
         """What the reference answers now, in parts of at most ``micro_batch`` samples."""
         indices = torch.arange(len(batch)).split(self.micro_batch or len(batch))
@@ -138,27 +152,6 @@ class ReferenceLosses:
         reference = self.reference
         with untouched():
             return Answers.join([Answers.of(reference(part), len(part)).only(names) for part in parts])
-
-    def _complete(self, records: Records, ids, there: Tensor, fresh: Answers | None, missing: Tensor) -> Answers:
-        """Answers to ``[n]`` ids: stored ones where they are ``there``, else ``fresh`` ones, which are stored now.
-
-        Args:
-            records: of these parts of the answers.
-            ids: each once.
-            there: ``[n]`` bool, which ids the records have.
-            fresh: answers to the ids that are ``missing`` here or in other records.
-            missing: ``[n]`` bool.
-        """
-        some = [records.read(ids[there])] if there.any() else []
-        if fresh is not None and not there.all():
-            lacking = fresh.only(records.names).take((~there)[missing].nonzero()[:, 0])
-            new = self._new(ids[~there])
-            if lacking.parts and new.any():
-                records.write(ids[~there][new], lacking.take(new.nonzero()[:, 0]))
-            some.append(lacking)
-        if len(some) == 1:
-            return some[0]
-        return Answers.join(some).take(torch.cat([there.nonzero(), (~there).nonzero()])[:, 0].argsort())
 
     def _new(self, ids: Tensor) -> Tensor:
         """Which of ``[n]`` ids are worth storing, ``[n]`` bool."""

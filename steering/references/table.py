@@ -150,7 +150,7 @@ def _refuse(ids: Tensor, why: str) -> None:
 def _numbers(name: str, values: Any) -> Tensor:
     """A tensor of losses ``[size]`` or ``[size, columns]``, or of ``[size]`` integers."""
     try:
-        tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+        tensor = values.detach() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
         if tensor.dim() == 1 and not tensor.is_floating_point():
             return tensor.long()
         if name == "losses" and tensor.dim() in (1, 2):
@@ -163,7 +163,8 @@ def _numbers(name: str, values: Any) -> Tensor:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return f"{zlib.crc32(b''.join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))):08x}"
+    parts = [name.encode() + tensors[name].flatten().view(torch.uint8).numpy().tobytes() for name in sorted(tensors)]
+    return f"{zlib.crc32(b''.join(parts)):08x}"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict]:
@@ -176,8 +177,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict]:
 
 
 def _read_numpy(path: Path) -> tuple[dict[str, Any], dict]:
-    content = np.load(path, allow_pickle=False)
-    return ({"losses": content} if isinstance(content, np.ndarray) else dict(content)), {}
+    with path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        return ({"losses": content} if isinstance(content, np.ndarray) else dict(content)), {}
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], dict]:

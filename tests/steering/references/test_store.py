@@ -1,22 +1,24 @@
-"""Reference losses by id: scored once, looked up for ever, the same bits in the next process."""
+"""Reference losses by id: scored once, looked up ever after, the same bits in the next process."""
 
 import pytest
 import torch
 from torch import nn
 
-from steering import Batch, Losses, Pairs
-from steering.references.store import ReferenceLosses
+from steering import Batch, Losses, Pairs, RunError, UserError
+from steering.references import ReferenceLosses
 from steering.training import seeds
+
+FORMS = ["samples", "columns", "tokens", "pairs"]
 
 
 class Counting:
-    """Losses that are the ids themselves, told apart by how often and with what they were asked for."""
+    """Losses that are functions of the ids, and a list of the ids that they were computed for."""
 
     size = 10
 
     def __init__(self, form: str = "samples"):
         self.form = form
-        self.seen: list[int] = []
+        self.scored: list[list[int]] = []
         self.loaded = 0
 
     def reference(self) -> nn.Module:
@@ -26,84 +28,168 @@ class Counting:
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         assert not model.training and not any(p.requires_grad for p in model.parameters())
         torch.rand(3)
-        self.seen += batch.ids.tolist()
+        self.scored.append(batch.ids.tolist())
         values = batch.ids / 7
         if self.form == "pairs":
             features = nn.functional.normalize(torch.stack([values, 1 - values], -1), dim=-1)
             return Losses(Pairs(features, -features, scale=14.0))
-        if self.form == "rows":
-            rows = torch.stack([values, values + 1, values + 2], -1).double()
-            return Losses(rows, rows < 2)
-        return Losses(values)
+        if self.form == "columns":
+            columns = torch.stack([values, values + 1, values + 2], -1).double()
+            return Losses(columns, columns < 2)
+        if self.form == "tokens":  # id 0 has none, id 1 one, id 2 two, id 3 none, ...
+            counts = (batch.ids % 3).tolist()
+            rows = torch.arange(len(batch)).repeat_interleave(batch.ids % 3)
+            place = torch.cat([torch.arange(count) for count in counts])
+            return Losses(values[rows] + place, rows=rows, outputs=torch.ones(len(rows), 4))
+        return Losses(values, outputs=torch.stack([values, -values], -1))
 
 
 def batch(*ids: int) -> Batch:
     return Batch(torch.tensor(ids), {})
 
 
+def store(task: Counting, *more, **options) -> ReferenceLosses:
+    return ReferenceLosses(task, *more, **options)  # type: ignore[arg-type]
+
+
+def equal(some: Losses, others: Losses) -> None:
+    torch.testing.assert_close(some.values, others.values, rtol=0, atol=0)
+    torch.testing.assert_close(some[1:], others[1:], rtol=0, atol=0)
+
+
 def test_every_sample_is_scored_once_and_the_reference_loaded_once():
     task = Counting()
-    known = ReferenceLosses(task)  # type: ignore[arg-type]
+    losses = store(task)
     assert task.loaded == 0
-    first = known(batch(3, 1)).values
-    second = known(batch(1, 4, 3)).values
-    assert task.seen == [1, 3, 4] and task.loaded == 1
-    torch.testing.assert_close(first, torch.tensor([3 / 7, 1 / 7]), rtol=0, atol=0)
-    torch.testing.assert_close(second, torch.tensor([1 / 7, 4 / 7, 3 / 7]), rtol=0, atol=0)
+    first, second = losses(batch(3, 1)), losses(batch(1, 4, 3))
+    assert task.scored == [[1, 3], [4]] and task.loaded == 1
+    torch.testing.assert_close(first.values, torch.tensor([3 / 7, 1 / 7]), rtol=0, atol=0)
+    torch.testing.assert_close(second.values, torch.tensor([1 / 7, 4 / 7, 3 / 7]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
+@pytest.mark.parametrize("form", FORMS)
 def test_another_process_finds_the_same_bits_without_the_reference(tmp_path, form):
-    task = Counting(form)
-    first = ReferenceLosses(task, folder=tmp_path)(batch(9, 0, 5))  # type: ignore[arg-type]
-    later = Counting(form)
-    second = ReferenceLosses(later, folder=tmp_path)(batch(9, 0, 5))  # type: ignore[arg-type]
-    assert later.loaded == 0 and later.seen == []
-    fresh = task.losses(nn.Linear(1, 1).eval().requires_grad_(False), batch(9, 0, 5))
-    for expected in (fresh, first):
-        assert type(second.values) is type(expected.values)
-        torch.testing.assert_close(second, expected, rtol=0, atol=0)
+    task, later = Counting(form), Counting(form)
+    first = store(task, folder=tmp_path)(batch(2, 9, 0, 5))
+    second = store(later, folder=tmp_path)(batch(2, 9, 0, 5))
+    assert later.loaded == 0
+    equal(first, second)
+    mixed = store(later, folder=tmp_path)(batch(8, 5, 2))  # some stored, some not
+    assert later.scored == [[8]]
+    if form in ("samples", "columns"):
+        equal(mixed, store(Counting(form))(batch(8, 5, 2)))
+    if form == "tokens":
+        assert mixed.rows is not None and mixed.rows.tolist() == [0, 0, 1, 1, 2, 2]
+        torch.testing.assert_close(mixed.values, torch.tensor([8 / 7, 8 / 7 + 1, 5 / 7, 5 / 7 + 1, 2 / 7, 2 / 7 + 1]))
+
+
+def test_a_sample_that_is_several_times_in_a_batch_has_one_loss():
+    for form in ("samples", "tokens"):
+        task = Counting(form)
+        losses = store(task)
+        for _ in range(2):
+            values = losses(batch(4, 2, 4)).values
+            assert isinstance(values, torch.Tensor) and len(values) == (3 if form == "samples" else 4)
+            assert values[0] == values[-1]
+        assert task.scored == [[2, 4]]
 
 
 def test_what_one_process_scores_another_sees_at_once(tmp_path):
     tasks = Counting(), Counting()
-    one, two = (ReferenceLosses(task, folder=tmp_path) for task in tasks)  # type: ignore[arg-type]
-    for known, ids in ((one, [2]), (two, [2, 3]), (one, [3])):
-        known(batch(*ids))
-    assert [task.seen for task in tasks] == [[2], [3]]
+    one, other = (store(task, folder=tmp_path) for task in tasks)
+    for losses, ids in ((one, [2]), (other, [2, 3]), (one, [3])):
+        losses(batch(*ids))
+    assert [task.scored for task in tasks] == [[[2]], [[3]]]
 
 
 def test_loading_and_scoring_leave_the_generators_alone():
     before = seeds.state_dict()
-    assert ReferenceLosses(Counting()).model is not None  # type: ignore[arg-type]
-    ReferenceLosses(Counting())(batch(1, 2))  # type: ignore[arg-type]
+    assert store(Counting()).model is not None
+    store(Counting())(batch(1, 2))
     after = seeds.state_dict()
     assert torch.equal(before["torch"], after["torch"]) and before["python"] == after["python"]
 
 
-def test_pairs_keep_the_scale_of_the_reference(tmp_path):
-    known = ReferenceLosses(Counting("pairs"), folder=tmp_path)(batch(1, 2)).values  # type: ignore[arg-type]
-    assert isinstance(known, Pairs) and known.scale == 14.0
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
 
 
-@pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
-def test_rows_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_batch(tmp_path, monkeypatch, form):
+def blank(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def foreign(path):
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+@pytest.mark.parametrize("damage", [cut, blank, foreign])
+@pytest.mark.parametrize("file", ["entries.bin", "index.bin"])
+def test_what_a_crash_tore_is_scored_anew(tmp_path, damage, file):
+    expected = store(Counting("tokens"), folder=tmp_path)(batch(2, 5, 8))
+    damage(tmp_path / file)
+    equal(store(Counting("tokens"), folder=tmp_path)(batch(2, 5, 8)), expected)
+    task = Counting("tokens")  # of the next process, for which all is whole again
+    equal(store(task, folder=tmp_path)(batch(2, 5, 8)), expected)
+    assert task.scored == []
+
+
+@pytest.mark.parametrize("text", ['{"version": 2, "size": 9}', "{", '{"version": 1, "size": 10}'])
+def test_files_of_other_data_or_of_another_version_are_refused(tmp_path, text):
+    (tmp_path / "layout.json").write_text(text)
+    with pytest.raises(UserError, match=r"layout.json is .*: delete \S+, and the reference's losses are scored anew$"):
+        store(Counting(), folder=tmp_path)(batch(1))
+
+
+def test_a_folder_that_cannot_be_written_is_a_run_error(tmp_path):
+    losses = store(Counting(), folder=tmp_path)
+    losses(batch(1))
+    (tmp_path / "entries.bin").unlink()
+    (tmp_path / "entries.bin").mkdir()
+    with pytest.raises(RunError, match=r"^cannot write \S+entries.bin: [^\n]+ another folder with --out$"):
+        losses(batch(2))
+
+
+def test_outputs_are_stored_when_they_are_needed_and_losses_stay_as_they_were(tmp_path):
+    task = Counting()
+    losses = store(task, folder=tmp_path)
+    assert losses(batch(1, 2)).outputs is None and not (tmp_path / "outputs").exists()
+    with_outputs = losses(batch(2, 3), outputs=True)
+    torch.testing.assert_close(with_outputs.outputs, torch.tensor([[2 / 7, -2 / 7], [3 / 7, -3 / 7]]))
+    equal(store(Counting(), folder=tmp_path)(batch(2, 3), outputs=True), with_outputs)
+    assert losses(batch(3)).outputs is None
+    assert task.scored == [[1, 2], [2, 3]]
+    pairs = Counting("pairs")
+    losses = store(pairs)
+    for _ in range(2):
+        losses(batch(1), outputs=True)
+    assert pairs.scored == [[1]]
+
+
+def test_missing_samples_are_scored_in_micro_batches():
+    for form in FORMS:
+        task = Counting(form)
+        losses = store(task, micro_batch=2)(batch(8, 1, 5, 2, 7))
+        assert task.scored == [[1, 2], [5, 7], [8]]
+        if form in ("samples", "columns"):
+            equal(losses, store(Counting(form))(batch(8, 1, 5, 2, 7)))
+
+
+@pytest.mark.parametrize("form", ["samples", "pairs"])
+def test_answers_above_the_limit_are_scored_anew_with_the_same_bits_for_the_same_batch(tmp_path, monkeypatch, form):
     monkeypatch.setattr("steering.references.records.MOST_STORED", 10 * 4 - 1)
     task = Counting(form)
-    known = ReferenceLosses(task, folder=tmp_path / "losses")  # type: ignore[arg-type]
-    first, second = known(batch(3, 1)), known(batch(3, 1))
-    assert task.seen == [1, 3, 1, 3] and task.loaded == 1 and not (tmp_path / "losses" / "entries.bin").exists()
-    assert type(first.values) is type(second.values)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    losses = store(task, folder=tmp_path)
+    equal(losses(batch(3, 1)), losses(batch(3, 1)))
+    assert task.scored == [[1, 3], [1, 3]] and not (tmp_path / "entries.bin").exists()
 
 
-def test_rows_at_the_limit_are_remembered(monkeypatch):
+def test_answers_at_the_limit_are_stored(monkeypatch):
     monkeypatch.setattr("steering.references.records.MOST_STORED", 10 * 4)
     task = Counting()
-    known = ReferenceLosses(task)  # type: ignore[arg-type]
+    losses = store(task)
     for _ in range(2):
-        known(batch(3, 1))
-    assert task.seen == [1, 3]
+        losses(batch(3, 1))
+    assert task.scored == [[1, 3]]
 
 
 class Storing(Counting):
@@ -113,16 +199,39 @@ class Storing(Counting):
         return ids % 2 == 0
 
 
-@pytest.mark.parametrize("form", ["samples", "rows", "pairs"])
-def test_what_is_in_files_of_the_task_is_asked_for_every_time_and_never_kept(tmp_path, form):
-    task = Storing(form)
-    known = ReferenceLosses(task, folder=tmp_path)  # type: ignore[arg-type]
-    assert len(known(batch(2, 8)).values) and not (tmp_path / "layout.json").exists()
-    mixed = [known(batch(4, 3, 2, 5)) for _ in range(2)]
-    assert task.seen == [2, 8, 2, 3, 4, 5, 2, 4]
-    later = Storing(form)
-    mixed.append(ReferenceLosses(later, folder=tmp_path)(batch(4, 3, 2, 5)))  # type: ignore[arg-type]
-    assert later.seen == [2, 4]
-    model = nn.Linear(1, 1).eval().requires_grad_(False)
-    for found in mixed:
-        torch.testing.assert_close(found, Counting(form).losses(model, batch(4, 3, 2, 5)), rtol=0, atol=0)
+def test_what_is_in_files_of_the_task_is_asked_for_every_time_and_never_stored(tmp_path):
+    task = Storing("columns")
+    losses = store(task, folder=tmp_path)
+    losses(batch(2, 8))
+    assert not (tmp_path / "layout.json").exists()
+    mixed = [losses(batch(4, 3, 2, 5)) for _ in range(2)]
+    assert task.scored == [[2, 8], [2, 3, 4, 5], [2, 4]]
+    later = Storing("columns")
+    mixed.append(store(later, folder=tmp_path)(batch(4, 3, 2, 5)))
+    assert later.scored == [[2, 4]]
+    for losses in mixed:
+        equal(losses, store(Counting("columns"))(batch(4, 3, 2, 5)))
+
+
+class Wrong(Counting):
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = lambda model, batch: losses(batch)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (lambda batch: Losses(torch.ones(1)), "a loss for each of 2 samples, got {'values': \\[1\\]}"),
+        (lambda batch: Losses(torch.tensor(1.0)), "a loss for each of 2 samples, got {'values': \\[\\]}"),
+        (lambda batch: Losses(torch.ones(3), rows=torch.tensor([0, 1])), "each of 2 entries \\(Losses.rows\\), got"),
+        (lambda batch: Losses(torch.ones(3), rows=torch.tensor([0, 1, 0])), "rise from 0 to at most 1, got \\[0, 1, 0"),
+        (lambda batch: Losses(torch.ones(1), rows=torch.tensor([2])), "rise from 0 to at most 1, got \\[2\\]"),
+        (lambda batch: Losses(torch.ones(2, 1 + int(batch.ids[0]))), "have one form, got .* pad all batches alike, or"),
+    ],
+)
+def test_losses_that_are_not_of_the_samples_are_refused(losses, message):
+    reference_losses = store(Wrong(losses))
+    with pytest.raises(UserError, match=message):
+        for first in (0, 2):
+            reference_losses(batch(first, first + 1))
