@@ -58,14 +58,14 @@ class Answers:
         return cls(parts, torch.bincount(rows, minlength=n).cpu(), ragged=True)
 
     @staticmethod
-    def join(some: "Sequence[Answers]") -> "Answers":
+    def join(parts: "Sequence[Answers]") -> "Answers":
         """The answers to the samples of several, one behind the other, on the device of the last."""
-        last = some[-1]
-        if len(some) == 1:
+        last = parts[-1]
+        if len(parts) == 1:
             return last
-        check_alike([answers.kind for answers in some])
-        parts = {name: torch.cat([a.parts[name].to(x.device) for a in some]) for name, x in last.parts.items()}
-        return replace(last, parts=parts, counts=torch.cat([answers.counts for answers in some]))
+        check_alike([part.kind for part in parts])
+        joined = {name: torch.cat([part.parts[name].to(x.device) for part in parts]) for name, x in last.parts.items()}
+        return replace(last, parts=joined, counts=torch.cat([part.counts for part in parts]))
 
     def take(self, indices: Tensor) -> "Answers":
         """The answers to the samples at ``[k]`` indices, repeated where an index is."""

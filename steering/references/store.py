@@ -101,12 +101,13 @@ class ReferenceLosses:
             batch: of any samples; one that is there several times has one loss.
             outputs: whether the outputs are needed as well.
         """
-        records = list(self._records())
-        if not outputs or records[0].of_pairs:  # Pairs have no outputs of their own
-            records = records[:1]
-        ids = batch.ids.cpu()
-        stored = all(bool(part.present(ids).all()) for part in records)
-        answers = [part.read(ids) for part in records] if stored else self._score_missing(batch, records)
+        ids, (losses, others) = batch.ids.cpu(), self._records()
+        stored = bool(losses.present(ids).all())
+        records = [losses]
+        if outputs and not losses.of_pairs:  # Pairs have no outputs of their own
+            stored = stored and bool(others.present(ids).all())
+            records = [losses, others]
+        answers = [record.read(ids) for record in records] if stored else self._score_missing(batch, records)
         parts = {name: x for answer in answers for name, x in answer.parts.items()}
         return replace(answers[0], parts=parts).losses(self.device)
 
@@ -129,26 +130,27 @@ class ReferenceLosses:
         self._past_state, self._past = state, None
 
     def _score_missing(self, batch: Batch, records: Sequence[Records]) -> list[Answers]:
-        """Answers to a batch, for each of the records: what they lack is scored and stored."""
+        """Answers to a batch from each of the records: what they lack is scored and stored."""
         ids, back = batch.ids.cpu().unique(return_inverse=True)
         index = torch.empty_like(ids).scatter_(0, back, torch.arange(len(back)))  # one of each id
-        present = [part.present(ids) for part in records]
+        present = [record.present(ids) for record in records]
         missing = ~torch.stack(present).all(0)
-        fresh = self._score(batch.take(index[missing]), [name for part in records for name in part.names])
+        fresh = self._score(batch.take(index[missing]), [name for record in records for name in record.names])
         answers = []
-        for part, there in zip(records, present, strict=True):
-            lacking = fresh.only(part.names).take((~there)[missing].nonzero()[:, 0])
-            new = self._new(ids[~there])
+        for record, stored in zip(records, present, strict=True):
+            lacking = fresh.only(record.names).take((~stored)[missing].nonzero()[:, 0])
+            new = self._new(ids[~stored])
             if lacking.parts and new.any():
-                part.write(ids[~there][new], lacking.take(new.nonzero()[:, 0]))
-            joined = Answers.join([part.read(ids[there]), lacking]) if there.any() else lacking
-            answers.append(joined.take(torch.cat([there.nonzero(), (~there).nonzero()])[:, 0].argsort()[back]))
+                record.write(ids[~stored][new], lacking.take(new.nonzero()[:, 0]))
+            joined = Answers.join([record.read(ids[stored]), lacking]) if stored.any() else lacking
+            order = torch.cat([stored.nonzero(), (~stored).nonzero()])[:, 0].argsort()
+            answers.append(joined.take(order[back]))
         return answers
 
     def _score(self, batch: Batch, names: Sequence[str]) -> Answers:
         """What the reference answers now, in parts of at most ``micro_batch`` samples."""
-        indices = torch.arange(len(batch)).split(self.micro_batch or len(batch))
-        parts = [batch] if len(indices) == 1 else [batch.take(some) for some in indices]
+        size = self.micro_batch or len(batch)
+        parts = [batch] if size >= len(batch) else [batch.take(x) for x in torch.arange(len(batch)).split(size)]
         reference = self.reference
         with untouched():
             return Answers.join([Answers.of(reference(part), len(part)).only(names) for part in parts])

@@ -19,7 +19,7 @@ from steering.task import Batch, Losses, Task
 
 
 class LossTable:
-    """Losses that are known already, looked up by sample id.
+    """Losses that were computed before, looked up by sample id.
 
     Args:
         values: ``[size]``, a loss for each sample; ``[size, columns]``, NaN where there is none (padding); or with
@@ -73,9 +73,9 @@ class LossTable:
         """
         ids = _numbers("ids", ids)
         numbers, rows, mask = ids.cpu(), None, None
-        place = torch.searchsorted(self._sorted, numbers).clamp(max=self.size - 1)
-        _refuse(numbers[self._sorted[place] != numbers], "are not there")
-        index = self._order[place]
+        position = torch.searchsorted(self._sorted, numbers).clamp(max=self.size - 1)
+        _refuse(numbers[self._sorted[position] != numbers], "are not there")
+        index = self._order[position]
         if self.offsets is not None:
             index, rows = spread(self.offsets[index], self.offsets.diff()[index])
         values = self.values[index]

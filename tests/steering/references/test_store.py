@@ -159,9 +159,8 @@ def test_outputs_are_stored_when_they_are_needed_and_losses_stay_as_they_were(tm
     assert losses(batch(3)).outputs is None
     assert task.scored == [[1, 2], [2, 3]]
     pairs = Counting("pairs")
-    losses = store(pairs)
     for _ in range(2):
-        losses(batch(1), outputs=True)
+        store(pairs, folder=tmp_path / "pairs")(batch(1), outputs=True)
     assert pairs.scored == [[1]]
 
 
