@@ -55,7 +55,7 @@ class ReferenceLosses:
             lambda: (Records(LOSSES, task.size, folder), Records(OUTPUTS, task.size, folder and folder / "outputs"))
         )
         self._load = cache(lambda: _load(task, device))
-        self._teacher = cache(lambda: _teacher(task, device, folder and folder / "teacher", micro_batch=micro_batch))
+        self._teacher = cache(lambda: _teacher(task, device, folder and folder / "teacher", micro_batch))
         self._target: nn.Module | None = None
         self._past: AveragedModel | None = None
         self._past_state: dict[str, Any] = {}
@@ -101,12 +101,12 @@ class ReferenceLosses:
             batch: of any samples; one that is there several times has one loss.
             outputs: whether the outputs are needed as well.
         """
-        ids, (losses, others) = batch.ids.cpu(), self._records()
-        stored = bool(losses.present(ids).all())
-        records = [losses]
-        if outputs and not losses.of_pairs:  # Pairs have no outputs of their own
-            stored = stored and bool(others.present(ids).all())
-            records = [losses, others]
+        ids, (loss_records, output_records) = batch.ids.cpu(), self._records()
+        stored = bool(loss_records.present(ids).all())
+        records = [loss_records]
+        if outputs and not loss_records.of_pairs:  # Pairs have no outputs of their own
+            stored = stored and bool(output_records.present(ids).all())
+            records = [loss_records, output_records]
         answers = [record.read(ids) for record in records] if stored else self._score_missing(batch, records)
         parts = {name: x for answer in answers for name, x in answer.parts.items()}
         return replace(answers[0], parts=parts).losses(self.device)
@@ -167,7 +167,9 @@ def _load(task: Task, device: torch.device | str) -> Reference:
         return as_reference(task.reference(), task, device)
 
 
-def _teacher(task: Task, *more: Any, micro_batch: int | None) -> ReferenceLosses | None:
+def _teacher(
+    task: Task, device: torch.device | str, folder: Path | None, micro_batch: int | None
+) -> ReferenceLosses | None:
     """The losses of the teacher, if that is another model than the reference."""
     other = task.taught() if isinstance(task, Taught) else task
-    return None if other is task else ReferenceLosses(other, *more, micro_batch=micro_batch)
+    return None if other is task else ReferenceLosses(other, device, folder, micro_batch=micro_batch)

@@ -39,8 +39,8 @@ class Counting:
         if self.form == "tokens":  # id 0 has none, id 1 one, id 2 two, id 3 none, ...
             counts = (batch.ids % 3).tolist()
             rows = torch.arange(len(batch)).repeat_interleave(batch.ids % 3)
-            place = torch.cat([torch.arange(count) for count in counts])
-            return Losses(values[rows] + place, rows=rows, outputs=torch.ones(len(rows), 4))
+            position = torch.cat([torch.arange(count) for count in counts])
+            return Losses(values[rows] + position, rows=rows, outputs=torch.ones(len(rows), 4))
         return Losses(values, outputs=torch.stack([values, -values], -1))
 
 
@@ -48,13 +48,13 @@ def batch(*ids: int) -> Batch:
     return Batch(torch.tensor(ids), {})
 
 
-def store(task: Counting, *more, **options) -> ReferenceLosses:
-    return ReferenceLosses(task, *more, **options)  # type: ignore[arg-type]
+def store(task: Counting, **options) -> ReferenceLosses:
+    return ReferenceLosses(task, **options)  # type: ignore[arg-type]
 
 
-def equal(some: Losses, others: Losses) -> None:
-    torch.testing.assert_close(some.values, others.values, rtol=0, atol=0)
-    torch.testing.assert_close(some[1:], others[1:], rtol=0, atol=0)
+def equal(losses: Losses, expected: Losses) -> None:
+    torch.testing.assert_close(losses.values, expected.values, rtol=0, atol=0)
+    torch.testing.assert_close(losses[1:], expected[1:], rtol=0, atol=0)
 
 
 def test_every_sample_is_scored_once_and_the_reference_loaded_once():
