@@ -24,7 +24,7 @@ class Arm(Strict):
         selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
         subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
         reference_scale: that scale, a number of at least 0 or ``auto``.
-        gamma: weight of the newest level in the moving average of levels (gamma of SogCLR, FastCLIP and DRRho-CLIP), at
+        gamma: weight of the newest dual in the moving average of duals (gamma of SogCLR, FastCLIP and DRRho-CLIP), at
             the end of its schedule; 1 remembers nothing. ``auto`` is min(1, 4.177 epochs^-0.7265), the rule of
             DRRho-CLIP's authors.
         gamma_schedule: ``constant``, or a cosine from 1 down to gamma, in steps of an epoch (``cosine``, the first

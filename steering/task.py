@@ -94,7 +94,7 @@ class Task(Protocol):
 
     @property
     def rows(self) -> int:
-        """Rows whose levels are worth remembering: 1 for a loss per sample, 2 * size for Pairs."""
+        """Rows whose duals are worth remembering: 1 for a loss per sample, 2 * size for Pairs."""
         ...
 
     @property

@@ -40,7 +40,7 @@ def excess(selector: str, losses: Tensor | Pairs, reference: Tensor | Pairs | No
             f"{selector} compares losses of the same candidates, got {len(scores)} of the target and "
             f"{len(reference_scores)} of the reference"
         )
-    return (scores - reference_scores.to(scores)).nan_to_num(nan=-torch.inf)
+    return torch.where(scores.isneginf(), scores, scores - reference_scores.to(scores))
 
 
 def largest(scores: Tensor, number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The gamma of the moving average of levels (gamma) over a run."""
+"""Gamma, the share of the newest dual in the moving average, over a run."""
 
 import math
 from functools import cached_property

@@ -25,13 +25,13 @@ class Toy:
         samples: training samples.
         noisy: whether the target has dropout and batch norm.
         poison: id of a sample whose loss is not a number; -1 for none.
-        levels: rows worth remembering.
+        duals: rows worth remembering.
     """
 
     samples: int = 24
     noisy: bool = True
     poison: int = -1
-    levels: int = 1
+    duals: int = 1
 
     metrics: ClassVar[Mapping[str, Metric]] = {"loss": Metric(label="test loss", better="low")}
     recipe: ClassVar[Recipe] = Recipe(
@@ -44,7 +44,7 @@ class Toy:
 
     @property
     def rows(self) -> int:
-        return self.levels
+        return self.duals
 
     def seeded(self, seed: int) -> "Toy":
         return self

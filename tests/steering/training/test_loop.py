@@ -139,9 +139,9 @@ def test_a_stop_in_the_last_step_is_no_stop(training, tmp_path):
 
 
 def test_a_memory_of_more_samples_is_refused(training, toy, tmp_path):
-    finish(training(toy(levels=5), **ARMS["memory"]), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match=r"remembers 5 levels, this run 3: was it made with another data set\?"):
-        finish(training(toy(levels=3), **ARMS["memory"]), tmp_path / "c.pt")
+    finish(training(toy(duals=5), **ARMS["memory"]), tmp_path / "c.pt", 2)
+    with pytest.raises(UserError, match=r"remembers 5 duals, this run 3: was it made with another data set\?"):
+        finish(training(toy(duals=3), **ARMS["memory"]), tmp_path / "c.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(training, toy, tmp_path):
