@@ -1,14 +1,16 @@
 """What a task is: data, models, and one loss function for target and reference alike."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from steering.contrastive.pairs import Pairs
+from steering.errors import UserError
 from steering.settings import Metric, Recipe
 
 
@@ -17,15 +19,23 @@ class Batch:
     """Samples, each with an id that stays its own for the whole run.
 
     Attributes:
-        ids: ``[n]`` places in the training set, int64.
+        ids: ``[n]`` positions in the training set, int64.
         fields: what the models and the loss need, each ``[n, ...]``.
-        facts: what is recorded of the samples but never trained on (whether a label is wrong), each
-            ``[n]``; a run reports their mean over the samples it trained on.
+        facts: what is reported of the samples and never trained on (that a label is wrong, say), each ``[n]`` or, for
+            the entries of losses ``[n, columns]``, of that shape; a run reports their mean, weighted as trained on.
+        rows: ``[entries]`` int64 for samples of any lengths that lie one behind the other (packed tokens): the index,
+            within this batch, of the sample that an entry belongs to. Every field and fact is then ``[entries, ...]``.
+
+    Example:
+        >>> batch = Batch(torch.tensor([7, 8]), {"token": torch.tensor([4, 5, 6])}, rows=torch.tensor([0, 1, 1]))
+        >>> batch.take(torch.tensor([1])).fields, batch.take(torch.tensor([1])).rows
+        ({'token': tensor([5, 6])}, tensor([0, 0]))
     """
 
     ids: Tensor
     fields: Mapping[str, Tensor]
     facts: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -33,34 +43,113 @@ class Batch:
     def __getitem__(self, name: str) -> Tensor:
         return self.fields[name]
 
-    def take(self, places: Tensor) -> "Batch":
-        """The samples at ``[k]`` places of this batch."""
-        return self._each(lambda x: x[places.to(x.device)])
+    def take(self, indices: Tensor) -> "Batch":
+        """The samples at ``[k]`` indices of this batch, none of them twice."""
+        indices = indices.to(self.ids.device)
+        if self.rows is None:
+            return self._map(lambda x: x[indices.to(x.device)], self.ids[indices])
+        new_index = self.rows.new_full((len(self),), -1)
+        new_index[indices] = torch.arange(len(indices)).to(new_index)
+        rows = new_index[self.rows]
+        part = self._map(lambda x: x[(rows >= 0).to(x.device)], self.ids[indices])
+        return replace(part, rows=rows[rows >= 0])
+
+    def split(self, size: int | None) -> "list[Batch]":
+        """Parts of at most ``size`` samples, in their order; the batch itself where it is no larger, or size None."""
+        if size is None or len(self) <= size:
+            return [self]
+        return [self.take(indices) for indices in torch.arange(len(self)).split(size)]
 
     def to(self, device) -> "Batch":
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        return self._map(lambda x: x.to(device, non_blocking=True), self.ids.to(device, non_blocking=True))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        fields = {name: change(value) for name, value in self.fields.items()}
-        facts = {name: change(value) for name, value in self.facts.items()}
-        return Batch(change(self.ids), fields, facts)
+    def _map(self, change: Callable[[Tensor], Tensor], ids: Tensor) -> "Batch":
+        fields, facts = ({name: change(x) for name, x in part.items()} for part in (self.fields, self.facts))
+        return Batch(ids, fields, facts, None if self.rows is None else change(self.rows))
 
 
 class Losses(NamedTuple):
-    """Losses of a batch under one model.
+    """Losses of a batch of n samples under one model.
 
     Attributes:
-        values: ``[n]`` per sample, ``[rows, columns]``, or Pairs for a contrastive loss.
+        values: ``[n]`` per sample; ``[n, columns]``, a row for each sample; ``[entries]`` with ``rows``; or Pairs for a
+            contrastive loss.
         mask: False where there is no loss (padding), like ``values``.
-        outputs: ``[n, classes]`` scores whose softmax is the model's answer, for distillation; Pairs have their own.
+        outputs: scores whose softmax is the model's answer, ``[*values.shape, classes]``, for distillation; Pairs have
+            their own.
+        rows: ``[entries]`` int64 where ``values`` lie one behind the other (packed tokens of samples of any lengths):
+            the index, within the batch, of the sample that an entry belongs to.
+        groups: ``[n]`` int64, the group (class, domain) of every sample, for weights that are balanced by group.
     """
 
     values: Tensor | Pairs
     mask: Tensor | None = None
     outputs: Tensor | None = None
+    rows: Tensor | None = None
+    groups: Tensor | None = None
 
     def detach(self) -> "Losses":
-        return Losses(self.values.detach(), self.mask, None if self.outputs is None else self.outputs.detach())
+        return Losses(*(None if part is None else part.detach() for part in self))
+
+    def per_sample(self, n: int) -> Tensor | Pairs:
+        """The mean of every sample's own losses, ``[n]``, 0 where it has none; Pairs stay as they are.
+
+        Raises:
+            UserError: losses that are not of n samples.
+
+        Example:
+            >>> Losses(torch.tensor([1.0, 2.0, 4.0]), rows=torch.tensor([0, 1, 1])).per_sample(2)
+            tensor([1., 3.])
+        """
+        if isinstance(self.values, Pairs):
+            return self.values
+        if self.rows is None and self.values.shape[:1] != (n,):
+            raise UserError(
+                f"losses have a row for each of {n} samples, or rows that say whose they are, got losses of shape "
+                f"{list(self.values.shape)} (was reduction='none' forgotten?)"
+            )
+        if self.rows is None and self.mask is None and self.values.dim() == 1:
+            return self.values
+        counts = torch.ones_like(self.values) if self.mask is None else self.mask.to(self.values)
+        values = self.values if self.mask is None else self.values.masked_fill(~self.mask.bool(), 0)
+        if self.rows is None:
+            sums, number = (x.flatten(1).sum(1) for x in (values, counts))
+        else:
+            sums, number = (values.new_zeros(n).index_add(0, self.rows, x) for x in (values, counts))
+        return sums / number.clamp(min=1)
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Losses]", sizes: Sequence[int]) -> "Losses":
+        """The losses of a batch from those of its parts, of ``sizes`` samples each.
+
+        Raises:
+            UserError: the parts have unlike numbers of columns.
+
+        Example:
+            >>> first = Losses(torch.tensor([0.5, 0.25]), rows=torch.tensor([0, 0]))
+            >>> second = Losses(torch.tensor([2.0]), rows=torch.tensor([0]))
+            >>> Losses.concatenate([first, second], [1, 1]).rows
+            tensor([0, 0, 1])
+        """
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0].values
+        if isinstance(first, Pairs):
+            left, right = (torch.cat([getattr(part.values, side) for part in parts]) for side in ("left", "right"))
+            return Losses(Pairs(left, right, first.scale), groups=_cat([part.groups for part in parts]))
+        columns = {tuple(part.values.shape[1:]) for part in parts if isinstance(part.values, Tensor)}
+        if len(columns) > 1:
+            raise UserError(
+                f"the parts of a batch have losses of {sorted(columns)} columns: pad every sample alike, or give flat "
+                f"losses with their rows (Losses.rows)"
+            )
+        rows = [None if part.rows is None else part.rows + sum(sizes[:k]) for k, part in enumerate(parts)]
+        values, mask, outputs, _, groups = (_cat(column) for column in zip(*parts, strict=True))
+        return Losses(cast(Tensor, values), mask, outputs, _cat(rows), groups)
+
+
+def _cat(parts: "Sequence[Any]") -> Tensor | None:
+    return None if any(part is None for part in parts) else torch.cat(list(parts))
 
 
 class Stream(Protocol):

@@ -22,7 +22,7 @@ from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, parallel, seeds
 from steering.training.counters import Counters
-from steering.training.forward import Forward, autocast
+from steering.training.forward import Forward, score
 from steering.training.gamma import GammaSchedule
 from steering.training.optimizer import average_of, learning_rate, make_optimizer
 from steering.training.reference_losses import ReferenceLosses
@@ -95,7 +95,9 @@ class Training:
         self.model.train()
         losses, backward = self.forward(batch, self.done)
         self.steerer.memory.gamma = self.gamma(self.done)
-        steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
+        steered = self.steerer(
+            losses.values, known, ids=batch.ids, mask=losses.mask, rows=losses.rows, groups=losses.groups
+        )
         lesson = None if taught is None else self._distil(losses, taught, steered)
         whole = steered.loss if lesson is None else steered.loss + self.arm.distill * lesson
         loss = float(all_reduce_sum(whole.detach()) / world_size())
@@ -104,7 +106,7 @@ class Training:
         backward(self.scaler.scale(whole))
         pace = self._update()
         self.done += 1
-        self.tally.add(batch, steered.weights, len(candidates), world_size())
+        self.tally.add(batch, steered.weights, candidates=len(candidates), rows=losses.rows)
         figures = steered.figures() | {
             "distillation": None if lesson is None else float(all_reduce_sum(lesson.detach()) / world_size())
         }
@@ -137,14 +139,14 @@ class Training:
         """The samples worth a gradient step, scored without side effects."""
         if self.selector is None:
             return candidates
-        parallel.broadcast_buffers(self.model)  # whose eyes choose
-        self.model.eval()
-        with torch.no_grad(), seeds.untouched(), autocast(self.recipe, candidates.ids.device):
-            losses = self.task.losses(self.model, candidates).values
-        known = fail_on_all_ranks(lambda: self.reference(candidates).values) if self.selector.uses_reference else None
+        parallel.broadcast_buffers(self.model)  # the first rank's, for all ranks
+        losses = score(self.task, self.model, candidates, self.recipe).per_sample(len(candidates))
+        reference = None
+        if self.selector.uses_reference:
+            reference = fail_on_all_ranks(lambda: self.reference(candidates)).per_sample(len(candidates))
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
-        return candidates.take(self.selector(losses, known, number=number, generator=chance))
+        return candidates.take(self.selector(losses, reference, number=number, generator=chance))
 
     def _update(self) -> float:
         """Takes the step that the gradients say; gives the learning rate."""
@@ -363,13 +365,12 @@ def _check_weights(training: Training) -> None:
 
 def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
     """Names the step and the samples, of all ranks: those whose own loss is not finite, or the whole batch."""
-    if isinstance(losses.values, Pairs):
-        rows = ~(losses.values.left.isfinite().all(-1) & losses.values.right.isfinite().all(-1))
+    values = losses.detach().per_sample(len(batch))
+    if isinstance(values, Pairs):
+        finite = values.left.isfinite().all(-1) & values.right.isfinite().all(-1)
     else:
-        rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
-    if len(rows) != len(batch):
-        rows = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
-    ids, rows = all_gather(batch.ids), all_gather(rows.detach().to(batch.ids))
-    bad = ids[rows > 0] if rows.any() else ids
+        finite = values.isfinite()
+    ids, finite = all_gather(batch.ids), all_gather(finite.to(batch.ids))
+    bad = ids if finite.all() else ids[finite == 0]
     shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
     return f"the loss became {loss} in step {step + 1}; sample ids {shown}"

@@ -1,6 +1,6 @@
 """A batch in parts has the gradient of the batch as a whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from steering import KL, Pairs, Steerer
 from steering.rules import GlobalContrastive, InfoNCE
 from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses
-from steering.training.forward import Forward
+from steering.training.forward import Forward, score
 
 
 class Towers(nn.Module):
@@ -32,6 +32,8 @@ class Task:
             return Losses(Pairs(normalize(left, dim=-1), normalize(right, dim=-1), model.scale.exp()))
         if self.kind == "rows":
             return Losses((left - right).square(), batch["mask"])
+        if self.kind == "packed":
+            return Losses((left - right).square().mean(-1), None, left, batch.rows, batch.ids % 3)
         return Losses((left - right).square().mean(-1))
 
 
@@ -70,6 +72,24 @@ def test_parts_add_up_to_the_gradient_of_the_whole_temperature_included(kind, ru
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_packed_samples_add_up_to_the_gradient_of_the_whole(size):
+    """Samples of 2, 0, 3, 1, 0, 2 entries, with answers; the loss depends on all entries at once."""
+    model, rows = Towers(), torch.tensor([0, 0, 2, 2, 2, 3, 5, 5])
+    whole = Batch(torch.arange(6), batch().fields, rows=rows)
+    results = []
+    for micro_batch in (None, size):
+        recipe = Recipe(steps=1, batch=6, micro_batch=micro_batch, arms={"a": Arm()}, baseline="a")
+        losses, backward = Forward(Task("packed"), model, recipe, seed=5)(whole, 3)  # type: ignore[arg-type]
+        assert losses.rows is not None and losses.groups is not None and losses.outputs is not None
+        assert losses.rows.tolist() == rows.tolist() and losses.groups.tolist() == [0, 1, 2, 0, 1, 2]
+        model.zero_grad()
+        backward((losses.values + losses.outputs.square().mean(-1)).logsumexp(0))  # type: ignore[operator]
+        results.append([p.grad.clone() for p in (model.left.weight, model.right.bias) if p.grad is not None])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-13)
+    assert len(results[0]) == 2
+
+
 def test_both_runs_of_a_part_drop_the_same_units():
     """By finite differences of the loss with the dropout that the seeds imply."""
     model, some = Towers(dropout=0.5), batch()
@@ -104,3 +124,18 @@ def test_running_means_move_once_a_step():
     model = Normed()
     gradients("samples", KL(rho=8), 4, model, batch())
     assert dict(model.named_buffers())["dropout.num_batches_tracked"] == 2, "once for each of the two parts"
+
+
+@pytest.mark.parametrize("kind", ["samples", "rows", "pairs", "packed"])
+def test_candidates_scored_in_parts_have_the_losses_of_one_pass(kind):
+    model, whole = Towers(dropout=0.5), replace(batch(), rows=torch.tensor([0, 0, 2, 2, 2, 3, 5, 7]))
+    whole = whole if kind == "packed" else replace(whole, rows=None)
+    before, one, parts = (
+        torch.get_rng_state(),
+        *(
+            score(Task(kind), model, whole, Recipe(steps=1, batch=8, micro_batch=size, arms={}, baseline=""))  # type: ignore[arg-type]
+            for size in (None, 3)
+        ),
+    )
+    assert torch.equal(torch.get_rng_state(), before) and one.outputs is None
+    torch.testing.assert_close(parts, one, rtol=1e-14, atol=1e-14)

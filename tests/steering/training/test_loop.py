@@ -169,6 +169,15 @@ def test_a_selector_chooses_among_the_samples_the_other_arms_see(training):
     assert next(choosing.stream).ids.tolist() == seen
 
 
+@pytest.mark.parametrize("selector", ["top_k(keep=0.5)", "boltzmann(keep=0.5)"])
+def test_candidates_scored_in_parts_are_chosen_as_in_one_pass(training, toy, selector):
+    """With a width that a matrix product sums in the same order whatever the number of samples, to the bit."""
+    whole, parts = (training(toy(noisy=False), selector=selector, recipe={"micro_batch": n}) for n in (None, 3))
+    for _ in range(3):
+        candidates = next(whole.stream)
+        assert same(whole._choose(candidates).ids, parts._choose(candidates).ids)
+
+
 def test_the_chance_of_a_selector_is_another_in_every_step_and_seed(training):
     for seed in (0, 1, 0):
         mine = training(seed=seed, selector=f"{__name__}:Noting")
