@@ -29,6 +29,7 @@ from steering.runs.summary import ArmSummary, Result, Summary
 from steering.task import Exhibit, Exhibits, Exports, Skips, Task
 from steering.training import loop
 from steering.training.reference_losses import ReferenceLosses
+from steering.training.step import candidates_needed
 
 REFERENCE = "reference"
 LOCK = ".lock"  # held by the process that is at work in the folder
@@ -88,7 +89,7 @@ class Run:
             if any(arm.distill for arm in self.recipe.arms.values()):
                 _ = reference.teacher.model
             for arm in self.recipe.arms.values():
-                loop.candidates_needed(arm, self.recipe, self.task.size)
+                candidates_needed(arm, self.recipe, self.task.size)
         self._lock: FileLock | None = None
         try:
             on_rank_zero(self._enter)
@@ -209,7 +210,7 @@ class Run:
                 interrupts.training = False
             if not finished:
                 raise self._stopped(f"stopped after step {training.done} of {name}, seed {seed}", interrupts)
-            return self._finished(name, training, evaluation or training.evaluate())
+            return self._finished(name, training, evaluation or loop.evaluate(task, training.result))
 
         result = self._once(name, seed, train)
         watch.finished(self.recipe.steps)
@@ -221,7 +222,7 @@ class Run:
 
     def _finished(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""
-        seed, steerer, tally = training.seed, training.steerer, training.tally
+        seed, steerer, counters = training.seed, training.steerer, training.counters
         model = training.result
         if isinstance(training.task, Exports) and rank() == 0:
             training.task.export(model, self._place(name, seed) / "export")
@@ -229,12 +230,12 @@ class Run:
         return Result(
             seed=seed,
             metrics=metrics,
-            samples=tally.samples,
-            candidates=tally.candidates,
-            facts=tally.means(),
-            cpu_seconds=tally.cpu_seconds,
+            samples=counters.samples,
+            candidates=counters.candidates,
+            facts=counters.means(),
+            cpu_seconds=counters.cpu_seconds,
             scale=float(steerer.scale) if steered else None,
-            effective=tally.effective / max(1, training.done),
+            effective=counters.effective / max(1, training.done),
             variance_ratio=float(steerer.variance.ratio(steerer.scale.double())) if steered else None,
             cautions=steerer.cautions(),
         )

@@ -14,6 +14,8 @@ import torch
 from steering import atomic_files
 from steering.errors import UserError
 
+FORMAT = 2  # of Training.state_dict: raised when an older one can no longer be continued; 1 did not say so
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes tensors, numbers, strings, lists and dicts of them, atomically."""

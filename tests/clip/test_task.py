@@ -210,7 +210,7 @@ def test_training_on_the_bundled_pairs_beats_chance_and_a_wrong_share_is_told(tm
     records = []
     assert loop.run(training, tmp_path / "checkpoint.pt", record=records.append)
     assert records[-1]["evaluation"]["held_out"] > 2 * 10 / 370
-    assert training.tally.means()["wrong"] < 0.2, "of 0.3 in the data"
+    assert training.counters.means()["wrong"] < 0.2, "of 0.3 in the data"
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from steering.settings import Recipe
-from steering.training.optimizer import learning_rate, make_optimizer
+from steering.training.optimizer import make_optimizer
+from steering.training.schedules import learning_rate
 
 
 def recipe(**settings) -> Recipe:

@@ -4,6 +4,7 @@ The task's target is made of blocks, as transformers are, with a temperature tha
 method of the paper's main table is an arm, most of them with and without distillation.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,10 +21,11 @@ from steering import Pairs, UserError
 from steering.distributed import all_gather, rank, world_size
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training import checkpoint, parallel
+from steering.training import checkpoint
 from steering.training.loader import ShuffledLoader
-from steering.training.loop import Training, run
+from steering.training.loop import evaluate, run
 from steering.training.reference_losses import ReferenceLosses
+from steering.training.step import Training
 
 pytestmark = pytest.mark.slow
 
@@ -146,14 +148,14 @@ def trained(arm: Mapping, path: Path | None = None, methods: bool = False, **rec
     mine = begun(arm, Contrast(methods=methods), **recipe)
     if path is not None:
         run(mine, path, record=lambda _: None)
-        return {"evaluation": mine.evaluate(), "model": parallel.full_state_dict(mine.model.state_dict())}
+        return {"evaluation": evaluate(mine.task, mine.result), "model": mine.result.state_dict()}
     records = [mine.step() for _ in range(STEPS)]
     for record in records:
         del record["cpu_seconds"]
     return {
         "records": records,
-        "model": parallel.full_state_dict(mine.model.state_dict()),
-        "evaluation": mine.evaluate(),
+        "model": mine.result.state_dict(),
+        "evaluation": evaluate(mine.task, mine.result),
     }
 
 
@@ -170,14 +172,29 @@ def cases() -> dict[str, dict]:
     return found
 
 
+ADAM: dict[str, Any] = {
+    "steps": 4,
+    "optimizer": "adamw",
+    "parallel": "fsdp",
+    "checkpoint_every": 2,
+    "keep_checkpoints": 2,
+}
+
+
+def half(folder: str | Path, name: str) -> Path:
+    """A copy of what two ranks with a shard each had saved after half of their steps."""
+    path = Path(folder) / f"{name}{rank()}" / "c.pt"
+    path.parent.mkdir()
+    return Path(shutil.copy(Path(folder) / "sharded-00000002.pt", path))
+
+
 def one_rank(place: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     meet, patience = f"file://{folder}/meet{ranks}", timedelta(minutes=2)
     torch.distributed.init_process_group("gloo", meet, rank=place, world_size=ranks, timeout=patience)
     found: dict[str, Any] = {name: trained(**case) for name, case in cases().items()}
     if ranks == 2:
-        adam = {"optimizer": "adamw", "parallel": "fsdp", "checkpoint_every": 2}
-        found["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", steps=4, **adam)
+        found["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", **ADAM)
         try:
             trained(ARMS["openclip"], parallel="fsdp", ema=0.9)
         except UserError as error:
@@ -185,6 +202,9 @@ def one_rank(place: int, ranks: int, folder: str) -> None:
         found["means"] = {kind: running_means(parallel=kind) for kind in ("ddp", "fsdp")}
         checkpoint.Saver.age = lambda self: 1e9 * rank()  # type: ignore[method-assign]
         found["late"] = trained(ARMS["openclip"], Path(folder) / "late.pt", steps=3, checkpoint_minutes=1)
+    else:
+        for kind in ("fsdp", "ddp"):
+            found[f"{kind} continued"] = trained(ARMS["openclip"], half(folder, kind), **ADAM | {"parallel": kind})
     if rank() == world_size() - 1:
         torch.save(found, Path(folder) / f"{ranks}.pt")
     torch.distributed.destroy_process_group()
@@ -225,16 +245,17 @@ def test_several_ranks_train_as_one_step_by_step(name, found):
         assert mine["evaluation"] == pytest.approx(alone["evaluation"])
 
 
-def test_what_a_sharded_run_saved_goes_on_in_one_process(found, tmp_path):
+@pytest.mark.parametrize("how", ["fsdp", "ddp", "one process"])
+def test_what_two_ranks_saved_goes_on_on_four_or_one_whole_or_sharded(found, how):
     results, folder = found
-    state = checkpoint.load(folder / "sharded.pt")
-    assert state["done"] == 4
-    torch.testing.assert_close(state["model"], results[2]["sharded"]["model"], rtol=1e-12, atol=1e-12)
-    task: Any = Contrast()
-    settings = task.recipe.model_copy(update={"optimizer": "adamw", "steps": 5})
-    mine = Training(task, Arm(**ARMS["openclip"]), settings, reference=ReferenceLosses(task), seed=0)
-    mine.load_state_dict(state)
-    assert mine.step()["step"] == 5
+    expected = results[2]["sharded"]
+    torch.testing.assert_close(checkpoint.load(folder / "sharded.pt")["model"], expected["model"], rtol=0, atol=0)
+    if how == "one process":
+        continued = trained(ARMS["openclip"], half(folder, "alone"), **ADAM)
+    else:
+        continued = results[4][f"{how} continued"]
+    torch.testing.assert_close(continued["model"], expected["model"], rtol=1e-10, atol=1e-10)
+    assert checkpoint.load(folder / "sharded-00000002.pt")["model"].keys() == expected["model"].keys()
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

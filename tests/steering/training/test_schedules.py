@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from steering.settings import Arm, Recipe
-from steering.training.gamma import GammaSchedule
+from steering.training.schedules import GammaSchedule
 
 
 def schedule(steps=100, batch=10, size=100, **arm) -> GammaSchedule:
@@ -42,9 +42,9 @@ def test_a_selector_changes_nothing_because_levels_are_visited_as_often(training
     plain, selected = training(**settings), training(**settings, selector="uniform(keep=0.5)")
     for _ in range(3):
         assert plain.step()["gamma"] == selected.step()["gamma"] == 1, "in the first epoch"
-        assert plain.tally.samples == selected.tally.samples
+        assert plain.counters.samples == selected.counters.samples
     assert plain.step()["gamma"] == selected.step()["gamma"] < 1
-    assert selected.tally.candidates == 2 * plain.tally.candidates
+    assert selected.counters.candidates == 2 * plain.counters.candidates
 
 
 @pytest.mark.parametrize(
