@@ -89,7 +89,8 @@ class Losses(NamedTuple):
     groups: Tensor | None = None
 
     def detach(self) -> "Losses":
-        return Losses(*(None if part is None else part.detach() for part in self))
+        outputs = None if self.outputs is None else self.outputs.detach()
+        return self._replace(values=self.values.detach(), outputs=outputs)
 
     def per_sample(self, n: int) -> Tensor | Pairs:
         """The mean of every sample's own losses, ``[n]``, 0 where it has none; Pairs stay as they are.
