@@ -198,7 +198,7 @@ class Clip:
     def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
         order = self._order(batch, seed)
         load = self._pairs.load
-        return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
+        return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, with_share=True)
 
     def _order(self, batch: int, seed: int) -> Sampler:
         shards, name = self.shards, self.shards.fingerprint

@@ -41,12 +41,12 @@ def untouched() -> Iterator[None]:
 def state_dict() -> dict:
     """States of all global generators, in plain types that load without running code."""
     numpy: Any = np.random.get_state(legacy=True)
-    kind, keys, place, has_gauss, gauss = numpy
+    kind, keys, position, has_gauss, gauss = numpy
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(place), int(has_gauss), float(gauss)],
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
         "python": [version, list(internal), gauss_next],
     }
 

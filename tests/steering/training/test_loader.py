@@ -121,7 +121,7 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
                 order=order,
                 batch=16,
                 seed=0,
-                details=True,
+                with_share=True,
             )
             ids_of(stream, 7)
         for number in range(7):
@@ -132,7 +132,7 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
 
 def test_an_order_that_leaves_nothing_out_offers_none():
     stream = ShuffledLoader(
-        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, details=True
+        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, with_share=True
     )
     assert torch.equal(next(stream)["n"], Permutation(16, seed=0).ids(0, 0, 8))
 
@@ -151,5 +151,5 @@ def test_a_checkpoint_from_before_there_were_orders_is_a_whole_one():
 
 
 def test_a_stream_of_nothing_is_refused():
-    with pytest.raises(UserError, match=r"needs the number of samples \(size\) or an order"):
+    with pytest.raises(UserError, match=r"ShuffledLoader needs the number of samples \(size\) or an order"):
         ShuffledLoader(load, batch=5, seed=0)
