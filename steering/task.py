@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import getattr_static
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import torch
@@ -169,7 +167,17 @@ class Task(Protocol):
     """A problem to steer on. Nothing has to be inherited; ``steering.testing.check_task`` states the contract.
 
     A task is usually a frozen dataclass whose fields are its options, so that ``steer run "digits(noise=0.2)"``
-    and ``--set task.noise=0.2`` work. It must be cheap to construct: data are loaded when first asked for.
+    and ``--set task.noise=0.2`` work. It must be cheap to construct: data are loaded when they are first needed.
+
+    A task may have more members, which are used where it has them (``HeldOut`` is another):
+
+    - ``with_teacher() -> Task``: the same problem whose reference is the model to distil from; itself where that is
+      the reference already.
+    - ``exhibits(models) -> list[Exhibit]``: pictures for the report, of trained models by the name of their arm,
+      ``reference`` among them.
+    - ``export(model, folder) -> None``: writes a trained model in the form that other software loads.
+    - ``skipped() -> dict[str, int]``: how many samples could not be read and were left out, by reason.
+    - ``stored(ids) -> Tensor``: of ``[n]`` ids, ``[n]`` bool, for which samples files have the reference's answers.
     """
 
     @property
@@ -218,15 +226,6 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Taught(Protocol):
-    """A task that may distil from another model than its reference."""
-
-    def taught(self) -> "Task":
-        """The same problem whose reference is the teacher; itself where that is the reference."""
-        ...
-
-
-@runtime_checkable
 class HeldOut(Protocol):
     """A task with samples to check a theory on: as the training data are, noise included, but never trained on."""
 
@@ -249,50 +248,14 @@ class Exhibit:
     png: bytes
 
 
-@runtime_checkable
-class Exhibits(Protocol):
-    """A task that has something to show."""
-
-    def exhibits(self, models: Mapping[str, nn.Module]) -> list[Exhibit]:
-        """Pictures of trained models, by the name of their arm; ``reference`` is among them."""
-        ...
-
-
-@runtime_checkable
-class Exports(Protocol):
-    """A task whose models other software can load."""
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes the model into ``folder`` in the form its users expect."""
-        ...
-
-
-@runtime_checkable
-class Skips(Protocol):
-    """A task that leaves out samples it cannot read, within a stated share."""
-
-    def skipped(self) -> dict[str, int]:
-        """How many samples were left out, by reason."""
-        ...
-
-
-@runtime_checkable
-class Stores(Protocol):
-    """A task whose reference has its answers to some samples in files already."""
-
-    def stored(self, ids: Tensor) -> Tensor:
-        """To which of ``[n]`` samples, ``[n]`` bool."""
-        ...
-
-
 def exchange(task: Task, **parts: Any) -> Task:
     """A task some of whose parts are exchanged for others; all else, optional parts included, is the task's own.
 
     Args:
         task: what all other parts are of.
-        parts: members of Task, or of an optional protocol such as HeldOut, by name: values for ``size``, ``rows``,
-            ``recipe`` and ``metrics``, functions without ``self`` for methods; None takes an optional method away.
-            Another repetition (``seeded``) has the same parts, unless ``seeded`` is among them.
+        parts: members of Task, optional ones included, by name: values for ``size``, ``rows``,
+            ``recipe`` and ``metrics``, functions without ``self`` for methods. Another repetition (``seeded``) has the
+            same parts, unless ``seeded`` is among them.
 
     Example:
         >>> from steering.tasks.blobs import Blobs

@@ -26,7 +26,7 @@ from steering.runs.processes import on_rank_zero
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
-from steering.task import Exhibit, Exhibits, Exports, Skips, Task
+from steering.task import Exhibit, Task
 from steering.training import loop
 from steering.training.reference_losses import ReferenceLosses
 from steering.training.step import candidates_needed
@@ -224,8 +224,9 @@ class Run:
         """The result of a trained arm; its model is exported where the task knows how."""
         seed, steerer, counters = training.seed, training.steerer, training.counters
         model = training.result
-        if isinstance(training.task, Exports) and rank() == 0:
-            training.task.export(model, self._place(name, seed) / "export")
+        export = getattr(training.task, "export", None)
+        if export is not None and rank() == 0:
+            export(model, self._place(name, seed) / "export")
         steered = training.arm.subtract
         return Result(
             seed=seed,
@@ -251,7 +252,7 @@ class Run:
                 raise UserError(f"{path} is damaged: delete it, and the run ends that arm again") from None
         began = time.monotonic()
         result = make()
-        skipped = self.task.skipped() if isinstance(self.task, Skips) else {}
+        skipped = getattr(self.task, "skipped", dict)()
         result = result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
         if rank() == 0:
             atomic_files.write(path, result.model_dump_json(indent=1))
@@ -293,13 +294,14 @@ class Run:
     def _exhibits(self) -> list[Exhibit]:
         """What the task has to show of the models of the first repetition."""
         task, reference = self._drawn(0)
-        if not isinstance(task, Exhibits):
+        exhibits = getattr(task, "exhibits", None)
+        if exhibits is None:
             return []
         models: dict[str, nn.Module] = {REFERENCE: reference.model}
         for name in self.recipe.arms:
             models[name] = loop.trained(task, self._place(name, 0) / "checkpoint.pt", self.device)
         with torch.no_grad():
-            return task.exhibits(models)
+            return exhibits(models)
 
 
 def _cautions(arms: dict[str, ArmSummary]) -> list[str]:

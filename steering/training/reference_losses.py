@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from steering import atomic_files
 from steering.contrastive.pairs import Pairs
-from steering.task import Batch, Losses, Stores, Task, Taught
+from steering.task import Batch, Losses, Task
 from steering.training.seeds import untouched
 
 MOST_KEPT = 2 << 30  # bytes of the rows of all samples; where they are more, every batch is scored anew
@@ -47,7 +47,7 @@ class ReferenceLosses:
     @cached_property
     def teacher(self) -> "ReferenceLosses":
         """The same of the model that arms distil from: of this one, unless the task names another."""
-        task = self.task.taught() if isinstance(self.task, Taught) else self.task
+        task = getattr(self.task, "with_teacher", lambda: self.task)()
         folder = None if self.folder is None else self.folder / "teacher"
         return self if task is self.task else ReferenceLosses(task, self.device, folder)
 
@@ -93,7 +93,7 @@ class ReferenceLosses:
 
     def _remember(self, ids: Tensor, rows: dict[str, Tensor]) -> None:
         """Keeps what is worth keeping."""
-        new = ~self.task.stored(ids) if isinstance(self.task, Stores) else torch.ones(len(ids), dtype=torch.bool)
+        new = ~getattr(self.task, "stored", lambda ids: torch.zeros(len(ids), dtype=torch.bool))(ids)
         if not new.any() or self.task.size * sum(row[0].nbytes for row in rows.values()) > MOST_KEPT:
             return
         if not self._rows:

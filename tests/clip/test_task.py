@@ -249,7 +249,7 @@ def test_a_target_that_goes_on_from_a_checkpoint_is_its_own_reference_by_default
 def test_a_teacher_may_be_another_model_than_the_reference(tmp_path):
     teacher = f"local-dir:{export(build('emoji-rn32', temperature=0.05), tmp_path / 'teacher')}"
     task = Clip(teacher=teacher)
-    assert task.taught().refs == [teacher] and task.refs != [teacher] and Clip().taught() == Clip()
+    assert task.with_teacher().refs == [teacher] and task.refs != [teacher] and Clip().with_teacher() == Clip()
     arm = task.recipe.more["openclip_distill"]
     actual = loop.Training(task, arm, task.recipe, reference=ReferenceLosses(task), seed=0)
     assert actual.step()["distillation"] > 0 and actual.reference.teacher is not actual.reference

@@ -28,7 +28,7 @@ def with_teacher(answering):
     """The same, taught by a model that always says the last class."""
 
     class Taught(type(answering)):
-        def taught(self):
+        def with_teacher(self):
             return Teaching(noisy=False)
 
     class Teaching(type(answering)):

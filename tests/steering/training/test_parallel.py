@@ -43,7 +43,10 @@ ARMS = {
     "cvar": {"rule": "cvar(alpha=0.3)"},
     "chi_square": {"rule": "chi_square(rho=20)"},
 }
-TAUGHT = {f"{name}_taught": {**arm, "distill": 0.7} for name, arm in ARMS.items()}
+DISTILLED = {
+    f"{name}_distilled": ARMS[name] | {"distill": 0.7}
+    for name in ("openclip", "fastclip_v2", "fastclip_v3", "drrho_clip", "drrho_learned", "cvar")
+}
 
 
 class Blocks(nn.Module):
@@ -109,7 +112,7 @@ class Contrast:
     def seeded(self, seed: int) -> "Contrast":
         return self
 
-    def taught(self) -> "Contrast":
+    def with_teacher(self) -> "Contrast":
         return replace(self, other=True)
 
     def target(self) -> Blocks:
@@ -161,11 +164,11 @@ def trained(arm: Mapping, path: Path | None = None, methods: bool = False, **rec
 
 def cases() -> dict[str, dict]:
     """Arms and recipes that are tried."""
-    found = {name: {"arm": arm} for name, arm in {**ARMS, **TAUGHT}.items()}
-    for name in ("fastclip_v3_taught", "drrho_clip", "fastclip_v2"):
-        found[f"{name} in parts"] = {"arm": {**ARMS, **TAUGHT}[name], "micro_batch": 2}
-    for name in ("openclip", "drrho_learned_taught", "cvar"):
-        found[f"{name} sharded"] = {"arm": {**ARMS, **TAUGHT}[name], "parallel": "fsdp"}
+    found = {name: {"arm": arm} for name, arm in {**ARMS, **DISTILLED}.items()}
+    for name in ("fastclip_v3_distilled", "drrho_clip", "fastclip_v2"):
+        found[f"{name} in parts"] = {"arm": {**ARMS, **DISTILLED}[name], "micro_batch": 2}
+    for name in ("openclip", "drrho_learned_distilled", "cvar"):
+        found[f"{name} sharded"] = {"arm": {**ARMS, **DISTILLED}[name], "parallel": "fsdp"}
     found["openclip by methods"] = {"arm": ARMS["openclip"], "methods": True}
     found["drrho_clip by methods in parts"] = {"arm": ARMS["drrho_clip"], "methods": True, "micro_batch": 2}
     found["drrho_clip sharded in parts"] = {"arm": ARMS["drrho_clip"], "parallel": "fsdp", "micro_batch": 2}
@@ -204,7 +207,8 @@ def one_rank(place: int, ranks: int, folder: str) -> None:
         found["late"] = trained(ARMS["openclip"], Path(folder) / "late.pt", steps=3, checkpoint_minutes=1)
     else:
         for kind in ("fsdp", "ddp"):
-            found[f"{kind} continued"] = trained(ARMS["openclip"], half(folder, kind), **ADAM | {"parallel": kind})
+            settings: dict[str, Any] = ADAM | {"parallel": kind}
+            found[f"{kind} continued"] = trained(ARMS["openclip"], half(folder, kind), **settings)
     if rank() == world_size() - 1:
         torch.save(found, Path(folder) / f"{ranks}.pt")
     torch.distributed.destroy_process_group()
