@@ -95,13 +95,13 @@ class Watched(clip.Clip):
 
     def stream(self, batch, *, seed):
         stream = clip.Clip.stream(self, batch, seed=seed)
-        take, file = stream.__next__, Path(self.log) / f"{time.monotonic_ns()}-{os.getpid()}.txt"
+        take, file = stream.__next__, Path(self.log) / f"{os.environ['LIFE']}-{os.environ['RANK']}.txt"
 
         class Noted(type(stream)):
             def __next__(self):
                 step, batch = self.position, take()
                 with file.open("a") as out:
-                    out.write(f"{step} {time.monotonic_ns()} {' '.join(map(str, batch.ids.tolist()))}\n")
+                    out.write(f"{step} {' '.join(map(str, batch.ids.tolist()))}\n")
                 return batch
 
         stream.__class__ = Noted
@@ -134,10 +134,10 @@ def spoil(folder: Path, chance: random.Random) -> None:
     middle[1].write_bytes(middle[1].read_bytes()[:40_000])
 
 
-def one_process(rank: int, ranks: int, port: str, options: dict, folder: Path) -> None:
+def one_process(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> None:
     """One rank of the run, in a process of its own; never returns."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LIFE": str(life)}
     code = 1
     try:
         settings, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
@@ -156,26 +156,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def steps_taken(log: Path) -> dict[int, dict[str, tuple[int, list[int]]]]:
-    """By step and file (a rank in one life): when, and which ids."""
-    taken: dict[int, dict[str, tuple[int, list[int]]]] = {}
+def steps_taken(log: Path) -> dict[int, dict[int, list[int]]]:
+    """The ids of every step, by the life of the run that took it."""
+    taken: dict[int, dict[int, list[int]]] = {}
     for file in log.glob("*.txt"):
         for line in file.read_text().splitlines():
-            step, when, *ids = map(int, line.split())
-            taken.setdefault(step, {})[file.name] = (when, ids)
+            step, *ids = map(int, line.split())
+            taken.setdefault(step, {}).setdefault(int(file.name.partition("-")[0]), []).extend(ids)
     return taken
 
 
-def last_batches(log: Path, lives: list[set[str]]) -> list[list[int]]:
-    """The ids of every step, in the last life of the run that took it."""
-    life = {f"{pid}": number for number, pids in enumerate(lives) for pid in pids}
-    batches = []
-    for _, files in sorted(steps_taken(log).items()):
-        by_life: dict[int, list[int]] = {}
-        for name, (_, ids) in files.items():
-            by_life.setdefault(life[name.split("-")[1].removesuffix(".txt")], []).extend(ids)
-        batches.append(by_life[max(number for number, ids in by_life.items() if len(ids) == BATCH)])
-    return batches
+def last_batches(log: Path) -> list[list[int]]:
+    """The ids of every step, in the last life in which all ranks took it."""
+    taken = [lives for _, lives in sorted(steps_taken(log).items())]
+    return [lives[max(life for life, ids in lives.items() if len(ids) == BATCH)] for lives in taken]
 
 
 def main() -> None:
@@ -210,27 +204,26 @@ def kill_again_and_again(folder: Path, arguments: argparse.Namespace, chance: ra
         f"{size:,} samples in {arguments.shards} shards, batch {BATCH}, {steps} steps in {arguments.epochs} epochs",
         flush=True,
     )
-    lives, kills, ranks_used = [], 0, Counter()
+    kills, ranks_used = 0, Counter()
     while True:
         ranks, workers = chance.choice([2, 4]), chance.choice([0, 1, 2])
         ranks_used[ranks, workers] += 1
-        port = str(free_port())
+        port = free_port()
         taken = len(steps_taken(folder / "log"))
-        pids = [fork(rank, ranks, port, options | {"workers": workers}, folder / "run") for rank in range(ranks)]
-        lives.append({str(pid) for pid in pids})
+        pids = [fork(kills, rank, ranks, port, options | {"workers": workers}, folder / "run") for rank in range(ranks)]
         target = taken + chance.randint(1, 2 * steps // arguments.kills)
         finished = wait(pids, folder / "log", target if kills < arguments.kills else steps + 1)
         if finished:
             break
         kills += 1
-    write_report(folder, size, options, arguments.epochs, lives, kills, ranks_used)
+    write_report(folder, size, options, arguments.epochs, kills, ranks_used)
 
 
-def fork(rank: int, ranks: int, port: str, options: dict, folder: Path) -> int:
+def fork(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> int:
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)  # loading workers are killed with it
-        one_process(rank, ranks, port, options, folder)
+        one_process(life, rank, ranks, port, options, folder)
     return pid
 
 
@@ -254,12 +247,10 @@ def wait(pids: list[int], log: Path, steps: int) -> bool:
     return False
 
 
-def write_report(
-    folder: Path, size: int, options: dict, epochs: int, lives: list[set[str]], kills: int, used: Counter
-) -> None:
-    batches = last_batches(folder / "log", lives)
+def write_report(folder: Path, size: int, options: dict, epochs: int, kills: int, used: Counter) -> None:
+    batches = last_batches(folder / "log")
     assert len(batches) == epochs * (size // BATCH), f"{len(batches)} steps were taken"
-    taken = sum(len(files) for files in steps_taken(folder / "log").values())
+    taken = sum(len(file.read_text().splitlines()) for file in (folder / "log").glob("*.txt"))
     ways = ", ".join(f"{n} x {ranks} ranks with {workers} workers" for (ranks, workers), n in sorted(used.items()))
     task = Watched(**options)
     unusable = {number for number in range(size) if not usable(task, number)}
@@ -270,7 +261,7 @@ def write_report(
         f"{taken:,} batches of a rank were taken for {len(batches):,} steps that count.",
     ]
     rows = [["epoch", "turn came 0 times", "once", "twice", "0: unusable", "0: left over", "0: neither", "stand-ins"]]
-    order = task.stream(BATCH, seed=derive(0, "data")).plan.order
+    order = clip.Clip.stream(task, BATCH, seed=derive(0, "data")).plan.order
     for epoch in range(epochs):
         part = batches[epoch * (size // BATCH) : (epoch + 1) * (size // BATCH)]
         planned = order.ids(epoch, 0, len(part) * BATCH).split(BATCH)
