@@ -272,29 +272,13 @@ class _ExchangedTask:
         for name in {*methods, *parts} - {"size", "rows", "recipe", "metrics"} - ({"seeded"} - parts.keys()):
             setattr(self, name, parts[name] if name in parts else getattr(task, name))
 
-    @property
-    def size(self) -> int:
-        return self.parts["size"] if "size" in self.parts else self.task.size
-
-    @property
-    def rows(self) -> int:
-        return self.parts["rows"] if "rows" in self.parts else self.task.rows
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.parts["recipe"] if "recipe" in self.parts else self.task.recipe
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        return self.parts["metrics"] if "metrics" in self.parts else self.task.metrics
-
     def seeded(self, seed: int) -> "_ExchangedTask":
         return _ExchangedTask(self.task.seeded(seed), **self.parts)
 
     def __repr__(self) -> str:
         return f"{self.task!r} with another {', '.join(self.parts)}"
 
-    def __getattr__(self, name: str) -> Any:  # for what is no member of a protocol, such as an option of the task
+    def __getattr__(self, name: str) -> Any:  # values, which may need data, and options of the task
         if name.startswith("__") or "task" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self.task, name)
+        return self.parts[name] if name in self.parts else getattr(self.task, name)

@@ -63,9 +63,9 @@ def test_a_part_of_a_packed_batch_has_its_samples_entries_and_rows_of_its_own():
 
 
 def test_the_parts_of_a_packed_batch_are_joined_again():
-    whole = packed()
-    losses = Losses(whole["x"], rows=whole.rows, groups=torch.tensor([4, 5, 6]), outputs=whole["x"][:, None])
-    parts = whole.split(2)
+    full = packed()
+    losses = Losses(full["x"], rows=full.rows, groups=torch.tensor([4, 5, 6]), outputs=full["x"][:, None])
+    parts = full.split(2)
     halves = [
         Losses(part["x"], rows=part.rows, groups=losses.groups[at], outputs=part["x"][:, None])  # type: ignore[index]
         for part, at in zip(parts, (slice(2), slice(2, 3)), strict=True)

@@ -73,11 +73,11 @@ def test_parts_add_up_to_the_gradient_of_the_whole_temperature_included(kind, ru
 def test_parts_of_packed_samples_add_up_to_the_gradient_of_the_whole(size):
     """Samples of 2, 0, 3, 1, 0, 2 entries, with answers; the loss depends on all entries at once."""
     model, rows = Towers(), torch.tensor([0, 0, 2, 2, 2, 3, 5, 5])
-    whole = Batch(torch.arange(6), batch().fields, rows=rows)
+    samples = Batch(torch.arange(6), batch().fields, rows=rows)
     results = []
     for micro_batch in (None, size):
         recipe = Recipe(steps=1, batch=6, micro_batch=micro_batch, arms={"a": Arm()}, baseline="a")
-        losses, backward = Forward(Task("packed"), model, recipe, seed=5)(whole, 3)  # type: ignore[arg-type]
+        losses, backward = Forward(Task("packed"), model, recipe, seed=5)(samples, 3)  # type: ignore[arg-type]
         assert losses.rows is not None and losses.groups is not None and losses.outputs is not None
         assert losses.rows.tolist() == rows.tolist() and losses.groups.tolist() == [0, 1, 2, 0, 1, 2]
         model.zero_grad()
@@ -125,12 +125,12 @@ def test_running_means_move_once_a_step():
 
 @pytest.mark.parametrize("kind", ["samples", "rows", "pairs", "packed"])
 def test_candidates_scored_in_parts_have_the_losses_of_one_pass(kind):
-    model, whole = Towers(dropout=0.5), replace(batch(), rows=torch.tensor([0, 0, 2, 2, 2, 3, 5, 7]))
-    whole = whole if kind == "packed" else replace(whole, rows=None)
+    model, samples = Towers(dropout=0.5), replace(batch(), rows=torch.tensor([0, 0, 2, 2, 2, 3, 5, 7]))
+    samples = samples if kind == "packed" else replace(samples, rows=None)
     before, one, parts = (
         torch.get_rng_state(),
         *(
-            score(Task(kind), model, whole, Recipe(steps=1, batch=8, micro_batch=size, arms={}, baseline=""))  # type: ignore[arg-type]
+            score(Task(kind), model, samples, Recipe(steps=1, batch=8, micro_batch=size, arms={}, baseline=""))  # type: ignore[arg-type]
             for size in (None, 3)
         ),
     )

@@ -46,8 +46,8 @@ def test_a_larger_batch_is_made_of_the_same_samples():
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_stream_goes_on_with_the_next_batch(workers):
-    whole = ShuffledLoader(load, size=23, batch=5, seed=0)
-    batches = [next(whole) for _ in range(9)]
+    stream = ShuffledLoader(load, size=23, batch=5, seed=0)
+    batches = [next(stream) for _ in range(9)]
     part = ShuffledLoader(load, size=23, batch=5, seed=0, workers=workers)
     for _ in range(6):
         next(part)
@@ -101,9 +101,9 @@ def test_an_epoch_that_is_interrupted_twice_on_other_ranks_and_workers_shows_eve
     order, state, seen = orders()[which], None, []
     batches = SAMPLES // 48
     for ranks, number, part in zip((4, 3, 8), workers, (40, 50, batches - 90), strict=True):
-        found, state = run_part(order, monkeypatch, state, ranks, number, part)
-        assert all(len(ids) == 48 // ranks for batch in found for ids in batch)
-        seen += [flat(batch) for batch in found]
+        part, state = run_part(order, monkeypatch, state, ranks, number, part)
+        assert all(len(ids) == 48 // ranks for batch in part for ids in batch)
+        seen += [flat(batch) for batch in part]
     assert len(set(flat(seen))) == len(flat(seen)) == batches * 48 > SAMPLES - 48
     assert run_part(orders()[which], monkeypatch, None, 1, 0, batches)[0] == [[ids] for ids in seen]
 

@@ -9,8 +9,7 @@ from steering.training.optimizer import make_optimizer
 
 
 def recipe(**settings) -> Recipe:
-    given = {"steps": 10, "batch": 1, "learning_rate": 0.8, "arms": {}, "baseline": ""} | settings
-    return Recipe.model_validate(given)
+    return Recipe.model_validate({"steps": 10, "batch": 1, "arms": {}, "baseline": ""} | settings)
 
 
 def test_only_matrices_are_decayed_and_scalars_have_a_learning_rate_of_their_own():

@@ -38,10 +38,10 @@ def test_the_decay_may_end_before_the_run():
     assert gamma(25) == pytest.approx(0.6) and gamma(50) == gamma(80) == pytest.approx(0.2)
 
 
-def test_a_selector_changes_nothing_because_levels_are_visited_as_often(training):
+def test_a_selector_changes_nothing_because_levels_are_visited_as_often(make_training):
     """Of 16 candidates 8 are trained on: an epoch of the data is half as long, one of visits is as long as before."""
     settings = {"rule": "kl(rho=8)", "gamma": 0.2, "gamma_schedule": "cosine"}
-    plain, selected = training(**settings), training(**settings, selector="uniform(keep=0.5)")
+    plain, selected = make_training(**settings), make_training(**settings, selector="uniform(keep=0.5)")
     for _ in range(3):
         assert plain.step()["gamma"] == selected.step()["gamma"] == 1, "in the first epoch"
         assert plain.counters.samples == selected.counters.samples
