@@ -140,7 +140,7 @@ class Training:
         if not isinstance(values, Pairs):
             if losses.outputs is None or teacher.outputs is None:
                 raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
-            return distil(losses.outputs, teacher.outputs)
+            return distil(losses.outputs, teacher.outputs, mask=losses.mask, rows=losses.rows)
         assert isinstance(teacher.values, Pairs)
         if not isinstance(rule, Tempered):  # whose temperature is not the model's to learn
             values = Pairs(values.left, values.right, values.detach().scale)
