@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import Pairs, is_pairs
 from steering.errors import UserError
 from steering.settings import Metric, Recipe
 
@@ -91,7 +91,7 @@ class Losses(NamedTuple):
         return self._replace(values=self.values.detach(), outputs=outputs)
 
     def per_sample(self, n: int) -> Tensor | Pairs:
-        """The mean of every sample's own losses, ``[n]``, 0 where it has none; Pairs stay as they are.
+        """The mean of every sample's own losses, ``[n]``, NaN where it has none; Pairs stay as they are.
 
         Raises:
             UserError: losses that are not of n samples.
@@ -100,7 +100,7 @@ class Losses(NamedTuple):
             >>> Losses(torch.tensor([1.0, 2.0, 4.0]), rows=torch.tensor([0, 1, 1])).per_sample(2)
             tensor([1., 3.])
         """
-        if isinstance(self.values, Pairs):
+        if is_pairs(self.values):
             return self.values
         if self.rows is None and self.values.shape[:1] != (n,):
             raise UserError(
@@ -115,7 +115,15 @@ class Losses(NamedTuple):
             sums, number = (x.flatten(1).sum(1) for x in (values, counts))
         else:
             sums, number = (values.new_zeros(n).index_add(0, self.rows, x) for x in (values, counts))
-        return sums / number.clamp(min=1)
+        return sums / number
+
+    def finite(self, n: int) -> Tensor:
+        """Which samples have none but finite losses (Pairs: features), ``[n]`` bool."""
+        if is_pairs(self.values):
+            return self.values.left.isfinite().all(-1) & self.values.right.isfinite().all(-1)
+        infinite = self._replace(values=(~self.values.detach().isfinite()).float()).per_sample(n)
+        assert isinstance(infinite, Tensor)
+        return ~(infinite > 0)  # also of a sample without losses
 
     @staticmethod
     def concatenate(parts: "Sequence[Losses]", sizes: Sequence[int]) -> "Losses":
@@ -133,7 +141,7 @@ class Losses(NamedTuple):
         if len(parts) == 1:
             return parts[0]
         first = parts[0].values
-        if isinstance(first, Pairs):
+        if is_pairs(first):
             left, right = (torch.cat([getattr(part.values, side) for part in parts]) for side in ("left", "right"))
             return Losses(Pairs(left, right, first.scale), groups=_cat([part.groups for part in parts]))
         columns = {tuple(part.values.shape[1:]) for part in parts if isinstance(part.values, Tensor)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import is_pairs
 from steering.errors import RunError, UserError
 from steering.task import Batch, Losses, Task
 from steering.testing._generators import disturb, states
@@ -265,7 +265,7 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
 def _tensors(losses: Losses) -> list[Tensor]:
     """Losses ``[n, ...]`` or ``[entries]``, or the features of Pairs."""
     values = losses.values
-    return [values.left, values.right] if isinstance(values, Pairs) else [values]
+    return [values.left, values.right] if is_pairs(values) else [values]
 
 
 def _of_sample(losses: Losses, index: int) -> list[Tensor]:

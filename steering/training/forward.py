@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import leaves_of, with_leaves
 from steering.distributed import rank
 from steering.settings import Recipe
 from steering.task import Batch, Losses, Task
@@ -90,18 +90,14 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 def _differentiable(losses: Losses) -> list[Tensor]:
     """What has a gradient: losses and answers, or features and scale."""
-    values = losses.values
-    if not isinstance(values, Pairs):
-        return [values, *([] if losses.outputs is None else [losses.outputs])]
-    return [values.left, values.right, *([values.scale] if isinstance(values.scale, Tensor) else [])]
+    return [*leaves_of(losses.values), *([] if losses.outputs is None else [losses.outputs])]
 
 
 def _leaves(losses: Losses) -> Losses:
     """The same losses, cut off the model, with leaves that take a gradient."""
     leaves = [x.detach().requires_grad_() for x in _differentiable(losses)]
-    if not isinstance(losses.values, Pairs):
-        return losses._replace(values=leaves[0], outputs=leaves[1] if len(leaves) > 1 else None)
-    return losses._replace(values=Pairs(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else losses.values.scale))
+    outputs = None if losses.outputs is None else leaves.pop()
+    return losses._replace(values=with_leaves(losses.values, leaves), outputs=outputs)
 
 
 def _shares(leaf: Tensor, lengths: list[int]) -> Sequence[Tensor]:

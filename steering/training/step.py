@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import Pairs, is_pairs
 from steering.distillation import distil
 from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, rank, world_size
 from steering.dual_memory import DualMemory
-from steering.engine import Steered, Steerer
+from steering.engine import Steerer
 from steering.errors import RunError, UserError
 from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
 from steering.settings import Arm, Recipe
+from steering.steered import Steered
 from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, parallel, seeds
 from steering.training.counters import Counters
@@ -96,7 +97,8 @@ class Training:
             objective = objective + self.arm.distill * distillation
         loss = float(all_reduce_sum(objective.detach()) / world_size())
         if not math.isfinite(loss):
-            raise RunError(_not_finite(loss, self.done, losses, batch))
+            ids = _not_finite(losses, batch)
+            raise RunError(_message(loss, self.done, ids if len(ids) else all_gather(batch.ids)))
         backward(self.scaler.scale(objective))
         figures = {"learning_rate": self._update()} | self._figures(steered, distillation)
         self.done += 1
@@ -111,12 +113,15 @@ class Training:
         if self.selector is None:
             return candidates
         parallel.broadcast_buffers(self.model)  # with which every rank scores
-        losses = score(self.task, self.model, candidates, self.recipe).per_sample(len(candidates))
+        losses = score(self.task, self.model, candidates, self.recipe)
+        if len(ids := _not_finite(losses, candidates)):
+            raise RunError(_message(math.nan, self.done, ids))
         reference = None
         if self.selector.uses_reference:
-            reference = fail_on_all_ranks(lambda: self.reference(candidates)).per_sample(len(candidates))
+            reference = _one_each(fail_on_all_ranks(lambda: self.reference(candidates)), len(candidates))
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
+        losses = _one_each(losses, len(candidates))
         return candidates.take(self.selector(losses, reference, number=number, generator=chance))
 
     def _reference_and_teacher(self, batch: Batch) -> tuple[Losses | None, Losses | None]:
@@ -137,11 +142,11 @@ class Training:
     def _distillation(self, losses: Losses, teacher: Losses, steered: Steered) -> Tensor:
         """The divergence of the target's answers from the teacher's, a scalar in the unit of the steered loss."""
         values, rule = losses.values, self.steerer.rule
-        if not isinstance(values, Pairs):
+        if not is_pairs(values):
             if losses.outputs is None or teacher.outputs is None:
                 raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
             return distil(losses.outputs, teacher.outputs, mask=losses.mask, rows=losses.rows)
-        assert isinstance(teacher.values, Pairs)
+        assert is_pairs(teacher.values)
         if not isinstance(rule, Tempered):  # whose temperature is not the model's to learn
             values = Pairs(values.left, values.right, values.detach().scale)
         divergence = distil(values, teacher.values)
@@ -251,14 +256,18 @@ def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
     return candidates
 
 
-def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
-    """Names the step and the samples, of all ranks: those whose own loss is not finite, or the whole batch."""
-    values = losses.detach().per_sample(len(batch))
-    if isinstance(values, Pairs):
-        finite = values.left.isfinite().all(-1) & values.right.isfinite().all(-1)
-    else:
-        finite = values.isfinite()
-    ids, finite = all_gather(batch.ids), all_gather(finite.to(batch.ids))
-    bad = ids if finite.all() else ids[finite == 0]
-    shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
-    return f"the loss became {loss} in step {step + 1}; sample ids {shown}"
+def _one_each(losses: Losses, n: int) -> Tensor | Pairs:
+    """What selectors are given: losses ``[n]``, Pairs, or means ``[n, 1]``, NaN where a sample has no loss."""
+    values = losses.per_sample(n)
+    return values if is_pairs(values) or values is losses.values else values[:, None]
+
+
+def _not_finite(losses: Losses, batch: Batch) -> Tensor:
+    """Ids, on all ranks, of the samples whose own losses are not finite."""
+    finite = losses.finite(len(batch)).to(batch.ids)
+    return all_gather(batch.ids)[all_gather(finite) == 0]
+
+
+def _message(loss: float, step: int, ids: Tensor) -> str:
+    names = ", ".join(map(str, ids[:20].tolist())) + (", ..." if len(ids) > 20 else "")
+    return f"the loss became {loss} in step {step + 1}; sample ids {names}"

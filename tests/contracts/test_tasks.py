@@ -1,6 +1,5 @@
 """The contract that every task keeps, and that the contract bites."""
 
-import inspect
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from steering import Batch, Losses, Steerer, registry
+from steering import Batch, Losses, registry
 from steering.clip.task import Clip
 from steering.settings import Arm, Recipe
 from steering.tasks.blobs import Blobs
@@ -79,12 +78,10 @@ class Packed(Tokens):
     packed = True
 
 
-ENGINE_KNOWS_ROWS = "rows" in inspect.signature(Steerer.__call__).parameters
+LATER = pytest.mark.xfail(reason="the store of reference losses takes no rows of unlike lengths", raises=IndexError)
 
 
-@pytest.mark.parametrize(
-    "task", [Tokens, pytest.param(Packed, marks=pytest.mark.skipif(not ENGINE_KNOWS_ROWS, reason="engine"))]
-)
+@pytest.mark.parametrize("task", [Tokens, pytest.param(Packed, marks=LATER)])
 def test_tasks_of_tokens_keep_the_contract_and_are_trained_whole_and_in_parts(task):
     check_task(task())
     recipe = task().recipe.model_copy(update={"steps": 1, "batch": 8})
@@ -96,6 +93,17 @@ def test_tasks_of_tokens_keep_the_contract_and_are_trained_whole_and_in_parts(ta
 
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-6)
     assert 0.1 < records[0]["facts"]["second"] == pytest.approx(records[1]["facts"]["second"], rel=1e-6)
+
+
+@LATER
+def test_packed_tokens_are_trained_on_as_padded_ones():
+    records = []
+    for task in (Tokens(), Packed()):
+        recipe = task.recipe.model_copy(update={"steps": 1, "batch": 8})
+        training = Training(task, recipe.arms["drrho_kl"], recipe, reference=ReferenceLosses(task), seed=0)
+        records.append(training.step())
+    for name in ("loss", "effective", "variance_ratio", "facts"):
+        assert records[0][name] == pytest.approx(records[1][name], rel=1e-5)
 
 
 class Resumes(ShuffledLoader):

@@ -73,12 +73,15 @@ def test_the_parts_of_a_packed_batch_are_joined_again():
     torch.testing.assert_close(Losses.concatenate(halves, [2, 1]), losses, rtol=0, atol=0)
 
 
-def test_the_mean_loss_of_a_sample_leaves_out_what_is_masked_and_is_zero_without_entries():
+def test_the_mean_loss_of_a_sample_leaves_out_what_is_masked_and_is_nan_without_entries():
     nan = torch.nan
     padded = Losses(torch.tensor([[1.0, nan], [nan, nan], [2.0, 4.0]]), torch.tensor([[1, 0], [0, 0], [1, 1]]).bool())
     flat = Losses(torch.tensor([1.0, 2.0, 4.0]), rows=torch.tensor([0, 2, 2]))
     for losses in (padded, flat):
-        assert losses.per_sample(3).tolist() == [1, 0, 3]  # type: ignore[union-attr]
+        assert losses.per_sample(3).nan_to_num(-1).tolist() == [1, -1, 3]  # type: ignore[union-attr]
+        assert losses.finite(3).all()
+        worse = losses._replace(values=losses.values.clone().index_fill_(0, torch.tensor([0]), torch.inf))
+        assert worse.finite(3).tolist() == [False, True, True]
 
 
 def test_losses_of_another_number_of_samples_are_refused():

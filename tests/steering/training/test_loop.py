@@ -148,7 +148,7 @@ def test_a_stop_in_the_last_step_is_no_stop(make_training, tmp_path):
 
 def test_a_memory_of_more_samples_is_refused(make_training, toy, tmp_path):
     finish(make_training(toy(levels=5), **ARMS["memory"]), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match=r"remembers 5 levels, this run 3: was it made with another data set\?"):
+    with pytest.raises(UserError, match=r"remembers 5 duals, this run 3: was it made with another data set\?"):
         finish(make_training(toy(levels=3), **ARMS["memory"]), tmp_path / "c.pt")
 
 
