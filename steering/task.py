@@ -273,12 +273,17 @@ def exchange(task: Task, **parts: Any) -> Task:
     return cast(Task, _ExchangedTask(task, **parts))
 
 
+_VALUES = "size", "rows", "recipe", "metrics"  # read late, because they may need data
+
+
 class _ExchangedTask:
+    size, rows, recipe, metrics = (property(lambda self, name=name: self.__getattr__(name)) for name in _VALUES)
+
     def __init__(self, task: Task, **parts: Any):
         self.task, self.parts = task, parts
-        methods = [name for name in dir(task) if not name.startswith("_") and callable(getattr_static(task, name))]
-        for name in {*methods, *parts} - {"size", "rows", "recipe", "metrics"} - ({"seeded"} - parts.keys()):
-            setattr(self, name, parts[name] if name in parts else getattr(task, name))
+        methods = [name for name in dir(type(task)) if not name.startswith("_") and callable(getattr(type(task), name))]
+        for name in {*methods, *parts} - {*_VALUES} - ({"seeded"} - parts.keys()):
+            setattr(self, name, parts.get(name) or getattr(task, name))
 
     def seeded(self, seed: int) -> "_ExchangedTask":
         return _ExchangedTask(self.task.seeded(seed), **self.parts)
@@ -286,7 +291,7 @@ class _ExchangedTask:
     def __repr__(self) -> str:
         return f"{self.task!r} with another {', '.join(self.parts)}"
 
-    def __getattr__(self, name: str) -> Any:  # values, which may need data, and options of the task
+    def __getattr__(self, name: str) -> Any:  # also for options of the task
         if name.startswith("__") or "task" not in self.__dict__:
             raise AttributeError(name)
         return self.parts[name] if name in self.parts else getattr(self.task, name)

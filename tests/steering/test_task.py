@@ -80,7 +80,7 @@ def test_the_mean_loss_of_a_sample_leaves_out_what_is_masked_and_is_nan_without_
     for losses in (padded, flat):
         assert losses.per_sample(3).nan_to_num(-1).tolist() == [1, -1, 3]  # type: ignore[union-attr]
         assert losses.finite(3).all()
-        worse = losses._replace(values=losses.values.clone().index_fill_(0, torch.tensor([0]), torch.inf))
+        worse = losses._replace(values=losses.values.clone().index_fill_(0, torch.tensor([0]), torch.inf))  # type: ignore[union-attr]
         assert worse.finite(3).tolist() == [False, True, True]
 
 
