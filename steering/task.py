@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import torch
@@ -261,9 +262,9 @@ def exchange(task: Task, **parts: Any) -> Task:
 
     Args:
         task: what all other parts are of.
-        parts: members of Task, optional ones included, by name: values for ``size``, ``rows``,
-            ``recipe`` and ``metrics``, functions without ``self`` for methods. Another repetition (``seeded``) has the
-            same parts, unless ``seeded`` is among them.
+        parts: members of Task, optional ones included, by name: values for ``size``, ``rows``, ``recipe`` and
+            ``metrics``, functions without ``self`` for methods; None takes an optional method away. Another repetition
+            (``seeded``) has the same parts, unless ``seeded`` is among them.
 
     Example:
         >>> from steering.tasks.blobs import Blobs
@@ -281,9 +282,9 @@ class _ExchangedTask:
 
     def __init__(self, task: Task, **parts: Any):
         self.task, self.parts = task, parts
-        methods = [name for name in dir(type(task)) if not name.startswith("_") and callable(getattr(type(task), name))]
+        methods = [name for name in dir(task) if not name.startswith("_") and callable(getattr_static(task, name))]
         for name in {*methods, *parts} - {*_VALUES} - ({"seeded"} - parts.keys()):
-            setattr(self, name, parts.get(name) or getattr(task, name))
+            setattr(self, name, parts[name] if name in parts else getattr(task, name))
 
     def seeded(self, seed: int) -> "_ExchangedTask":
         return _ExchangedTask(self.task.seeded(seed), **self.parts)

@@ -252,7 +252,7 @@ class Run:
                 raise UserError(f"{path} is damaged: delete it, and the run ends that arm again") from None
         began = time.monotonic()
         result = make()
-        skipped = getattr(self.task, "skipped", dict)()
+        skipped = (getattr(self.task, "skipped", None) or dict)()
         result = result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
         if rank() == 0:
             atomic_files.write(path, result.model_dump_json(indent=1))

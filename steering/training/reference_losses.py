@@ -47,7 +47,7 @@ class ReferenceLosses:
     @cached_property
     def teacher(self) -> "ReferenceLosses":
         """The same of the model that arms distil from: of this one, unless the task names another."""
-        task = getattr(self.task, "with_teacher", lambda: self.task)()
+        task = (getattr(self.task, "with_teacher", None) or (lambda: self.task))()
         folder = None if self.folder is None else self.folder / "teacher"
         return self if task is self.task else ReferenceLosses(task, self.device, folder)
 

@@ -13,9 +13,10 @@ from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
 from steering.theory_checks.curve.samples import CountedReference, ReferenceData, filtered, first, joined, sample_pool
-from steering.training.loop import Training, candidates_needed, evaluate
+from steering.training.loop import evaluate
 from steering.training.reference_losses import ReferenceLosses
 from steering.training.seeds import generator
+from steering.training.step import Training, candidates_needed
 
 
 class Point(Strict):
@@ -122,8 +123,19 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
     while training.done < steps:
         figures = training.step()
         if training.done == steps or (every and training.done % every == 0):
-            cost = _cost(training, reference, before)
-            path.append(Point(step=training.done, cost=cost, error=error_of(evaluate(task, training.result), task)))
+            cost = Cost(
+                trained=figures["samples"],
+                scored=training.done * candidates,
+                referred=scanned + reference.count,
+                reference_samples=reference_samples,
+            )
+            path.append(
+                Point(
+                    step=training.done,
+                    cost=cost,
+                    error=error_of(evaluate(training.task, training.result), training.task),
+                )
+            )
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)
 
 
@@ -146,15 +158,8 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
     return Training(task, method.arm, recipe, reference=cast(ReferenceLosses, reference), seed=seed), reference
 
 
-def _knows(method: Method) -> bool:
-    """Whether a method needs the reference at all."""
-    selector = registry.build("selectors", method.arm.selector) if method.arm.selector else None
-    looks = method.arm.subtract or method.arm.distill or (selector and selector.uses_reference)
-    return bool(looks) or method.data != "train"
-
-
-def _cost(training: Training, reference: Asked, before: Cost) -> Cost:
-    counters = training.counters
-    scored = counters.candidates if training.selector is not None else 0
-    changes = {"trained": counters.samples, "scored": scored, "referred": before.referred + reference.number}
-    return before.model_copy(update=changes)
+def _needs_reference(method: Method) -> bool:
+    """Whether a method needs the reference or its samples at all."""
+    arm = method.arm
+    selects = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
+    return bool(arm.subtract or arm.distill or selects or method.data != "train")
