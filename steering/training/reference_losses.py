@@ -93,7 +93,8 @@ class ReferenceLosses:
 
     def _remember(self, ids: Tensor, rows: dict[str, Tensor]) -> None:
         """Keeps what is worth keeping."""
-        new = ~getattr(self.task, "stored", lambda ids: torch.zeros(len(ids), dtype=torch.bool))(ids)
+        stored = getattr(self.task, "stored", None)
+        new = torch.ones(len(ids), dtype=torch.bool) if stored is None else ~stored(ids)
         if not new.any() or self.task.size * sum(row[0].nbytes for row in rows.values()) > MOST_KEPT:
             return
         if not self._rows:
