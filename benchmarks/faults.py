@@ -15,6 +15,7 @@ import io
 import os
 import random
 import signal
+import socket
 import sys
 import tarfile
 import tempfile
@@ -94,14 +95,14 @@ class Watched(clip.Clip):
 
     def stream(self, batch, *, seed):
         stream = clip.Clip.stream(self, batch, seed=seed)
-        take, file = stream.__next__, Path(self.log) / f"{time.monotonic_ns()}-{os.getpid()}.txt"
+        take, file = stream.__next__, Path(self.log) / f"{os.environ['LIFE']}-{os.environ['RANK']}.txt"
 
         class Noted(type(stream)):
             def __next__(self):
-                step, found = self.position, take()
+                step, batch = self.position, take()
                 with file.open("a") as out:
-                    out.write(f"{step} {time.monotonic_ns()} {' '.join(map(str, found.ids.tolist()))}\n")
-                return found
+                    out.write(f"{step} {' '.join(map(str, batch.ids.tolist()))}\n")
+                return batch
 
         stream.__class__ = Noted
         return stream
@@ -124,24 +125,24 @@ def spoil(folder: Path, chance: random.Random) -> None:
     shards = sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
     for path in chance.sample(shards, 10):
         data = bytearray(path.read_bytes())
-        place = data.find(b"\x89PNG", chance.randrange(len(data) // 2))
-        if place >= 0:
-            data[place : place + 40] = bytes(40)
+        offset = data.find(b"\x89PNG", chance.randrange(len(data) // 2))
+        if offset >= 0:
+            data[offset : offset + 40] = bytes(40)
             path.write_bytes(bytes(data))
     middle = [path for path in shards if path.stat().st_size > 60_000]
     middle[0].unlink()
     middle[1].write_bytes(middle[1].read_bytes()[:40_000])
 
 
-def one_process(rank: int, ranks: int, meet: Path, options: dict, folder: Path) -> None:
+def one_process(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> None:
     """One rank of the run, in a process of its own; never returns."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meet.name}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LIFE": str(life)}
     code = 1
     try:
-        settled, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
+        settings, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
         with process_group(torch.device("cpu")) as device:
-            Run(settled, task, folder, Console(quiet=True), ["faults"], device).execute()
+            Run(settings, task, folder, Console(quiet=True), ["faults"], device).execute()
         code = 0
     except Exception as error:  # what a rank sees when another one is killed first
         if not isinstance(error, RuntimeError):
@@ -150,33 +151,25 @@ def one_process(rank: int, ranks: int, meet: Path, options: dict, folder: Path) 
 
 
 def free_port() -> int:
-    import socket
-
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        return some.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def steps_taken(log: Path) -> dict[int, dict[str, tuple[int, list[int]]]]:
-    """By step and file (a rank in one life): when, and which ids."""
-    found: dict[int, dict[str, tuple[int, list[int]]]] = {}
+def steps_taken(log: Path) -> dict[int, dict[int, list[int]]]:
+    """The ids of every step, by the life of the run that took it."""
+    taken: dict[int, dict[int, list[int]]] = {}
     for file in log.glob("*.txt"):
         for line in file.read_text().splitlines():
-            step, when, *ids = map(int, line.split())
-            found.setdefault(step, {})[file.name] = (when, ids)
-    return found
+            step, *ids = map(int, line.split())
+            taken.setdefault(step, {}).setdefault(int(file.name.partition("-")[0]), []).extend(ids)
+    return taken
 
 
-def last_batches(log: Path, lives: list[set[str]]) -> list[list[int]]:
-    """The ids of every step, in the last life of the run that took it."""
-    life = {f"{pid}": number for number, pids in enumerate(lives) for pid in pids}
-    batches = []
-    for _, files in sorted(steps_taken(log).items()):
-        by_life: dict[int, list[int]] = {}
-        for name, (_, ids) in files.items():
-            by_life.setdefault(life[name.split("-")[1].removesuffix(".txt")], []).extend(ids)
-        batches.append(by_life[max(number for number, ids in by_life.items() if len(ids) == BATCH)])
-    return batches
+def last_batches(log: Path) -> list[list[int]]:
+    """The ids of every step, in the last life in which all ranks took it."""
+    taken = [lives for _, lives in sorted(steps_taken(log).items())]
+    return [lives[max(life for life, ids in lives.items() if len(ids) == BATCH)] for lives in taken]
 
 
 def main() -> None:
@@ -186,58 +179,58 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--windows", action="store_true", help="the order for data that are too many to permute")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    chance = random.Random(given.seed)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
     torch.set_num_threads(1)
-    if given.windows:
+    if arguments.windows:
         clip.MOST_WHOLE = 0
-    with tempfile.TemporaryDirectory() as place:
-        play(Path(place), given, chance)
+    with tempfile.TemporaryDirectory() as folder:
+        kill_again_and_again(Path(folder), arguments, chance)
 
 
-def play(place: Path, given: argparse.Namespace, chance: random.Random) -> None:
+def kill_again_and_again(folder: Path, arguments: argparse.Namespace, chance: random.Random) -> None:
     for name in ("shards", "val", "log"):
-        (place / name).mkdir()
-    write_shards(place / "shards", given.shards, chance)
-    write_shards(place / "val", 1, chance)
-    data = f"{place}/shards/*.tar"
+        (folder / name).mkdir()
+    write_shards(folder / "shards", arguments.shards, chance)
+    write_shards(folder / "val", 1, chance)
+    data = f"{folder}/shards/*.tar"
     size = len(Shards.open(data))
-    spoil(place / "shards", chance)
-    data = f"{place}/shards/{{00000..{given.shards - 1:05d}}}.tar"
-    steps = given.epochs * (size // BATCH)
-    options = {"data": data, "val": f"{place}/val/*.tar", "log": str(place / "log"), "steps": steps}
+    spoil(folder / "shards", chance)
+    data = f"{folder}/shards/{{00000..{arguments.shards - 1:05d}}}.tar"
+    steps = arguments.epochs * (size // BATCH)
+    options = {"data": data, "val": f"{folder}/val/*.tar", "log": str(folder / "log"), "steps": steps}
     options |= {"bad_share": 0.5, "bad_shards": True, "window": 64, "model": "emoji-rn32", "ref": "none"}
     print(
-        f"{size:,} samples in {given.shards} shards, batch {BATCH}, {steps} steps in {given.epochs} epochs", flush=True
+        f"{size:,} samples in {arguments.shards} shards, batch {BATCH}, {steps} steps in {arguments.epochs} epochs",
+        flush=True,
     )
-    lives, kills, ranks_used = [], 0, Counter()
+    kills, ranks_used = 0, Counter()
     while True:
         ranks, workers = chance.choice([2, 4]), chance.choice([0, 1, 2])
         ranks_used[ranks, workers] += 1
-        meet = place / str(free_port())
-        before = len(steps_taken(place / "log"))
-        pids = [fork(rank, ranks, meet, options | {"workers": workers}, place / "run") for rank in range(ranks)]
-        lives.append({str(pid) for pid in pids})
-        wanted = before + chance.randint(1, 2 * steps // given.kills)
-        finished = wait(pids, place / "log", wanted if kills < given.kills else steps + 1)
+        port = free_port()
+        taken = len(steps_taken(folder / "log"))
+        pids = [fork(kills, rank, ranks, port, options | {"workers": workers}, folder / "run") for rank in range(ranks)]
+        target = taken + chance.randint(1, 2 * steps // arguments.kills)
+        finished = wait(pids, folder / "log", target if kills < arguments.kills else steps + 1)
         if finished:
             break
         kills += 1
-    tell(place, size, options, given.epochs, lives, kills, ranks_used)
+    write_report(folder, size, options, arguments.epochs, kills, ranks_used)
 
 
-def fork(rank: int, ranks: int, meet: Path, options: dict, folder: Path) -> int:
+def fork(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> int:
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)  # loading workers are killed with it
-        one_process(rank, ranks, meet, options, folder)
+        one_process(life, rank, ranks, port, options, folder)
     return pid
 
 
-def wait(pids: list[int], log: Path, wanted: int) -> bool:
+def wait(pids: list[int], log: Path, steps: int) -> bool:
     """Kills all once so many steps were taken; True when they ended by themselves first."""
     alive = set(pids)
-    while len(steps_taken(log)) < wanted:
+    while len(steps_taken(log)) < steps:
         time.sleep(0.02)
         for pid in list(alive):
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -254,10 +247,10 @@ def wait(pids: list[int], log: Path, wanted: int) -> bool:
     return False
 
 
-def tell(place: Path, size: int, options: dict, epochs: int, lives: list[set[str]], kills: int, used: Counter) -> None:
-    batches = last_batches(place / "log", lives)
+def write_report(folder: Path, size: int, options: dict, epochs: int, kills: int, used: Counter) -> None:
+    batches = last_batches(folder / "log")
     assert len(batches) == epochs * (size // BATCH), f"{len(batches)} steps were taken"
-    taken = sum(len(files) for files in steps_taken(place / "log").values())
+    taken = sum(len(file.read_text().splitlines()) for file in (folder / "log").glob("*.txt"))
     ways = ", ".join(f"{n} x {ranks} ranks with {workers} workers" for (ranks, workers), n in sorted(used.items()))
     task = Watched(**options)
     unusable = {number for number in range(size) if not usable(task, number)}
@@ -268,15 +261,15 @@ def tell(place: Path, size: int, options: dict, epochs: int, lives: list[set[str
         f"{taken:,} batches of a rank were taken for {len(batches):,} steps that count.",
     ]
     rows = [["epoch", "turn came 0 times", "once", "twice", "0: unusable", "0: left over", "0: neither", "stand-ins"]]
-    order = task.stream(BATCH, seed=derive(0, "data")).plan.order
+    order = clip.Clip.stream(task, BATCH, seed=derive(0, "data")).plan.order
     for epoch in range(epochs):
         part = batches[epoch * (size // BATCH) : (epoch + 1) * (size // BATCH)]
         planned = order.ids(epoch, 0, len(part) * BATCH).split(BATCH)
         turns, stand_ins = Counter(), 0
-        for ids, wanted in zip(part, planned, strict=True):
-            mine = set(ids) & set(wanted.tolist())
-            turns.update(mine)
-            stand_ins += len(ids) - len(mine)
+        for ids, expected in zip(part, planned, strict=True):
+            own_turn = set(ids) & set(expected.tolist())
+            turns.update(own_turn)
+            stand_ins += len(ids) - len(own_turn)
         never = set(range(size)) - set(turns)
         over = never - set(torch.cat(planned).tolist())
         often = Counter(turns.values())

@@ -98,8 +98,8 @@ def main() -> None:
     report = Report("steerer", device)
     report.notes = [
         f"Steps are of a network 784-512-512-10 with AdamW in float32, {STEPS} a timing. A call is that of a Steerer "
-        f"with reference losses, forward and backward from the losses on, against the fewest lines by hand. For kl with "
-        f"rho or a moving average these are the lines of a fixed temperature, which find no dual and remember none."
+        f"with reference losses, forward and backward from the losses on, against the fewest lines by hand. For kl "
+        f"with rho or a moving average these are the lines of a fixed temperature, which find and remember no dual."
     ]
     for size in options.sizes:
         _measure_calls(report, size, options.rounds if size < 500_000 else max(5, options.rounds // 6), device)

@@ -186,7 +186,7 @@ class Clip:
         pairs = self._pairs  # first: a mistake in the data is an error before anything is downloaded
         return Reference([Member(ref, cache) for ref, cache in zip(self.refs, self._caches, strict=True)], pairs).eval()
 
-    def taught(self) -> "Clip":
+    def with_teacher(self) -> "Clip":
         if self.teacher is None:
             return self
         return replace(self, ref=self.teacher, cache=self.teacher_cache, teacher=None, teacher_cache=None)
@@ -198,7 +198,7 @@ class Clip:
     def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
         order = self._order(batch, seed)
         load = self._pairs.load
-        return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, details=True)
+        return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, with_share=True)
 
     def _order(self, batch: int, seed: int) -> Sampler:
         shards, name = self.shards, self.shards.fingerprint

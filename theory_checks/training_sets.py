@@ -45,6 +45,6 @@ def train_on(task: Task, samples: Batch) -> Task:
         return ShuffledLoader(load, size=len(samples), batch=batch, seed=seed)
 
     fixed: Task = exchange(
-        task, size=len(samples), rows=1, stream=stream, seeded=lambda _: fixed, taught=None, stored=None
+        task, size=len(samples), rows=1, stream=stream, seeded=lambda _: fixed, with_teacher=None, stored=None
     )
     return fixed

@@ -198,7 +198,7 @@ class PairData:
         return [float(value) for value in values if value is not None]
 
     def _views(self, samples: Sequence["_Sample"], generator: torch.Generator, share: Share) -> Tensor:
-        among = share.first, share.whole
+        among = share.first, share.batch
         if self._transform is not None:
             return picture_views([sample.picture.image for sample in samples], self._transform, generator, among)
         canvases = [sample.picture.canvas for sample in samples if sample.picture.canvas is not None]

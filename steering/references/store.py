@@ -15,7 +15,7 @@ from steering.errors import UserError
 from steering.references.answers import Answers
 from steering.references.kinds import Model, OwnPast, Reference, as_reference
 from steering.references.records import Records
-from steering.task import Batch, Losses, Stores, Task, Taught
+from steering.task import Batch, Losses, Task
 from steering.training.seeds import untouched
 
 LOSSES, OUTPUTS = ("values", "mask", "left", "right"), ("outputs",)
@@ -26,7 +26,7 @@ class ReferenceLosses:
 
     The reference sees every sample once, as the task shows it to a reference, and is not even loaded before a sample is
     missing. Stored are losses, or features of Pairs, and apart from them the outputs of samples that a target distils
-    from. What a task has in files of its own (``Stores``) is asked for every time and not stored twice, nor are the
+    from. What a task has in files of its own (``stored``) is asked for every time and not stored twice, nor are the
     losses of a reference that changes, or that is a table (``keep`` is False).
 
     Nothing is stored where the losses of all samples would exceed 2 GiB (for Pairs of width 512, 524,288 samples):
@@ -159,7 +159,8 @@ class ReferenceLosses:
         """Which of ``[n]`` ids are worth storing, ``[n]`` bool."""
         if not getattr(self.reference, "keep", True):
             return torch.zeros(len(ids), dtype=torch.bool)
-        return ~self.task.stored(ids) if isinstance(self.task, Stores) else torch.ones(len(ids), dtype=torch.bool)
+        stored = getattr(self.task, "stored", None)
+        return torch.ones(len(ids), dtype=torch.bool) if stored is None else ~stored(ids)
 
 
 def _load(task: Task, device: torch.device | str) -> Reference:
@@ -171,5 +172,6 @@ def _teacher(
     task: Task, device: torch.device | str, folder: Path | None, micro_batch: int | None
 ) -> ReferenceLosses | None:
     """The losses of the teacher, if that is another model than the reference."""
-    other = task.taught() if isinstance(task, Taught) else task
+    with_teacher = getattr(task, "with_teacher", None)
+    other = task if with_teacher is None else with_teacher()
     return None if other is task else ReferenceLosses(other, device, folder, micro_batch=micro_batch)

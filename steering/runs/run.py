@@ -27,8 +27,9 @@ from steering.runs.processes import on_rank_zero
 from steering.runs.progress import Interrupted, Interrupts, Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Result, Summary
-from steering.task import Exhibit, Exhibits, Exports, Skips, Task
+from steering.task import Exhibit, Task
 from steering.training import loop
+from steering.training.step import candidates_needed
 
 REFERENCE = "reference"
 LOCK = ".lock"  # held by the process that is at work in the folder
@@ -88,7 +89,7 @@ class Run:
             if any(arm.distill for arm in self.recipe.arms.values()):
                 _ = reference.teacher.model
             for arm in self.recipe.arms.values():
-                loop.candidates_needed(arm, self.recipe, self.task.size)
+                candidates_needed(arm, self.recipe, self.task.size)
         self._lock: FileLock | None = None
         try:
             on_rank_zero(self._enter)
@@ -210,7 +211,7 @@ class Run:
                 interrupts.training = False
             if not finished:
                 raise self._stopped(f"stopped after step {training.done} of {name}, seed {seed}", interrupts)
-            return self._finished(name, training, evaluation or training.evaluate())
+            return self._finished(name, training, evaluation or loop.evaluate(task, training.result))
 
         result = self._once(name, seed, train)
         watch.finished(self.recipe.steps)
@@ -222,20 +223,21 @@ class Run:
 
     def _finished(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""
-        seed, steerer, tally = training.seed, training.steerer, training.tally
+        seed, steerer, counters = training.seed, training.steerer, training.counters
         model = training.result
-        if isinstance(training.task, Exports) and rank() == 0:
-            training.task.export(model, self._place(name, seed) / "export")
+        export = getattr(training.task, "export", None)
+        if export is not None and rank() == 0:
+            export(model, self._place(name, seed) / "export")
         steered = training.arm.subtract
         return Result(
             seed=seed,
             metrics=metrics,
-            samples=tally.samples,
-            candidates=tally.candidates,
-            facts=tally.means(),
-            cpu_seconds=tally.cpu_seconds,
+            samples=counters.samples,
+            candidates=counters.candidates,
+            facts=counters.means(),
+            cpu_seconds=counters.cpu_seconds,
             scale=float(steerer.scale) if steered else None,
-            effective=tally.effective / max(1, training.done),
+            effective=counters.effective / max(1, training.done),
             variance_ratio=float(steerer.variance.ratio(steerer.scale.double())) if steered else None,
             cautions=steerer.cautions(),
         )
@@ -251,7 +253,7 @@ class Run:
                 raise UserError(f"{path} is damaged: delete it, and the run ends that arm again") from None
         began = time.monotonic()
         result = make()
-        skipped = self.task.skipped() if isinstance(self.task, Skips) else {}
+        skipped = (getattr(self.task, "skipped", None) or dict)()
         result = result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
         if rank() == 0:
             atomic_files.write(path, result.model_dump_json(indent=1))
@@ -293,13 +295,14 @@ class Run:
     def _exhibits(self) -> list[Exhibit]:
         """What the task has to show of the models of the first repetition."""
         task, reference = self._drawn(0)
-        if not isinstance(task, Exhibits):
+        exhibits = getattr(task, "exhibits", None)
+        if exhibits is None:
             return []
         models: dict[str, nn.Module] = {} if reference.model is None else {REFERENCE: reference.model}
         for name in self.recipe.arms:
             models[name] = loop.trained(task, self._place(name, 0) / "checkpoint.pt", self.device)
         with torch.no_grad():
-            return task.exhibits(models)
+            return exhibits(models)
 
 
 def _cautions(arms: dict[str, ArmSummary]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -10,25 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from steering import registry
-from steering.contrastive.pairs import Pairs
-from steering.errors import UserError
+from steering.contrastive.pairs import is_pairs
+from steering.errors import RunError, UserError
 from steering.references.kinds import Model, OwnPast, Reference, as_reference
+from steering.references.store import ReferenceLosses
 from steering.task import Batch, Losses, Task
 from steering.testing._generators import disturb, states
 from steering.training.seeds import untouched
+from steering.training.step import Training
 
-_PARTS = ("size", "rows", "recipe", "metrics", "seeded", "target", "reference", "stream", "losses", "evaluate")
+_MEMBERS = ("size", "rows", "recipe", "metrics", "seeded", "target", "reference", "stream", "losses", "evaluate")
 
 
 def check_task(task: Task, *, batch: int = 8, batches: int = 3) -> None:
     """Checks that a task keeps the contract that the training loop and the reports build on.
 
-    Data are loaded, models are built and evaluated a few times; nothing is trained.
+    Data are loaded, models are built and evaluated a few times, and every arm of the recipe is trained for one step.
 
     Args:
         task: an instance, as small as its options allow.
         batch: samples in a batch, at most ``task.size``.
-        batches: how many of them are looked at.
+        batches: how many of them are drawn.
 
     Raises:
         AssertionError: names the task, the promise that it breaks, and what was seen.
@@ -37,7 +39,7 @@ def check_task(task: Task, *, batch: int = 8, batches: int = 3) -> None:
         >>> from steering.tasks.blobs import Blobs
         >>> check_task(Blobs())
     """
-    missing = [part for part in _PARTS if not hasattr(task, part)]
+    missing = [name for name in _MEMBERS if not hasattr(task, name)]
     assert not missing, f"{task!r}: a task needs {', '.join(missing)}; see steering.task.Task"
     with untouched():
         for check in _CHECKS:
@@ -50,9 +52,9 @@ class _Case:
     def __init__(self, task: Task, batch: int, batches: int):
         self.task, self.batch, self.batches = task, batch, batches
 
-    def require(self, kept: object, promise: str, got: object = "") -> None:
+    def require(self, condition: object, promise: str, got: object = "") -> None:
         """Asserts that a promise is kept."""
-        assert kept, f"{self.task!r}: {promise}" + (f", got {got}" if str(got) else "")
+        assert condition, f"{self.task!r}: {promise}" + (f", got {got}" if str(got) else "")
 
     def take(self, stream: Any, batches: int | None = None) -> list[Batch]:
         return [next(stream) for _ in range(batches or self.batches)]
@@ -70,12 +72,12 @@ class _Case:
             return Model(reference.following(self.target()).module, self.task)
         return reference
 
-    def quietly(self, what: str, action: Callable[[], Any]) -> Any:
-        """Does something that must leave the global generators as they are."""
+    def quietly(self, name: str, action: Callable[[], Any]) -> Any:
+        """Calls something that must leave the global generators as they are."""
         before = states()
         result = action()
-        touched = [name for name, state in states().items() if state != before[name]]
-        self.require(not touched, f"{what} leaves the global generators alone", f"another state of {touched}")
+        changed = [generator for generator, state in states().items() if state != before[generator]]
+        self.require(not changed, f"{name} leaves the global generators alone", f"another state of {changed}")
         return result
 
 
@@ -100,14 +102,17 @@ def _check_batches(case: _Case) -> None:
     size = case.task.size
     for batch in case.take(case.quietly("stream", lambda: case.task.stream(case.batch, seed=0))):
         ids = batch.ids
-        right = ids.dtype == torch.int64 and ids.shape == (case.batch,)
-        case.require(right, f"ids are [{case.batch}] int64", f"{list(ids.shape)} {ids.dtype}")
+        well_formed = ids.dtype == torch.int64 and ids.shape == (case.batch,)
+        case.require(well_formed, f"ids are [{case.batch}] int64", f"{list(ids.shape)} {ids.dtype}")
         inside = 0 <= int(ids.min()) and int(ids.max()) < size
         case.require(inside, f"ids run from 0 to {size - 1}", ids.tolist())
         case.require(len(ids.unique()) == len(ids), "no id is twice in a batch", ids.tolist())
+        length, unit = (case.batch, "samples") if batch.rows is None else (len(batch.rows), "entries")
         for name, value in {**batch.fields, **batch.facts}.items():
-            promise = f"{name} has a row for each of {case.batch} samples"
-            case.require(len(value) == case.batch, promise, list(value.shape))
+            promise = f"{name} has a row for each of {length} {unit}"
+            case.require(value.shape[:1] == (length,), promise, list(value.shape))
+        if batch.rows is not None:
+            _check_rows(case, batch.rows, "of a batch")
 
 
 def _check_order(case: _Case) -> None:
@@ -130,10 +135,10 @@ def _check_resuming(case: _Case) -> None:
         state = torch.load(file, weights_only=True)
     except UnpicklingError as error:
         raise AssertionError(f"{case.task!r}: a stream's state is of plain types, got: {error}") from error
-    wanted = case.take(stream)
+    expected = case.take(stream)
     resumed = case.task.stream(case.batch, seed=0)
     resumed.load_state_dict(state)
-    case.require(_same(case.take(resumed), wanted), "a resumed stream goes on where it was", "other batches")
+    case.require(_same(case.take(resumed), expected), "a resumed stream goes on where it was", "other batches")
 
 
 def _check_target(case: _Case) -> None:
@@ -156,37 +161,57 @@ def _check_reference(case: _Case) -> None:
 
 def _check_losses(case: _Case) -> None:
     batch, target, reference = case.first(), case.target(), case.reference()
-    kept = {name: value.clone() for name, value in batch.fields.items()}
-    mine, known = case.task.losses(target, batch), reference(batch)
-    unchanged = all(torch.equal(value, batch.fields[name]) for name, value in kept.items())
+    fields = {name: value.clone() for name, value in batch.fields.items()}
+    losses = {"target": case.task.losses(target, batch), "reference": reference(batch)}
+    unchanged = all(torch.equal(value, batch.fields[name]) for name, value in fields.items())
     case.require(unchanged, "losses do not write into the batch", "changed fields")
-    shapes = [[list(part.shape) for part in _parts(losses)] for losses in (mine, known)]
-    if isinstance(mine.values, Tensor):
-        case.require(shapes[0] == shapes[1], "target and reference have losses of the same shape", shapes)
-    for losses, owner in ((mine, "target"), (known, "reference")):
-        for part in _parts(losses):
-            case.require(part.isfinite().all(), f"losses of the {owner} are finite", part)
-            promise = f"losses of the {owner} have a row for each of {case.batch} samples"
-            case.require(part.dim() > 0 and len(part) == case.batch, promise, list(part.shape))
-        if losses.mask is not None:
-            promise = "the mask is True and False, shaped like the losses"
-            right = losses.mask.dtype == torch.bool and list(losses.mask.shape) == shapes[0][0]
-            case.require(right, promise, f"{losses.mask.dtype} {list(losses.mask.shape)}")
-    _parts(mine)[0].sum().backward()
-    found = any(p.grad is not None and p.grad.any() for p in target.parameters())
-    case.require(found, "losses of the target reach its weights with a gradient", "none")
-    case.require(not any(p.requires_grad for p in _parts(known)), "a frozen reference's losses carry no gradient")
+    for owner, one in losses.items():
+        _check_shapes(case, one, owner)
+    shapes = [list(one.values.shape) for one in losses.values() if isinstance(one.values, Tensor)]
+    case.require(shapes[:1] == shapes[1:], "target and reference have losses of the same shape", shapes)
+    _tensors(losses["target"])[0].sum().backward()
+    reached = any(p.grad is not None and p.grad.any() for p in target.parameters())
+    case.require(reached, "losses of the target reach its weights with a gradient", "none")
+    carries = any(part.requires_grad for part in _tensors(losses["reference"]))
+    case.require(not carries, "a frozen reference's losses carry no gradient")
+
+
+def _check_shapes(case: _Case, losses: Losses, owner: str) -> None:
+    length, unit = (case.batch, "samples") if losses.rows is None else (len(losses.rows), "entries")
+    for part in _tensors(losses):
+        promise = f"losses of the {owner} have a row for each of {length} {unit}"
+        case.require(part.shape[:1] == (length,), promise, list(part.shape))
+    if losses.mask is not None:
+        well_formed = losses.mask.dtype == torch.bool and losses.mask.shape == _tensors(losses)[0].shape
+        promise = "the mask is True and False, shaped like the losses"
+        case.require(well_formed, promise, f"{losses.mask.dtype} {list(losses.mask.shape)}")
+    for part in _tensors(losses):
+        counted = part if losses.mask is None else part[losses.mask]
+        case.require(counted.isfinite().all(), f"losses of the {owner} are finite", part)
+    if losses.rows is not None:
+        _check_rows(case, losses.rows, f"of the {owner}")
+    if losses.groups is not None:
+        well_formed = losses.groups.dtype == torch.int64 and losses.groups.shape == (case.batch,)
+        promise = f"groups of the {owner} are [{case.batch}] int64"
+        case.require(well_formed, promise, f"{list(losses.groups.shape)} {losses.groups.dtype}")
+
+
+def _check_rows(case: _Case, rows: Tensor, owner: str) -> None:
+    well_formed = rows.dtype == torch.int64 and rows.dim() == 1 and bool(((rows >= 0) & (rows < case.batch)).all())
+    promise = f"rows {owner} are indices of samples, [entries] int64 from 0 to {case.batch - 1}"
+    case.require(well_formed, promise, f"{rows.dtype} {rows.tolist()}")
 
 
 def _check_losses_alone(case: _Case) -> None:
     """Losses of the reference are looked up by id, so they must not depend on the rest of the batch."""
     batch, reference = case.first(), case.reference()
-    places = torch.tensor([case.batch - 1, 0])
-    whole = _parts(case.quietly("losses in evaluation mode", lambda: reference(batch)))
-    for part, alone in zip(whole, _parts(reference(batch.take(places))), strict=True):
-        same = torch.allclose(part[places], alone, rtol=1e-4, atol=1e-5)
-        promise = "a sample has the same loss (Pairs: features) whatever else is in the batch"
-        case.require(same, promise, f"{part[places]} and {alone}")
+    full = case.quietly("losses in evaluation mode", lambda: reference(batch))
+    alone = reference(batch.take(torch.tensor([case.batch - 1, 0])))
+    for index, index_alone in ((case.batch - 1, 0), (0, 1)):
+        for one, other in zip(_of_sample(full, index), _of_sample(alone, index_alone), strict=True):
+            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+            promise = "a sample has the same loss (Pairs: features) whatever else is in the batch"
+            case.require(same, promise, f"{one} and {other}")
 
 
 @torch.no_grad()
@@ -196,15 +221,15 @@ def _check_metrics(case: _Case) -> None:
     for owner, model in (("target", case.target().eval()), ("reference", getattr(case.reference(), "model", None))):
         if model is None:
             continue
-        seen = case.quietly("evaluate", lambda model=model: case.task.evaluate(model))
+        metrics = case.quietly("evaluate", lambda model=model: case.task.evaluate(model))
         promise = f"evaluate returns the metrics declared, {sorted(declared)}"
-        case.require(sorted(seen) == sorted(declared), promise, sorted(seen))
-        for name, value in seen.items():
-            right = isinstance(value, float) and math.isfinite(value)
-            case.require(right, f"{name} of the {owner} is a finite float", repr(value))
+        case.require(sorted(metrics) == sorted(declared), promise, sorted(metrics))
+        for name, value in metrics.items():
+            finite = isinstance(value, float) and math.isfinite(value)
+            case.require(finite, f"{name} of the {owner} is a finite float", repr(value))
             if declared[name].percent:
                 case.require(0 <= value <= 1, f"{name} of the {owner} is a share from 0 to 1", value)
-        case.require(case.task.evaluate(model) == seen, f"the {owner} is evaluated alike twice", "other figures")
+        case.require(case.task.evaluate(model) == metrics, f"the {owner} is evaluated alike twice", "other figures")
 
 
 def _check_repetitions(case: _Case) -> None:
@@ -213,6 +238,24 @@ def _check_repetitions(case: _Case) -> None:
     case.require(same_kind, "another repetition is the same problem", f"{repeated!r}")
     draws = [case.take(task.stream(case.batch, seed=0)) for task in (repeated, case.task.seeded(3))]
     case.require(_same(*draws), "the same repetition has the same data", "others")
+
+
+def _check_training(case: _Case) -> None:
+    """What losses and facts the loop can work with is the loop's to say."""
+    task, reference = case.task, ReferenceLosses(case.task)
+    settings = {"steps": 1, "batch": min(case.batch, task.recipe.batch), "warmup": 0, "compile": False}
+    recipe = task.recipe.model_copy(update=settings)
+    for name, arm in {**recipe.arms, **recipe.more}.items():
+        try:
+            training = Training(task, arm, recipe, reference=reference, seed=0)
+            record = training.step()
+        except (UserError, RunError) as error:
+            raise AssertionError(f"{task!r}: arm {name} can be trained, got: {error}") from error
+        figures = {k: x for k, x in {**record, **record["facts"]}.items() if isinstance(x, float)}
+        finite = all(map(math.isfinite, figures.values()))
+        case.require(finite, f"a step of arm {name} has finite figures", figures)
+        finite = all(parameter.isfinite().all() for parameter in training.model.parameters())
+        case.require(finite, f"a step of arm {name} leaves finite weights")
 
 
 _CHECKS: tuple[Callable[[_Case], None], ...] = (
@@ -226,24 +269,32 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_losses_alone,
     _check_metrics,
     _check_repetitions,
+    _check_training,
 )
 
 
-def _parts(losses: Losses) -> list[Tensor]:
-    """Losses ``[n, ...]``, or the features of Pairs."""
+def _tensors(losses: Losses) -> list[Tensor]:
+    """Losses ``[n, ...]`` or ``[entries]``, or the features of Pairs."""
     values = losses.values
-    return [values.left, values.right] if isinstance(values, Pairs) else [values]
+    return [values.left, values.right] if is_pairs(values) else [values]
 
 
-def _same(some: list[Batch], others: list[Batch]) -> bool:
+def _of_sample(losses: Losses, index: int) -> list[Tensor]:
+    """What belongs to one sample, padding left out."""
+    if losses.mask is not None and losses.rows is None:
+        return [part[index][losses.mask[index]] for part in _tensors(losses)]
+    return [part[index if losses.rows is None else losses.rows == index] for part in _tensors(losses)]
+
+
+def _same(batches: list[Batch], others: list[Batch]) -> bool:
     """Whether everything in two lists of batches is equal."""
-    for one, other in zip(some, others, strict=True):
-        mine, its = ({"ids": batch.ids, **batch.fields, **batch.facts} for batch in (one, other))
-        if mine.keys() != its.keys() or not all(torch.equal(mine[name], its[name]) for name in mine):
-            return False
-    return True
+    pairs = zip(batches, others, strict=True)
+    return all(_equal(*({"ids": x.ids, **x.fields, **x.facts} for x in pair)) for pair in pairs)
 
 
-def _same_weights(one: nn.Module, other: nn.Module) -> bool:
-    mine, its = one.state_dict(), other.state_dict()
-    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+def _same_weights(model: nn.Module, other: nn.Module) -> bool:
+    return _equal(model.state_dict(), other.state_dict())
+
+
+def _equal(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)

@@ -17,6 +17,8 @@ from steering.errors import UserError
 from steering.task import Task
 from steering.training.seeds import untouched
 
+FORMAT = 2  # of Training.state_dict: raised when an older one can no longer be continued; 1 did not say so
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes tensors, numbers, strings, lists and dicts of them, atomically."""

@@ -1,12 +1,12 @@
 """Losses of a batch and their gradient, in as many parts as memory asks for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from steering.contrastive.pairs import Pairs
+from steering.contrastive.pairs import leaves_of, with_leaves
 from steering.distributed import rank
 from steering.settings import Recipe
 from steering.task import Batch, Losses, Task
@@ -37,26 +37,23 @@ class Forward:
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Callable[[Tensor], None]]:
         """Losses of the batch, and what takes a loss made of them back into the model's gradients."""
-        places = torch.arange(len(batch)).split(self.recipe.micro_batch or len(batch))
-        if len(places) == 1:
-            parts, first = [batch], [self._run(batch, step, 0)]
+        parts = batch.split(self.recipe.micro_batch)
+        if len(parts) == 1:
+            outputs = [self._run(batch, step, 0)]
         else:
-            parts = [batch.take(some) for some in places]
             with torch.no_grad(), _unchanged(self.model):
-                first = [self._run(part, step, number) for number, part in enumerate(parts)]
-        losses = _leaves(first)
+                outputs = [self._run(part, step, number) for number, part in enumerate(parts)]
+        losses = _leaves(Losses.concatenate(outputs, [len(part) for part in parts]))
+        lengths = [len(_differentiable(part)[0]) for part in outputs]
 
         def backward(loss: Tensor) -> None:
             loss.backward()
-            gradients = [_filled(x) for x in _outputs(losses)]
-            for number, part in enumerate(parts):
-                last = number == len(parts) - 1
-                with nullcontext() if last else no_sync(self.model):
-                    found = first[0] if len(parts) == 1 else self._run(part, step, number)
-                    shares = [_part(g, places[number], first=number == 0) for g in gradients]
-                    pairs = zip(_outputs(found), shares, strict=True)
-                    wanted = [(x, share) for x, share in pairs if x.requires_grad]
-                    torch.autograd.backward([x for x, _ in wanted], [share for _, share in wanted])
+            gradients = zip(*(_shares(leaf, lengths) for leaf in _differentiable(losses)), strict=True)
+            for number, (part, shares) in enumerate(zip(parts, gradients, strict=True)):
+                with nullcontext() if number == len(parts) - 1 else no_sync(self.model):
+                    output = outputs[0] if len(parts) == 1 else self._run(part, step, number)
+                    pairs = [(x, g) for x, g in zip(_differentiable(output), shares, strict=True) if x.requires_grad]
+                    torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
 
         return losses, backward
 
@@ -72,6 +69,16 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
 
+@torch.no_grad()
+def score(task: Task, model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
+    """Losses of a batch in evaluation mode, in micro-batches, without answers; leaves no trace in the generators."""
+    parts = batch.split(recipe.micro_batch)
+    model.eval()
+    with seeds.untouched(), autocast(recipe, batch.ids.device):
+        losses = [task.losses(model, part)._replace(outputs=None) for part in parts]
+    return Losses.concatenate(losses, [len(part) for part in parts])
+
+
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Buffers, such as running means, leave this block as they entered it: the parts are run once more."""
@@ -81,36 +88,24 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         buffer.copy_(old)
 
 
-def _outputs(losses: Losses) -> list[Tensor]:
+def _differentiable(losses: Losses) -> list[Tensor]:
     """What has a gradient: losses and answers, or features and scale."""
-    values = losses.values
-    if not isinstance(values, Pairs):
-        return [values, *([] if losses.outputs is None else [losses.outputs])]
-    return [values.left, values.right, *([values.scale] if isinstance(values.scale, Tensor) else [])]
+    return [*leaves_of(losses.values), *([] if losses.outputs is None else [losses.outputs])]
 
 
-def _leaves(parts: list[Losses]) -> Losses:
-    """The parts as one, with leaves that take a gradient."""
-    mask = None if parts[0].mask is None else torch.cat([part.mask for part in parts if part.mask is not None])
-    joined = [torch.cat(some).detach() if some[0].dim() else some[0].detach() for some in _columns(parts)]
-    leaves = [x.requires_grad_() for x in joined]
-    first = parts[0].values
-    if not isinstance(first, Pairs):
-        return Losses(leaves[0], mask, *leaves[1:])
-    return Losses(Pairs(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else first.scale), mask)
+def _leaves(losses: Losses) -> Losses:
+    """The same losses, cut off the model, with leaves that take a gradient."""
+    leaves = [x.detach().requires_grad_() for x in _differentiable(losses)]
+    outputs = None if losses.outputs is None else leaves.pop()
+    return losses._replace(values=with_leaves(losses.values, leaves), outputs=outputs)
 
 
-def _columns(parts: list[Losses]) -> list[tuple[Tensor, ...]]:
-    return list(zip(*map(_outputs, parts), strict=True))
+def _shares(leaf: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+    """The gradient of a leaf for each part, of a scalar all for the first; zeros where no loss depends on it.
 
-
-def _filled(leaf: Tensor) -> Tensor:
-    """The gradient of a leaf; zeros where no loss asked for it, for every process waits for all gradients."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _part(gradient: Tensor, places: Tensor, *, first: bool) -> Tensor:
-    """A part's share of a gradient: its rows, and of a scalar all for the first part."""
+    They are zeros and not left out because every process waits for all gradients.
+    """
+    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     if gradient.dim() == 0:
-        return gradient if first else torch.zeros_like(gradient)
-    return gradient[places.to(gradient.device)]
+        return [gradient] + [torch.zeros_like(gradient)] * (len(lengths) - 1)
+    return gradient.split(lengths)

@@ -1,11 +1,11 @@
 """The order of the data: exact epochs that depend on the seed alone and can be resumed anywhere."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from itertools import count
+from typing import Any, NamedTuple, Self, cast
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from steering.distributed import rank, world_size
 from steering.errors import RunError, UserError
@@ -20,15 +20,15 @@ class Share(NamedTuple):
     """What a load may know of the batch that its ids are a part of.
 
     Attributes:
-        first: place of its first id in the whole batch.
-        whole: samples in the whole batch.
+        first: position of its first id in the batch over all ranks.
+        batch: samples in that batch.
         stand_ins: ``[k]`` ids that may replace unusable samples: what this epoch leaves out, each in the hands of one
             rank, and for every batch in another order, so that batches share none of them while no batch needs more
             than an equal share.
     """
 
     first: int
-    whole: int
+    batch: int
     stand_ins: Tensor
 
 
@@ -37,8 +37,8 @@ class ShuffledLoader:
 
     The ids of batch b are a function of (seed, b) alone, so methods that are compared see the same order, and
     resuming needs one number, on any number of ranks and workers that the batch can be shared by. What does not fill
-    a batch at the end of an epoch is left out of that epoch. While the order is a whole permutation, a larger batch is
-    made of the same samples as several smaller ones.
+    a batch at the end of an epoch is left out of that epoch. While the order is one permutation of all samples, a
+    larger batch is made of the same samples as several smaller ones.
 
     Args:
         load: makes the Batch of ``[n]`` ids; the generator is for random views of them and depends on
@@ -47,9 +47,9 @@ class ShuffledLoader:
         batch: samples in a batch over all ranks, at most ``size`` and a multiple of the number of ranks.
         seed: of the order and the views.
         workers: processes that load ahead; 0 loads in this one.
-        order: which ids an epoch shows and when; a permutation of the whole size if not given.
-        details: ``load`` takes a Share as a third argument, and the generator is the same on every rank: so views can
-            be what they would be in one process that loads the whole batch.
+        order: which ids an epoch shows and when; a permutation of all ``size`` if not given.
+        with_share: ``load`` takes a Share as a third argument, and the generator is the same on every rank: so views
+            can be what they would be in one process that loads the batch of all ranks.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class ShuffledLoader:
         seed: int,
         workers: int = 0,
         order: Sampler | None = None,
-        details: bool = False,
+        with_share: bool = False,
     ):
         if order is None:
             if size is None:
-                raise UserError("Shuffled needs the number of samples (size) or an order")
+                raise UserError("ShuffledLoader needs the number of samples (size) or an order")
             order = Permutation(size, seed=seed)
         if not order.length(0):
             raise UserError("an epoch has no samples: all are held out, or the source that weighs most is empty")
@@ -75,20 +75,19 @@ class ShuffledLoader:
             )
         if batch % world_size():
             raise UserError(f"a batch of {batch} cannot be shared evenly by {world_size()} processes")
-        self.plan = _Plan(order, batch=batch, seed=seed, rank=rank(), world=world_size(), details=details)
-        self.load = load
+        self.plan = _Plan(load, order, batch=batch, seed=seed, with_share=with_share)
         self.workers = workers
         self.position = 0  # batches handed out so far
-        self._running: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch] | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        if self._running is None:
-            self._running = self._start()
+        if self._batches is None:
+            self._batches = self._start()
         try:
-            batch = next(self._running)
+            batch = next(self._batches)
         except (UserError, RunError) as error:  # a worker's comes wrapped in its traceback
             last = str(error).strip().splitlines()[-1]
             raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
@@ -96,83 +95,64 @@ class ShuffledLoader:
         return batch
 
     def _start(self) -> Iterator[Batch]:
+        numbers = count(self.position)
         if self.workers == 0:
-            return (self.load(*self.plan.turn(number)) for number in _count_from(self.position))
-        dataset = _Turns(self.plan, self.load)
-        loader = DataLoader(dataset, batch_size=None, sampler=_CountFrom(self.position), num_workers=self.workers)
-        return iter(loader)
+            return map(self.plan.__getitem__, numbers)
+        plan = cast(Any, self.plan)  # all that a DataLoader asks of a data set is to be indexed
+        return iter(DataLoader(plan, batch_size=None, sampler=numbers, num_workers=self.workers))
 
     def state_dict(self) -> dict:
+        return {"position": self.position} | self._data()
+
+    def _data(self) -> dict:
+        """What must be the same for a position to mean the same."""
         order = self.plan.order
-        told = {"size": order.size, "batch": self.plan.batch, "seed": self.plan.seed, "order": order.fingerprint}
-        return {"position": self.position} | told
+        return {"size": order.size, "batch": self.plan.batch, "seed": self.plan.seed, "order": order.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        mine = self.state_dict() | {"position": state["position"]}
-        theirs = {"order": "whole"} | state
-        if mine != theirs:
-            other = ", ".join(f"{name} {theirs.get(name)}" for name in mine if mine[name] != theirs.get(name))
-            own = ", ".join(f"{name} {mine[name]}" for name in mine if mine[name] != theirs.get(name))
+        data = self._data()
+        saved = {"order": "whole"} | state
+        differ = [name for name in data if data[name] != saved.get(name)]
+        if differ:
+            before = ", ".join(f"{name} {saved.get(name)}" for name in differ)
+            now = ", ".join(f"{name} {data[name]}" for name in differ)
             raise UserError(
-                f"the checkpoint was made with another data order: it has {other}, this run {own}; leave data, batch "
+                f"the checkpoint was made with another data order: it has {before}, this run {now}; leave data, batch "
                 "and seed as they were, or start a new run (from the checkpoint's weights, say)"
             )
-        self.position, self._running = state["position"], None
+        self.position, self._batches = state["position"], None
 
 
 class _Plan:
-    """Which ids belong to which batch."""
+    """This rank's part of every batch, by the batch's number: what worker processes index."""
 
-    def __init__(self, order: Sampler, *, batch: int, seed: int, rank: int, world: int, details: bool = False):
-        self.order, self.batch, self.seed = order, batch, seed
-        self.rank, self.world, self.details = rank, world, details
-        self._epoch, self._began = 0, 0  # the last epoch that was asked for and its first batch
+    def __init__(self, load: Load, order: Sampler, *, batch: int, seed: int, with_share: bool):
+        self.load, self.order, self.batch, self.seed, self.with_share = load, order, batch, seed, with_share
+        self.rank, self.world_size = rank(), world_size()  # workers have neither
+        self._epoch, self._first = 0, 0  # the epoch of the last call and its first batch
 
-    def turn(self, number: int) -> tuple:
-        """This rank's ids of batch ``number``, the generator of their views, and a Share if it is wanted."""
-        epoch, place = self._find(number)
-        each = self.batch // self.world
-        first = self.rank * each
-        ids = self.order.ids(epoch, place * self.batch + first, place * self.batch + first + each)
-        if not self.details:
-            return ids, generator(self.seed, "view", number, self.rank)
-        return ids, generator(self.seed, "view", number, 0), Share(first, self.batch, self._left(epoch, place))
+    def __getitem__(self, number: int) -> Batch:
+        epoch, turn = self._epoch_and_turn(number)
+        length = self.batch // self.world_size
+        first = self.rank * length
+        start = turn * self.batch + first
+        ids = self.order.ids(epoch, start, start + length)
+        if not self.with_share:
+            return self.load(ids, generator(self.seed, "view", number, self.rank))
+        share = Share(first, self.batch, self._stand_ins(epoch, turn))
+        return self.load(ids, generator(self.seed, "view", number, 0), share)
 
-    def _find(self, number: int) -> tuple[int, int]:
-        """Epoch of a batch, and its place in there."""
-        if number < self._began:
-            self._epoch, self._began = 0, 0
-        while number - self._began >= (batches := self.order.length(self._epoch) // self.batch):
-            self._epoch, self._began = self._epoch + 1, self._began + batches
-        return self._epoch, number - self._began
+    def _epoch_and_turn(self, number: int) -> tuple[int, int]:
+        """Epoch of a batch, and its number in there."""
+        if number < self._first:
+            self._epoch, self._first = 0, 0
+        while number - self._first >= (batches := self.order.length(self._epoch) // self.batch):
+            self._epoch, self._first = self._epoch + 1, self._first + batches
+        return self._epoch, number - self._first
 
-    def _left(self, epoch: int, place: int) -> Tensor:
+    def _stand_ins(self, epoch: int, turn: int) -> Tensor:
         """What the epoch leaves out, this rank's part of it, from another one on for every batch."""
         total = self.order.length(epoch)
         batches = total // self.batch
-        left = self.order.ids(epoch, batches * self.batch, total)[self.rank :: self.world]
-        return left.roll(-place * max(1, len(left) // batches))
-
-
-class _Turns(Dataset):
-    """The plan as something a DataLoader's workers can index."""
-
-    def __init__(self, plan: _Plan, load: Load):
-        self.plan, self.load = plan, load
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.load(*self.plan.turn(number))
-
-
-class _CountFrom(torch.utils.data.Sampler):
-    def __init__(self, start: int):
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return _count_from(self.start)
-
-
-def _count_from(number: int) -> Iterator[int]:
-    while True:
-        yield number
-        number += 1
+        left_out = self.order.ids(epoch, batches * self.batch, total)[self.rank :: self.world_size]
+        return left_out.roll(-turn * max(1, len(left_out) // batches))

@@ -1,240 +1,17 @@
 """The one training loop: every task, rule, selector and baseline goes through it."""
 
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from steering import registry
-from steering.contrastive.pairs import Pairs
-from steering.distillation import distil
-from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, rank, world_size
-from steering.dual_memory import DualMemory
-from steering.engine import Steered, Steerer
+from steering.distributed import all_reduce_sum, fail_on_all_ranks, rank, world_size
 from steering.errors import RunError, UserError
-from steering.references.store import ReferenceLosses
-from steering.rules.rule import Tempered
-from steering.selectors.selector import Selector
-from steering.settings import Arm, Recipe
-from steering.task import Batch, Losses, Task
-from steering.training import checkpoint, parallel, seeds
+from steering.task import Task
+from steering.training import checkpoint, seeds
 from steering.training.checkpoint import trained as trained
-from steering.training.counters import Counters
-from steering.training.forward import Forward, autocast
-from steering.training.gamma import GammaSchedule
-from steering.training.optimizer import average_of, learning_rate, make_optimizer
-
-Record = dict[str, Any]
-
-
-class Training:
-    """One arm in training: all that changes from step to step, and how to save it.
-
-    Arms with the same seed start from the same weights and see the same order of data.
-
-    Args:
-        task: drawn for this repetition already (``task.seeded(seed)``).
-        arm: the method.
-        recipe: settings that every arm shares.
-        reference: the reference's losses; only asked when the arm uses them.
-        seed: of initial weights, data order, views and selection, each a stream of its own.
-        device: where the target trains.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        arm: Arm,
-        recipe: Recipe,
-        *,
-        reference: ReferenceLosses,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ):
-        self.task, self.arm, self.recipe = task, arm, recipe
-        self.seed, self.device = seed, device
-        self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
-        seeds.seed_everything(seeds.derive(seed, "model"))
-        self.model: nn.Module = task.target().to(device)
-        if recipe.ema is not None and recipe.parallel == "fsdp" and world_size() > 1:
-            raise UserError("a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp")
-        if recipe.grad_checkpointing:
-            _switch(self.model, "set_grad_checkpointing", "compute activations again (recipe.grad_checkpointing)", True)
-        if arm.temperature is not None:
-            _switch(self.model, "set_temperature", "be given a temperature to begin with", arm.temperature, learn=True)
-        self.average = average_of(self.model, recipe)
-        self.reference = reference.following(self.model)
-        if recipe.compile:
-            self.model.compile()
-        self.forward = Forward(task, parallel.wrap(self.model, recipe.parallel, device), recipe, seed)
-        self.optimizer = make_optimizer(self.model, recipe)
-        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
-        self.gamma = GammaSchedule(arm, recipe, task.size)
-        memory = DualMemory(task.rows, gamma=self.gamma(0), keep=not self.gamma.constant)
-        rule = registry.build("rules", arm.rule)
-        self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
-        self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
-        self.tally = Counters()
-        self.done = 0  # steps
-
-    def step(self) -> Record:
-        """One gradient step.
-
-        Returns:
-            The step's figures, ready for metrics.jsonl.
-
-        Raises:
-            RunError: the loss is not a finite number; the model is as it was before the step.
-        """
-        began = time.process_time()
-        candidates = fail_on_all_ranks(lambda: next(self.stream).to(self.device))  # what can fail on one rank alone
-        batch = self._choose(candidates)
-        known, taught = fail_on_all_ranks(lambda: self._told(batch))
-        self.model.train()
-        losses, backward = self.forward(batch, self.done)
-        self.steerer.memory.gamma = self.gamma(self.done)
-        steered = self.steerer(losses.values, known, ids=batch.ids, mask=losses.mask)
-        lesson = None if taught is None else self._distil(losses, taught, steered)
-        whole = steered.loss if lesson is None else steered.loss + self.arm.distill * lesson
-        loss = float(all_reduce_sum(whole.detach()) / world_size())
-        if not math.isfinite(loss):
-            raise RunError(_not_finite(loss, self.done, losses, batch))
-        backward(self.scaler.scale(whole))
-        pace = self._update()
-        self.done += 1
-        self.tally.add(batch, steered.weights, len(candidates), world_size())
-        figures = steered.figures() | {
-            "distillation": None if lesson is None else float(all_reduce_sum(lesson.detach()) / world_size())
-        }
-        self.tally.effective += figures["effective"] or 0.0
-        self.tally.cpu_seconds += time.process_time() - began
-        return self._record(loss, steered, pace) | figures | {"facts": self.tally.means()}
-
-    def _told(self, batch: Batch) -> tuple[Tensor | Pairs | None, Losses | None]:
-        """What reference and teacher say of the samples, where it matters."""
-        teacher = self.reference.teacher if self.arm.distill else None
-        known = self.reference(batch, outputs=teacher is self.reference) if self.arm.subtract else None
-        taught = known if teacher is self.reference and known is not None else teacher and teacher(batch, outputs=True)
-        return None if known is None else known.values, taught
-
-    def _distil(self, losses: Losses, taught: Losses, steered: Steered) -> Tensor:
-        """How far the target's answers are from the teacher's, in the unit of the steered loss."""
-        values, rule = losses.values, self.steerer.rule
-        if not isinstance(values, Pairs):
-            if losses.outputs is None or taught.outputs is None:
-                raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
-            return distil(losses.outputs, taught.outputs)
-        assert isinstance(taught.values, Pairs)
-        if not isinstance(rule, Tempered):  # whose temperature is not the model's to learn
-            values = Pairs(values.left, values.right, values.detach().scale)
-        apart = distil(values, taught.values)
-        in_nats = rule.nats if isinstance(rule, Tempered) else steered.temperature is None
-        return apart if in_nats else apart / values.scale
-
-    def _choose(self, candidates: Batch) -> Batch:
-        """The samples worth a gradient step, scored without side effects."""
-        if self.selector is None:
-            return candidates
-        parallel.broadcast_buffers(self.model)  # whose eyes choose
-        self.model.eval()
-        with torch.no_grad(), seeds.untouched(), autocast(self.recipe, candidates.ids.device):
-            losses = self.task.losses(self.model, candidates).values
-        known = fail_on_all_ranks(lambda: self.reference(candidates).values) if self.selector.uses_reference else None
-        number = self.recipe.batch // world_size()
-        chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
-        return candidates.take(self.selector(losses, known, number=number, generator=chance))
-
-    def _update(self) -> float:
-        """Takes the step that the gradients say; gives the learning rate."""
-        rate = learning_rate(self.recipe, self.done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        parallel.average_scalar_gradients(self.model)
-        self.scaler.unscale_(self.optimizer)  # after averaging: what overflowed on one rank is skipped by all
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.reference.update()
-        return rate
-
-    @property
-    def result(self) -> nn.Module:
-        """What is evaluated and exported: the model, or the moving average of its weights; whole, on every rank."""
-        model = self.model if self.average is None else self.average.module
-        if parallel.is_sharded(model):
-            with seeds.untouched():
-                model = self.task.target().to(self.device)
-            model.load_state_dict(parallel.full_state_dict(self.model.state_dict()))
-        parallel.broadcast_buffers(model)
-        return model
-
-    def _record(self, loss: float, steered: Steered, pace: float) -> Record:
-        moments = self.steerer.variance
-        return {
-            "step": self.done,
-            "samples": self.tally.samples,
-            "loss": loss,
-            "scale": float(steered.scale) if self.arm.subtract else None,
-            "variance_ratio": None if moments.values is None else float(moments.ratio(steered.scale.double())),
-            "gamma": self.steerer.memory.gamma,
-            "learning_rate": pace,
-            "cpu_seconds": round(self.tally.cpu_seconds, 3),
-        }
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The task's metrics, in evaluation mode, leaving no trace in the training."""
-        return evaluate(self.task, self.result)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, whole, whatever the number of ranks; every rank has to ask for it."""
-        return {
-            "done": self.done,
-            "model": parallel.full_state_dict(self.model.state_dict()),
-            "optimizer": parallel.full_state_dict(self.optimizer.state_dict()),
-            "steerer": self.steerer.state_dict(),
-            "stream": self.stream.state_dict(),
-            "tally": self.tally.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "reference": self.reference.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-        parallel.load_model(self.model, state["model"])
-        parallel.load_optimizer(self.optimizer, state["optimizer"])
-        self.steerer.load_state_dict(state["steerer"])
-        self.stream.load_state_dict(state["stream"])
-        self.tally = Counters(**state["tally"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.reference.load_state_dict(state.get("reference", {}))
-
-
-def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
-    """Samples drawn for one gradient step, over all ranks, of ``size`` there are.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    keep = registry.build("selectors", arm.selector).keep if arm.selector else 1
-    wanted = round(recipe.batch / keep)
-    if wanted > size:
-        raise UserError(
-            f"{arm.selector or 'a step'} needs {wanted} candidates for a batch of {recipe.batch}, but there are "
-            f"{size} training samples: use a smaller batch or keep a larger share"
-        )
-    return wanted
+from steering.training.step import Record, Training
 
 
 @torch.no_grad()
@@ -269,7 +46,7 @@ def run(
         training: fresh; its state is replaced by the checkpoint's if there is one.
         path: of the checkpoint.
         record: takes every step's figures, and ``{"step", "samples", "evaluation"}`` after an evaluation.
-        stopped: asked after every step; True, on any rank, ends the run of all with a checkpoint.
+        stopped: called after every step; True, on any rank, ends the run of all with a checkpoint.
 
     Returns:
         Whether the end of the recipe was reached.
@@ -279,7 +56,7 @@ def run(
     """
     recipe = training.recipe
     with checkpoint.Saver(path, keep=recipe.keep_checkpoints) as saver:
-        if _anyone(path.exists(), training.device):
+        if _any_rank(path.exists(), training.device):
             _restore(training, path)
         else:
             _save(saver, training)
@@ -287,10 +64,10 @@ def run(
             record(training.step())
             last = training.done == recipe.steps
             if last or (recipe.evaluate_every and training.done % recipe.evaluate_every == 0):
-                record({"step": training.done, "samples": training.tally.samples, "evaluation": training.evaluate()})
-            halt = _anyone(stopped(), training.device) and not last
-            late = recipe.checkpoint_minutes and _anyone(_late(saver, recipe.checkpoint_minutes), training.device)
-            if last or halt or training.done % recipe.checkpoint_every == 0 or late:
+                evaluation = evaluate(training.task, training.result)
+                record({"step": training.done, "samples": training.counters.samples, "evaluation": evaluation})
+            halt = _any_rank(stopped(), training.device) and not last
+            if last or halt or training.done % recipe.checkpoint_every == 0 or _is_late(saver, training):
                 _check_weights(training)
                 _save(saver, training)
             if halt:
@@ -299,41 +76,47 @@ def run(
     return True
 
 
-def _late(saver: checkpoint.Saver, minutes: float) -> bool:
+def _is_late(saver: checkpoint.Saver, training: Training) -> bool:
     """Whether the last checkpoint is too old, by the clock of the first rank, which writes them."""
-    return rank() == 0 and saver.age() > 60 * minutes
+    minutes = training.recipe.checkpoint_minutes
+    return bool(minutes) and _any_rank(rank() == 0 and saver.age() > 60 * minutes, training.device)
 
 
 def _save(saver: checkpoint.Saver, training: Training) -> None:
     """Begins to write a checkpoint, on the first rank."""
-    state = training.state_dict() if rank() == 0 or parallel.is_sharded(training.model) else {}
+    state = training.state_dict()
     fail_on_all_ranks(lambda: saver.save(state) if rank() == 0 else None)
+
+
+_DOES_NOT_FIT = AssertionError, KeyError, TypeError, ValueError, RuntimeError  # torch's ways to say that shapes differ
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _restore(training: Training, path: Path) -> None:
     state = checkpoint.load(path)
+    if state.get("format", 1) != checkpoint.FORMAT:
+        raise UserError(
+            f"the checkpoint {path} has format {state.get('format', 1)}, this version goes on from format "
+            f"{checkpoint.FORMAT}: finish that run with the version that began it, or delete the checkpoint to start "
+            f"that arm anew"
+        )
     try:
         training.load_state_dict(state)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's ways to say that shapes differ
-        reason = " ".join(str(error).split())[:200]
+    except _DOES_NOT_FIT as error:
         raise UserError(
-            f"the checkpoint {path} does not fit the model or optimiser ({reason}): was the code changed? "
+            f"the checkpoint {path} does not fit the model or optimiser ({_line(error)}): was the code changed? "
             f"Delete it to start that arm anew"
         ) from None
 
 
-def _anyone(says_so: bool, device: torch.device | str) -> bool:
-    """Whether any rank says so: all have to end after the same step, or those left would wait for ever."""
-    return bool(all_reduce_sum(torch.tensor(float(says_so), device=device))) if world_size() > 1 else says_so
-
-
-def _switch(model: nn.Module, name: str, what: str, *values: Any, **more: Any) -> None:
-    """Calls a method that a target may have."""
-    if not hasattr(model, name):
-        raise UserError(f"this task's target cannot {what}: it has no {name}. Leave that setting out")
-    getattr(model, name)(*values, **more)
+def _any_rank(flag: bool, device: torch.device | str) -> bool:
+    """Whether a flag is set on any rank: all have to end after the same step, or those left would wait for ever."""
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device))) if world_size() > 1 else flag
 
 
 def _check_weights(training: Training) -> None:
@@ -341,17 +124,3 @@ def _check_weights(training: Training) -> None:
     for name, weight in training.model.named_parameters():
         if not weight.isfinite().all():
             raise RunError(f"weights of {name} are not finite after step {training.done}: use a smaller learning rate")
-
-
-def _not_finite(loss: float, step: int, losses: Losses, batch: Batch) -> str:
-    """Names the step and the samples, of all ranks: those whose own loss is not finite, or the whole batch."""
-    if isinstance(losses.values, Pairs):
-        rows = ~(losses.values.left.isfinite().all(-1) & losses.values.right.isfinite().all(-1))
-    else:
-        rows = ~losses.values.detach().reshape(len(losses.values), -1).isfinite().all(-1)
-    if len(rows) != len(batch):
-        rows = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
-    ids, rows = all_gather(batch.ids), all_gather(rows.detach().to(batch.ids))
-    bad = ids[rows > 0] if rows.any() else ids
-    shown = ", ".join(str(int(i)) for i in bad[:20]) + (", ..." if len(bad) > 20 else "")
-    return f"the loss became {loss} in step {step + 1}; sample ids {shown}"

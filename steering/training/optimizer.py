@@ -1,6 +1,4 @@
-"""Optimiser and learning rate from a recipe."""
-
-import math
+"""Optimiser and moving average of the weights, from a recipe."""
 
 import torch
 from torch import nn
@@ -32,13 +30,3 @@ def average_of(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     if recipe.ema is None:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of step ``step``, counted from 0: linear warm-up, then constant or cosine to zero."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2

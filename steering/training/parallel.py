@@ -6,30 +6,39 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from steering.distributed import all_reduce_sum, world_size
 
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-class _Asked(nn.Module):
-    """A model whose forward pass is whatever is asked of it: a method of its own, or a parameter, as well."""
+
+class _Calling(nn.Module):
+    """A model whose forward pass is any function of it: of its methods and parameters as well."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, question: Callable[..., Any], *more: Any) -> Any:
-        return question(self.model, *more)
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.model, *arguments)
 
 
 class Replicated(DistributedDataParallel):
-    """A model of which every process has a copy; gradients are averaged while they are found.
+    """A model of which every process has a copy; gradients are averaged during the backward pass.
 
-    DDP averages the gradients of what its forward pass gave, and of nothing else: ``ask`` makes it that.
+    DDP averages the gradients of what its forward pass gave, and of nothing else: ``call_wrapped`` makes it that.
     """
 
 
@@ -45,24 +54,24 @@ def wrap(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
         return model
     if kind == "fsdp":
         return _shard(model, torch.device(device).type)
-    return Replicated(_Asked(model), find_unused_parameters=True, gradient_as_bucket_view=True)
+    return Replicated(_Calling(model), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
-def call_wrapped(running: nn.Module, question: Callable[..., Any], *more: Any) -> Any:
-    """What ``question(model, *more)`` gives, with gradients that are averaged over ranks.
+def call_wrapped(wrapped: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function(model, *arguments)`` gives, with gradients that are averaged over ranks.
 
     Args:
-        running: as ``spread`` gives it.
-        question: may use all of the model, not its forward pass alone.
-        more: further arguments.
+        wrapped: as ``wrap`` gives it.
+        function: may use all of the model, not its forward pass alone.
+        arguments: further ones.
     """
-    return running(question, *more) if isinstance(running, Replicated) else question(running, *more)
+    return wrapped(function, *arguments) if isinstance(wrapped, Replicated) else function(wrapped, *arguments)
 
 
 def _shard(model: nn.Module, device: str) -> nn.Module:
-    """Every block of the model, and what is left, in parts: gathered when used, their gradients scattered."""
+    """Every block of the model, and what is left, in shards: gathered when used, their gradients scattered."""
     mesh = init_device_mesh(device, (world_size(),))
-    scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}  # nothing to cut
+    scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}  # nothing to shard
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
@@ -70,21 +79,21 @@ def _shard(model: nn.Module, device: str) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: modules with parts of their own inside a list or a sequence, the outermost."""
+    """The repeated blocks of a model: modules with parts of their own inside a list or a sequence, the outermost."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    parts = [part for module in lists for part in module.children() if not isinstance(part, nn.ModuleList)]
-    found = [part for part in parts if len(list(part.children())) and len(list(part.parameters()))]
-    inner = {part for block in found for part in block.modules() if part is not block}
-    return [block for block in found if block not in inner]
+    children = [child for module in lists for child in module.children() if not isinstance(child, nn.ModuleList)]
+    blocks = [child for child in children if len(list(child.children())) and len(list(child.parameters()))]
+    inner = {module for block in blocks for module in block.modules() if module is not block}
+    return [block for block in blocks if block not in inner]
 
 
-def no_sync(running: nn.Module) -> AbstractContextManager:
+def no_sync(wrapped: nn.Module) -> AbstractContextManager:
     """Within it no gradients are exchanged, because more of them are to come."""
-    return running.no_sync() if isinstance(running, Replicated) else nullcontext()
+    return wrapped.no_sync() if isinstance(wrapped, Replicated) else nullcontext()
 
 
 def average_scalar_gradients(model: nn.Module) -> None:
-    """Averages over ranks what is left to: gradients of scalars that are on every rank of a sharded model."""
+    """Averages over ranks what FSDP2 does not: gradients of scalars, which are on every rank of a sharded model."""
     if not is_sharded(model):
         return
     for parameter in model.parameters():
@@ -103,38 +112,27 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def full_state_dict(state: Any) -> Any:
-    """The same state with tensors that are in parts made whole, on the CPU; every rank has to ask for it."""
-    if isinstance(state, DTensor):
-        return state.full_tensor().cpu()  # one at a time: a GPU need not hold the whole
-    if isinstance(state, Mapping):
-        return {key: full_state_dict(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(full_state_dict(value) for value in state)
-    return state
+def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """States of a model and its optimiser by parameter name, whole and on the CPU, on the first rank.
+
+    Every rank has to ask for them; the others get empty ones.
+    """
+    # An optimiser without a state would be given one by a step with gradients of zero, which moves Adam's bias.
+    state = get_optimizer_state_dict(model, optimizer, options=_FULL) if optimizer.state else {}
+    return {"model": get_model_state_dict(model, options=_FULL), "optimizer": state}
 
 
-def load_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads a whole state into a model that may be in parts."""
-    if not is_sharded(model):
-        model.load_state_dict(state)
-        return
-    like = model.state_dict()
-    model.load_state_dict({name: _cut(value, like.get(name)) for name, value in state.items()})
+def load_full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads on every rank what ``full_state_dict`` gave, on any number of ranks."""
+    sharded = is_sharded(model)
+    if state["optimizer"]:
+        # Not strict: a parameter that no loss depends on has no state. Before the model, because it takes a step.
+        options = StateDictOptions(full_state_dict=sharded, strict=False)
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    set_model_state_dict(model, state["model"], options=StateDictOptions(full_state_dict=sharded))
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a whole state into an optimiser of a model that may be in parts."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    cut = {
-        place: {name: _cut(value, parameters[place]) for name, value in own.items()}
-        for place, own in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": cut})
-
-
-def _cut(value: Any, like: Any) -> Any:
-    """This rank's part of a tensor shaped like one in parts."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+def copy_sharded(sharded: nn.Module, model: nn.Module) -> None:
+    """Copies the weights and buffers of a sharded model into a whole one, on every rank at the same time."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, get_model_state_dict(sharded, options=_FULL), options=options)

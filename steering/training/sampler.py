@@ -35,7 +35,7 @@ class Sampler(Protocol):
         ...
 
     def ids(self, epoch: int, start: int, stop: int) -> Tensor:
-        """Ids at the places ``start`` to ``stop - 1`` of an epoch, ``[stop - start]`` int64; none is twice in one."""
+        """Ids at positions ``start`` to ``stop - 1`` of an epoch, ``[stop - start]`` int64; none is twice in one."""
         ...
 
 
@@ -51,7 +51,7 @@ class Permutation:
     def __init__(self, size: int, *, seed: int, left_out: Sequence[int] = (), name: str = ""):
         self.size, self.seed = size - len(left_out), seed
         self.fingerprint = _fingerprint("whole", size, list(left_out), name) if name or len(left_out) else "whole"
-        self._skip = _Skip(left_out)
+        self._ids_of = _IdsWithout(left_out)
         self._epoch, self._order = -1, torch.empty(0)
 
     def length(self, epoch: int) -> int:
@@ -61,7 +61,7 @@ class Permutation:
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = torch.randperm(self.size, generator=generator(self.seed, "order", epoch))
-        return self._skip(self._order[start:stop])
+        return self._ids_of(self._order[start:stop])
 
 
 class Windows:
@@ -103,16 +103,15 @@ class Windows:
         self.seed, self.batch, self.window = seed, batch, window
         self.lanes = math.gcd(batch, LANES)
         self.fingerprint = _fingerprint("windows", list(lengths), list(left_out), list(weights or ()), window, name)
-        self._skip = _Skip(left_out)
+        self._ids_of = _IdsWithout(left_out)
         bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         bounds -= np.searchsorted(np.asarray(left_out, dtype=np.int64), bounds)  # as if they were not there
         self._first, self._lengths = bounds[:-1], np.diff(bounds)
-        shares = np.ones(len(lengths)) if weights is None else np.asarray(weights, dtype=float) / max(weights)
-        self._shares = shares
+        self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, dtype=float) / max(weights)
         self.size = int(bounds[-1])
         self._epoch = -1
         self._length: dict[int, int] = {}  # of the last epoch asked for
-        self._windows: dict[int, tuple[int, int, Tensor]] = {}  # by lane: epoch, window and its shuffled places
+        self._windows: dict[int, tuple[int, int, Tensor]] = {}  # by lane: epoch, window and its shuffled positions
 
     def length(self, epoch: int) -> int:
         if epoch not in self._length:
@@ -121,25 +120,25 @@ class Windows:
 
     def ids(self, epoch: int, start: int, stop: int) -> Tensor:
         self._turn_to(epoch)
-        each = self.batch // self.lanes  # samples of a lane in a batch
+        per_lane = self.batch // self.lanes  # samples of a batch
         used = self._total // self.batch * self.batch
-        places, place = [], start
-        while place < min(stop, used):
-            turn, slot = divmod(place, self.batch)
-            lane, within = divmod(slot, each)
-            count = min(each - within, min(stop, used) - place)
-            places.append(self._lane(epoch, lane, turn * each + within, count, used // self.lanes))
-            place += count
-        places.append(torch.arange(max(start, used), max(stop, used)))  # what does not fill a batch
-        return self._skip(self._sample(torch.cat(places)))
+        parts, position = [], start
+        while position < min(stop, used):
+            turn, slot = divmod(position, self.batch)
+            lane, within = divmod(slot, per_lane)
+            count = min(per_lane - within, min(stop, used) - position)
+            parts.append(self._lane(epoch, lane, turn * per_lane + within, count, used // self.lanes))
+            position += count
+        parts.append(torch.arange(max(start, used), max(stop, used)))  # what does not fill a batch
+        return self._ids_of(self._samples(torch.cat(parts)))
 
     def _parts(self, epoch: int) -> np.ndarray:
         """Where the part that an epoch shows of every shard begins and ends, counted over all epochs, ``[2, shards]``.
 
         Computed from the same products in both epochs that share a boundary, so that none is lost by rounding.
         """
-        rates = self._lengths * self._shares
-        return np.floor(np.stack([epoch * rates, (epoch + 1) * rates])).astype(np.int64)
+        per_epoch = self._lengths * self._weights
+        return np.floor(np.stack([epoch * per_epoch, (epoch + 1) * per_epoch])).astype(np.int64)
 
     def _turn_to(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -151,31 +150,31 @@ class Windows:
         self._total, self._epoch = int(self._ends[-1]), epoch
 
     def _lane(self, epoch: int, lane: int, start: int, count: int, length: int) -> Tensor:
-        """Places in the row of shards of ``count`` samples of a lane."""
+        """Positions, in the shards put one behind the other, of ``count`` samples of a lane."""
         shift = self.window - max(1, self.window * (lane + 1) // self.lanes)
-        found, stop = [], start + count
+        parts, stop = [], start + count
         while start < stop:
             number = (start + shift) // self.window
             first = max(0, number * self.window - shift)
             end = min((number + 1) * self.window - shift, length)
             if self._windows.get(lane, (-1, -1))[:2] != (epoch, number):
-                chance = generator(self.seed, "window", epoch, lane, number)
-                self._windows[lane] = epoch, number, torch.randperm(end - first, generator=chance, dtype=torch.int32)
-            upto = min(stop, end)
-            found.append(self._windows[lane][2][start - first : upto - first].long() + (lane * length + first))
-            start = upto
-        return torch.cat(found)
+                seeded = generator(self.seed, "window", epoch, lane, number)
+                self._windows[lane] = epoch, number, torch.randperm(end - first, generator=seeded, dtype=torch.int32)
+            until = min(stop, end)
+            parts.append(self._windows[lane][2][start - first : until - first].long() + (lane * length + first))
+            start = until
+        return torch.cat(parts)
 
-    def _sample(self, places: Tensor) -> Tensor:
-        """Samples at places in the row of shards."""
-        row = np.searchsorted(self._ends, places.numpy(), side="right")
-        shard = self._shards[row]
-        inside = places.numpy() - np.concatenate([[0], self._ends])[row] + self._begin[shard]
-        return torch.from_numpy(self._first[shard] + inside % self._lengths[shard])
+    def _samples(self, positions: Tensor) -> Tensor:
+        """Numbers of the samples at positions in the shards put one behind the other."""
+        index = np.searchsorted(self._ends, positions.numpy(), side="right")
+        shard = self._shards[index]
+        within = positions.numpy() - np.concatenate([[0], self._ends])[index] + self._begin[shard]
+        return torch.from_numpy(self._first[shard] + within % self._lengths[shard])
 
 
-class _Skip:
-    """From numbers that count without some ids to ids."""
+class _IdsWithout:
+    """From numbers that count the samples without those left out to ids."""
 
     def __init__(self, left_out: Sequence[int]):
         ids = np.asarray(left_out, dtype=np.int64)

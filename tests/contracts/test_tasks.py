@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from steering import Losses, registry
+from steering import Batch, Losses, registry
 from steering.clip.task import Clip
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Recipe
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.tasks.digits import Digits
 from steering.testing import check_task
 from steering.training.loader import ShuffledLoader
+from steering.training.step import Training
 
 # A repr holds all options; a task that takes longer than a second gets pytest.mark.slow.
 TASKS = [
@@ -46,6 +48,58 @@ def test_the_check_leaves_the_global_generators_alone():
     before = torch.get_rng_state()
     check_task(Blobs())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Tokens(Blobs):
+    """Losses of up to three tokens a sample, padded, with a fact of each of them."""
+
+    packed = False
+
+    def _load(self, ids, _):
+        batch = super()._load(ids, _)
+        mask = torch.arange(3) <= ids[:, None] % 4 - 1  # every fourth sample has none
+        fields = {**batch.fields, "mask": mask}
+        if not self.packed:
+            return replace(batch, fields=fields, facts={"second": (torch.arange(3) == 1).expand(len(ids), 3)})
+        rows, columns = mask.nonzero().unbind(1)
+        fields = {name: value[rows] for name, value in batch.fields.items()} | {"column": columns}
+        return Batch(ids, fields, {"second": columns == 1}, rows)
+
+    def losses(self, model, batch):
+        values = cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+        if self.packed:
+            return Losses(values * (1 + batch["column"]), rows=batch.rows, groups=batch.ids % 2)
+        return Losses(values[:, None] * torch.arange(1, 4), batch["mask"])
+
+
+class Packed(Tokens):
+    """The same tokens, one behind the other."""
+
+    packed = True
+
+
+@pytest.mark.parametrize("task", [Tokens, Packed])
+def test_tasks_of_tokens_keep_the_contract_and_are_trained_whole_and_in_parts(task):
+    check_task(task())
+    recipe = task().recipe.model_copy(update={"steps": 1, "batch": 8})
+    arm, records = recipe.arms["drrho_kl"], []
+    for size in (None, 3):
+        settings = recipe.model_copy(update={"micro_batch": size})
+        training = Training(task(), arm, settings, reference=ReferenceLosses(task()), seed=0)
+        records.append(training.step())
+
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-6)
+    assert 0.1 < records[0]["facts"]["second"] == pytest.approx(records[1]["facts"]["second"], rel=1e-6)
+
+
+def test_packed_tokens_are_trained_on_as_padded_ones():
+    records = []
+    for task in (Tokens(), Packed()):
+        recipe = task.recipe.model_copy(update={"steps": 1, "batch": 8})
+        training = Training(task, recipe.arms["drrho_kl"], recipe, reference=ReferenceLosses(task), seed=0)
+        records.append(training.step())
+    for name in ("loss", "effective", "variance_ratio", "facts"):
+        assert records[0][name] == pytest.approx(records[1][name], rel=1e-5)
 
 
 class Resumes(ShuffledLoader):
@@ -151,6 +205,29 @@ class MeanLoss(Blobs):
         return Losses(cross_entropy(model(batch["x"]), batch["y"]))
 
 
+class FactsOfNothing(Blobs):
+    def _load(self, ids, _):
+        return replace(super()._load(ids, _), facts={"wrong": torch.zeros(len(ids), 7)})
+
+
+class RowsOutside(Blobs):
+    def losses(self, model, batch):
+        return super().losses(model, batch)._replace(rows=batch.ids)
+
+
+class NamedGroups(Blobs):
+    def losses(self, model, batch):
+        return super().losses(model, batch)._replace(groups=batch["y"].float())
+
+
+class Explodes(Blobs):
+    """Losses that are finite, but not their gradient."""
+
+    def losses(self, model, batch):
+        values: Any = super().losses(model, batch).values
+        return Losses(values + (values * 0).sqrt())
+
+
 class Detached(Blobs):
     def losses(self, model, batch):
         logits = model(batch["x"]).detach() + 0 * next(model.parameters()).sum()
@@ -219,6 +296,10 @@ BROKEN = {
     ReferenceInTraining: "the reference is in evaluation mode, got training mode of",
     ReferenceDraws: r"reference leaves the global generators alone, got another state of \['torch'\]",
     MeanLoss: r"losses of the target have a row for each of 8 samples, got \[\]",
+    FactsOfNothing: r"arm erm can be trained, got: the fact 'wrong' is \[8\], or shaped like the losses \[8\]",
+    RowsOutside: r"rows of the target are indices of samples, \[entries\] int64 from 0 to 7",
+    NamedGroups: r"groups of the target are \[8\] int64, got \[8\] torch.float32",
+    Explodes: "a step of arm erm leaves finite weights",
     Detached: "reach its weights with a gradient",
     Overwrites: "losses do not write into the batch",
     ByCompany: "the same loss .* whatever else is in the batch",

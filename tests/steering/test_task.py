@@ -1,8 +1,11 @@
 from typing import Any
 
+import pytest
+import torch
 from torch import nn
 
-from steering.task import HeldOut, exchange
+from steering import UserError
+from steering.task import Batch, HeldOut, Losses, exchange
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.testing import check_task
@@ -39,3 +42,53 @@ def test_a_task_that_was_exchanged_before_keeps_what_is_not_named_again():
 
 def test_an_optional_part_can_be_taken_away():
     assert not isinstance(exchange(Blobs(samples=200), held_out=None), HeldOut)
+
+
+# ------------------------------------------------------------------------------------------- rows of any lengths
+
+
+def packed() -> Batch:
+    """Samples 7, 8, 9 with 2, 0 and 3 entries."""
+    values = torch.tensor([1.0, 3.0, 4.0, 5.0, 9.0])
+    return Batch(torch.tensor([7, 8, 9]), {"x": values}, {"odd": values % 2 == 1}, rows=torch.tensor([0, 0, 2, 2, 2]))
+
+
+def test_a_part_of_a_packed_batch_has_its_samples_entries_and_rows_of_its_own():
+    part = packed().take(torch.tensor([2, 0]))
+    assert part.ids.tolist() == [9, 7] and part.rows is not None
+    assert part["x"].tolist() == [1, 3, 4, 5, 9] and part.rows.tolist() == [1, 1, 0, 0, 0]
+    empty, last = packed().take(torch.tensor([1])), packed().take(torch.tensor([2]))
+    assert len(empty) == 1 and len(empty["x"]) == len(empty.facts["odd"]) == 0
+    assert last["x"].tolist() == [4, 5, 9] and last.rows is not None and last.rows.tolist() == [0, 0, 0]
+
+
+def test_the_parts_of_a_packed_batch_are_joined_again():
+    full = packed()
+    losses = Losses(full["x"], rows=full.rows, groups=torch.tensor([4, 5, 6]), outputs=full["x"][:, None])
+    parts = full.split(2)
+    halves = [
+        Losses(part["x"], rows=part.rows, groups=losses.groups[at], outputs=part["x"][:, None])  # type: ignore[index]
+        for part, at in zip(parts, (slice(2), slice(2, 3)), strict=True)
+    ]
+    torch.testing.assert_close(Losses.concatenate(halves, [2, 1]), losses, rtol=0, atol=0)
+
+
+def test_the_mean_loss_of_a_sample_leaves_out_what_is_masked_and_is_nan_without_entries():
+    nan = torch.nan
+    padded = Losses(torch.tensor([[1.0, nan], [nan, nan], [2.0, 4.0]]), torch.tensor([[1, 0], [0, 0], [1, 1]]).bool())
+    flat = Losses(torch.tensor([1.0, 2.0, 4.0]), rows=torch.tensor([0, 2, 2]))
+    for losses in (padded, flat):
+        assert losses.per_sample(3).nan_to_num(-1).tolist() == [1, -1, 3]  # type: ignore[union-attr]
+        assert losses.finite(3).all()
+        worse = losses._replace(values=losses.values.clone().index_fill_(0, torch.tensor([0]), torch.inf))  # type: ignore[union-attr]
+        assert worse.finite(3).tolist() == [False, True, True]
+
+
+def test_losses_of_another_number_of_samples_are_refused():
+    with pytest.raises(UserError, match=r"a row for each of 3 samples, .* got losses of shape \[\] \(was reduction"):
+        Losses(torch.tensor(1.0)).per_sample(3)
+
+
+def test_parts_of_unlike_columns_are_refused():
+    with pytest.raises(UserError, match=r"losses of \[\(3,\), \(4,\)\] columns: pad every sample alike, or give flat"):
+        Losses.concatenate([Losses(torch.zeros(2, 3)), Losses(torch.zeros(2, 4))], [2, 2])

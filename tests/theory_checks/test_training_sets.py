@@ -2,7 +2,7 @@
 
 import torch
 
-from steering.task import Batch, Stores, Taught, exchange
+from steering.task import Batch, exchange
 from steering.tasks.blobs import Blobs
 from steering.testing import check_task
 from steering.theory_checks.training_sets import concatenate, train_on, training_samples
@@ -23,10 +23,9 @@ def test_the_samples_are_those_that_were_given_under_new_ids_also_when_given_twi
 
 
 def test_what_is_bound_to_the_old_ids_is_left_out():
-    task = exchange(Blobs(samples=60), taught=lambda: None, stored=lambda ids: ids > 0)
-    assert isinstance(task, Taught) and isinstance(task, Stores)
+    task = exchange(Blobs(samples=60), with_teacher=lambda: None, stored=lambda ids: ids > 0)
     task = train_on(task, training_samples(task))
-    assert not isinstance(task, Taught) and not isinstance(task, Stores)
+    assert task.with_teacher is None and task.stored is None
 
 
 def test_joined_batches_have_new_ids_and_the_facts_that_all_have():

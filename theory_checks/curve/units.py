@@ -12,8 +12,9 @@ from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
 from steering.theory_checks.curve.samples import CountedReference, ReferenceData, filtered, first, joined, sample_pool
-from steering.training.loop import Training, candidates_needed, evaluate
+from steering.training.loop import evaluate
 from steering.training.seeds import generator
+from steering.training.step import Training, candidates_needed
 
 
 class Point(Strict):
@@ -126,7 +127,13 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
                 referred=scanned + reference.count,
                 reference_samples=reference_samples,
             )
-            path.append(Point(step=training.done, cost=cost, error=error_of(training.evaluate(), training.task)))
+            path.append(
+                Point(
+                    step=training.done,
+                    cost=cost,
+                    error=error_of(evaluate(training.task, training.result), training.task),
+                )
+            )
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)
 
 

@@ -290,11 +290,11 @@ def test_views_are_chosen_by_what_the_model_sees(tmp_path):
 def test_workers_load_the_same_batches_and_report_what_they_skip(tmp_path, augment):
     data = make(tmp_path, augment=augment, bad=[3], facts=lambda i: {"wrong": i % 2})
     data.skips.check(1)
-    here = ShuffledLoader(data.load, size=len(data), batch=8, seed=0, details=True)
+    here = ShuffledLoader(data.load, size=len(data), batch=8, seed=0, with_share=True)
     batches = [next(here) for _ in range(10)]  # two epochs: the bad sample comes up twice
     assert data.skips.reasons == {"not a picture": 1} and data.skips.stand_ins == 2
     other = make(tmp_path, augment=augment, bad=[3], facts=lambda i: {"wrong": i % 2})
-    away = ShuffledLoader(other.load, size=len(other), batch=8, seed=0, workers=2, details=True)
+    away = ShuffledLoader(other.load, size=len(other), batch=8, seed=0, workers=2, with_share=True)
     assert all(same(next(away), batch) for batch in batches)
     assert other.skips.reasons == {"not a picture": 1} and other.skips.seen == 40
     assert other.skips.examples[0].startswith("0003 in ")
@@ -304,6 +304,6 @@ def test_workers_load_the_same_batches_and_report_what_they_skip(tmp_path, augme
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 def test_one_shard_is_enough_for_eight_workers(tmp_path):
     data = make(tmp_path, bad=[3])
-    stream = ShuffledLoader(data.load, order=Permutation(40, seed=0), batch=4, seed=0, workers=8, details=True)
+    stream = ShuffledLoader(data.load, order=Permutation(40, seed=0), batch=4, seed=0, workers=8, with_share=True)
     ids = [number for _ in range(10) for number in next(stream).ids.tolist()]
     assert len(ids) == 40 and set(range(40)) - set(ids) == {3}

@@ -80,7 +80,7 @@ class Toy:
         return Batch(ids, {"x": x[ids] + view, "y": y[ids]}, {"odd": ids % 2 == 1})
 
 
-def make_training(
+def begin(
     task: Any = None, seed: int = 0, recipe: Mapping[str, Any] | None = None, folder: Path | None = None, **arm: Any
 ) -> Training:
     """An arm of a task, freshly begun; its reference's losses are kept in the folder, if any."""
@@ -95,5 +95,5 @@ def toy() -> type[Toy]:
 
 
 @pytest.fixture
-def training():
-    return make_training
+def make_training():
+    return begin

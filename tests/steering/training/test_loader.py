@@ -46,8 +46,8 @@ def test_a_larger_batch_is_made_of_the_same_samples():
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_stream_goes_on_with_the_next_batch(workers):
-    whole = ShuffledLoader(load, size=23, batch=5, seed=0)
-    batches = [next(whole) for _ in range(9)]
+    stream = ShuffledLoader(load, size=23, batch=5, seed=0)
+    batches = [next(stream) for _ in range(9)]
     part = ShuffledLoader(load, size=23, batch=5, seed=0, workers=workers)
     for _ in range(6):
         next(part)
@@ -101,9 +101,9 @@ def test_an_epoch_that_is_interrupted_twice_on_other_ranks_and_workers_shows_eve
     order, state, seen = orders()[which], None, []
     batches = SAMPLES // 48
     for ranks, number, part in zip((4, 3, 8), workers, (40, 50, batches - 90), strict=True):
-        found, state = run_part(order, monkeypatch, state, ranks, number, part)
-        assert all(len(ids) == 48 // ranks for batch in found for ids in batch)
-        seen += [flat(batch) for batch in found]
+        part, state = run_part(order, monkeypatch, state, ranks, number, part)
+        assert all(len(ids) == 48 // ranks for batch in part for ids in batch)
+        seen += [flat(batch) for batch in part]
     assert len(set(flat(seen))) == len(flat(seen)) == batches * 48 > SAMPLES - 48
     assert run_part(orders()[which], monkeypatch, None, 1, 0, batches)[0] == [[ids] for ids in seen]
 
@@ -121,7 +121,7 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
                 order=order,
                 batch=16,
                 seed=0,
-                details=True,
+                with_share=True,
             )
             ids_of(stream, 7)
         for number in range(7):
@@ -132,7 +132,7 @@ def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(
 
 def test_an_order_that_leaves_nothing_out_offers_none():
     stream = ShuffledLoader(
-        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, details=True
+        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, with_share=True
     )
     assert torch.equal(next(stream)["n"], Permutation(16, seed=0).ids(0, 0, 8))
 
@@ -151,5 +151,5 @@ def test_a_checkpoint_from_before_there_were_orders_is_a_whole_one():
 
 
 def test_a_stream_of_nothing_is_refused():
-    with pytest.raises(UserError, match=r"needs the number of samples \(size\) or an order"):
+    with pytest.raises(UserError, match=r"ShuffledLoader needs the number of samples \(size\) or an order"):
         ShuffledLoader(load, batch=5, seed=0)

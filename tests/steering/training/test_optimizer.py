@@ -1,35 +1,15 @@
-"""Learning rates by hand and who is decayed."""
+"""Who is decayed, and at which share of the learning rate."""
 
 import pytest
 import torch
 from torch import nn
 
 from steering.settings import Recipe
-from steering.training.optimizer import learning_rate, make_optimizer
+from steering.training.optimizer import make_optimizer
 
 
 def recipe(**settings) -> Recipe:
-    given = {"steps": 10, "batch": 1, "learning_rate": 0.8, "arms": {}, "baseline": ""} | settings
-    return Recipe.model_validate(given)
-
-
-def test_the_learning_rate_rises_then_falls_like_a_cosine():
-    """Two steps up: 0.4, 0.8. Then half a cosine over eight steps: at 2, 6 and 9 the angle is 0, 90, 157.5 degrees.
-
-    0.8 (1 + cos 157.5) / 2 = 0.4 (1 - 0.9238795) = 0.0304482.
-    """
-    rates = [learning_rate(recipe(warmup=2), step) for step in range(10)]
-    assert [rates[i] for i in (0, 1, 2, 6, 9)] == pytest.approx([0.4, 0.8, 0.8, 0.4, 0.0304482])
-    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] > 0
-
-
-def test_a_constant_learning_rate_stays():
-    assert {learning_rate(recipe(schedule="constant"), step) for step in range(10)} == {0.8}
-
-
-def test_a_warm_up_longer_than_the_run_only_rises():
-    rates = [learning_rate(recipe(warmup=20), step) for step in range(10)]
-    assert rates == pytest.approx([0.04 * (step + 1) for step in range(10)])
+    return Recipe.model_validate({"steps": 10, "batch": 1, "arms": {}, "baseline": ""} | settings)
 
 
 def test_only_matrices_are_decayed_and_scalars_have_a_learning_rate_of_their_own():

@@ -4,6 +4,7 @@ The task's target is made of blocks, as transformers are, with a temperature tha
 method of the paper's main table is an arm, most of them with and without distillation.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,9 +22,10 @@ from steering.distributed import all_gather, rank, world_size
 from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training import checkpoint, parallel
+from steering.training import checkpoint
 from steering.training.loader import ShuffledLoader
-from steering.training.loop import Training, run
+from steering.training.loop import evaluate, run
+from steering.training.step import Training
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +43,10 @@ ARMS = {
     "cvar": {"rule": "cvar(alpha=0.3)"},
     "chi_square": {"rule": "chi_square(rho=20)"},
 }
-TAUGHT = {f"{name}_taught": {**arm, "distill": 0.7} for name, arm in ARMS.items()}
+DISTILLED = {
+    f"{name}_distilled": ARMS[name] | {"distill": 0.7}
+    for name in ("openclip", "fastclip_v2", "fastclip_v3", "drrho_clip", "drrho_learned", "cvar")
+}
 
 
 class Blocks(nn.Module):
@@ -107,7 +112,7 @@ class Contrast:
     def seeded(self, seed: int) -> "Contrast":
         return self
 
-    def taught(self) -> "Contrast":
+    def with_teacher(self) -> "Contrast":
         return replace(self, other=True)
 
     def target(self) -> Blocks:
@@ -124,8 +129,8 @@ class Contrast:
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         if not self.methods:
             return Losses(model(batch["x"], batch["y"]))
-        asked: Any = model
-        return Losses(Pairs(asked.encode(batch["x"], 0), asked.encode(batch["y"], 1), asked.scale.exp()))
+        methods: Any = model
+        return Losses(Pairs(methods.encode(batch["x"], 0), methods.encode(batch["y"], 1), methods.scale.exp()))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"scale": float(sum(p.sum() for p in model.parameters()))}
@@ -143,63 +148,82 @@ def begun(arm: Mapping, task: Any, **recipe) -> Training:
 
 def trained(arm: Mapping, path: Path | None = None, methods: bool = False, **recipe) -> dict:
     """What one arm comes to, step by step, and its checkpoint's contents."""
-    mine = begun(arm, Contrast(methods=methods), **recipe)
+    training = begun(arm, Contrast(methods=methods), **recipe)
     if path is not None:
-        run(mine, path, record=lambda _: None)
-        return {"evaluation": mine.evaluate(), "model": parallel.full_state_dict(mine.model.state_dict())}
-    records = [mine.step() for _ in range(STEPS)]
+        run(training, path, record=lambda _: None)
+        return {"evaluation": evaluate(training.task, training.result), "model": training.result.state_dict()}
+    records = [training.step() for _ in range(STEPS)]
     for record in records:
         del record["cpu_seconds"]
     return {
         "records": records,
-        "model": parallel.full_state_dict(mine.model.state_dict()),
-        "evaluation": mine.evaluate(),
+        "model": training.result.state_dict(),
+        "evaluation": evaluate(training.task, training.result),
     }
 
 
 def cases() -> dict[str, dict]:
     """Arms and recipes that are tried."""
-    found = {name: {"arm": arm} for name, arm in {**ARMS, **TAUGHT}.items()}
-    for name in ("fastclip_v3_taught", "drrho_clip", "fastclip_v2"):
-        found[f"{name} in parts"] = {"arm": {**ARMS, **TAUGHT}[name], "micro_batch": 2}
-    for name in ("openclip", "drrho_learned_taught", "cvar"):
-        found[f"{name} sharded"] = {"arm": {**ARMS, **TAUGHT}[name], "parallel": "fsdp"}
-    found["openclip by methods"] = {"arm": ARMS["openclip"], "methods": True}
-    found["drrho_clip by methods in parts"] = {"arm": ARMS["drrho_clip"], "methods": True, "micro_batch": 2}
-    found["drrho_clip sharded in parts"] = {"arm": ARMS["drrho_clip"], "parallel": "fsdp", "micro_batch": 2}
-    return found
+    results = {name: {"arm": arm} for name, arm in {**ARMS, **DISTILLED}.items()}
+    for name in ("fastclip_v3_distilled", "drrho_clip", "fastclip_v2"):
+        results[f"{name} in parts"] = {"arm": {**ARMS, **DISTILLED}[name], "micro_batch": 2}
+    for name in ("openclip", "drrho_learned_distilled", "cvar"):
+        results[f"{name} sharded"] = {"arm": {**ARMS, **DISTILLED}[name], "parallel": "fsdp"}
+    results["openclip by methods"] = {"arm": ARMS["openclip"], "methods": True}
+    results["drrho_clip by methods in parts"] = {"arm": ARMS["drrho_clip"], "methods": True, "micro_batch": 2}
+    results["drrho_clip sharded in parts"] = {"arm": ARMS["drrho_clip"], "parallel": "fsdp", "micro_batch": 2}
+    return results
 
 
-def one_rank(place: int, ranks: int, folder: str) -> None:
+ADAM: dict[str, Any] = {
+    "steps": 4,
+    "optimizer": "adamw",
+    "parallel": "fsdp",
+    "checkpoint_every": 2,
+    "keep_checkpoints": 2,
+}
+
+
+def half(folder: str | Path, name: str) -> Path:
+    """A copy of what two ranks with a shard each had saved after half of their steps."""
+    path = Path(folder) / f"{name}{rank()}" / "c.pt"
+    path.parent.mkdir()
+    return Path(shutil.copy(Path(folder) / "sharded-00000002.pt", path))
+
+
+def one_rank(index: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     meet, patience = f"file://{folder}/meet{ranks}", timedelta(minutes=2)
-    torch.distributed.init_process_group("gloo", meet, rank=place, world_size=ranks, timeout=patience)
-    found: dict[str, Any] = {name: trained(**case) for name, case in cases().items()}
+    torch.distributed.init_process_group("gloo", meet, rank=index, world_size=ranks, timeout=patience)
+    results: dict[str, Any] = {name: trained(**case) for name, case in cases().items()}
     if ranks == 2:
-        adam = {"optimizer": "adamw", "parallel": "fsdp", "checkpoint_every": 2}
-        found["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", steps=4, **adam)
+        results["sharded"] = trained(ARMS["openclip"], Path(folder) / "sharded.pt", **ADAM)
         try:
             trained(ARMS["openclip"], parallel="fsdp", ema=0.9)
         except UserError as error:
-            found["refused"] = str(error)
-        found["means"] = {kind: running_means(parallel=kind) for kind in ("ddp", "fsdp")}
+            results["refused"] = str(error)
+        results["means"] = {kind: running_means(parallel=kind) for kind in ("ddp", "fsdp")}
         checkpoint.Saver.age = lambda self: 1e9 * rank()  # type: ignore[method-assign]
-        found["late"] = trained(ARMS["openclip"], Path(folder) / "late.pt", steps=3, checkpoint_minutes=1)
+        results["late"] = trained(ARMS["openclip"], Path(folder) / "late.pt", steps=3, checkpoint_minutes=1)
+    else:
+        for kind in ("fsdp", "ddp"):
+            settings: dict[str, Any] = ADAM | {"parallel": kind}
+            results[f"{kind} continued"] = trained(ARMS["openclip"], half(folder, kind), **settings)
     if rank() == world_size() - 1:
-        torch.save(found, Path(folder) / f"{ranks}.pt")
+        torch.save(results, Path(folder) / f"{ranks}.pt")
     torch.distributed.destroy_process_group()
 
 
 def running_means(**recipe) -> torch.Tensor:
     """Every rank's running means in what is evaluated, ``[ranks, width]``."""
-    mine = begun(ARMS["openclip"], Contrast(normed=True), micro_batch=4, **recipe)
+    training = begun(ARMS["openclip"], Contrast(normed=True), micro_batch=4, **recipe)
     for _ in range(2):
-        mine.step()
-    return all_gather(mine.result.get_buffer("norm.running_mean")[None])
+        training.step()
+    return all_gather(training.result.get_buffer("norm.running_mean")[None])
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def by_ranks(tmp_path_factory):
     """What two and four ranks come to, by their number, and where their files are."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
@@ -210,43 +234,44 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", cases())
-def test_several_ranks_train_as_one_step_by_step(name, found):
+def test_several_ranks_train_as_one_step_by_step(name, by_ranks):
     alone = trained(cases()[name]["arm"])  # with the whole batch at once
     assert alone["records"][0]["loss"] != alone["records"][-1]["loss"], "nothing was learnt"
-    for ranks, results in found[0].items():
-        mine = results[name]
-        for step, (record, wanted) in enumerate(zip(mine["records"], alone["records"], strict=True)):
-            for key, value in wanted.items():
+    for ranks, results in by_ranks[0].items():
+        ranked = results[name]
+        for step, (record, expected) in enumerate(zip(ranked["records"], alone["records"], strict=True)):
+            for key, value in expected.items():
                 if value is None or isinstance(value, dict):
                     assert record[key] == value
                     continue
                 assert record[key] == pytest.approx(value, rel=1e-9, abs=1e-10), f"{ranks} ranks, step {step}: {key}"
-        torch.testing.assert_close(mine["model"], alone["model"], rtol=1e-10, atol=1e-10)
-        assert mine["evaluation"] == pytest.approx(alone["evaluation"])
+        torch.testing.assert_close(ranked["model"], alone["model"], rtol=1e-10, atol=1e-10)
+        assert ranked["evaluation"] == pytest.approx(alone["evaluation"])
 
 
-def test_what_a_sharded_run_saved_goes_on_in_one_process(found, tmp_path):
-    results, folder = found
-    state = checkpoint.load(folder / "sharded.pt")
-    assert state["done"] == 4
-    torch.testing.assert_close(state["model"], results[2]["sharded"]["model"], rtol=1e-12, atol=1e-12)
-    task: Any = Contrast()
-    settings = task.recipe.model_copy(update={"optimizer": "adamw", "steps": 5})
-    mine = Training(task, Arm(**ARMS["openclip"]), settings, reference=ReferenceLosses(task), seed=0)
-    mine.load_state_dict(state)
-    assert mine.step()["step"] == 5
+@pytest.mark.parametrize("how", ["fsdp", "ddp", "one process"])
+def test_what_two_ranks_saved_goes_on_on_four_or_one_whole_or_sharded(by_ranks, how):
+    results, folder = by_ranks
+    expected = results[2]["sharded"]
+    torch.testing.assert_close(checkpoint.load(folder / "sharded.pt")["model"], expected["model"], rtol=0, atol=0)
+    if how == "one process":
+        continued = trained(ARMS["openclip"], half(folder, "alone"), **ADAM)
+    else:
+        continued = results[4][f"{how} continued"]
+    torch.testing.assert_close(continued["model"], expected["model"], rtol=1e-10, atol=1e-10)
+    assert checkpoint.load(folder / "sharded-00000002.pt")["model"].keys() == expected["model"].keys()
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_all_ranks_evaluate_one_model_with_the_running_means_of_the_first(found, kind):
-    means = found[0][2]["means"][kind]
+def test_all_ranks_evaluate_one_model_with_the_running_means_of_the_first(by_ranks, kind):
+    means = by_ranks[0][2]["means"][kind]
     assert means[0].abs().min() > 0 and torch.equal(means[0], means[1])
 
 
-def test_the_clock_of_the_first_rank_says_when_a_checkpoint_is_due(found):
-    results, folder = found
+def test_the_clock_of_the_first_rank_says_when_a_checkpoint_is_due(by_ranks):
+    results, folder = by_ranks
     assert results[2]["late"]["evaluation"] and checkpoint.load(folder / "late.pt")["done"] == 3
 
 
-def test_a_moving_average_of_a_sharded_target_is_refused(found):
-    assert found[0][2]["refused"] == "a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp"
+def test_a_moving_average_of_a_sharded_target_is_refused(by_ranks):
+    assert by_ranks[0][2]["refused"] == "a moving average of weights (recipe.ema) needs recipe.parallel=ddp, got fsdp"

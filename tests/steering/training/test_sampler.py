@@ -20,19 +20,18 @@ def epoch(order, number=0):
     return order.ids(number, 0, order.length(number)).tolist()
 
 
-@pytest.mark.parametrize("batch", [64, 48, 7, 1, 5120])
-@pytest.mark.parametrize("window", [1, 20, 32_768])
+@pytest.mark.parametrize("batch, window", [(64, 20), (48, 32_768), (7, 1), (5120, 20)])
 def test_an_epoch_shows_every_sample_once(batch, window):
     assert sorted(epoch(windows(batch=batch, window=window))) == list(range(sum(LENGTHS)))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone_not_on_what_was_asked_before():
     one = windows(window=50)
-    whole = [epoch(one, number) for number in (0, 1, 2)]
-    assert whole[0] != whole[1] != whole[2] and whole[0] != epoch(windows(window=50, seed=1))
-    assert one.ids(1, 700, 900).tolist() == whole[1][700:900]
-    assert one.ids(0, 30, 35).tolist() == whole[0][30:35]
-    assert windows(window=50).ids(2, 1000, 1200).tolist() == whole[2][1000:1200]
+    epochs = [epoch(one, number) for number in (0, 1, 2)]
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != epoch(windows(window=50, seed=1))
+    assert one.ids(1, 700, 900).tolist() == epochs[1][700:900]
+    assert one.ids(0, 30, 35).tolist() == epochs[0][30:35]
+    assert windows(window=50).ids(2, 1000, 1200).tolist() == epochs[2][1000:1200]
 
 
 def test_a_rank_reads_few_shards_at_a_time_and_a_batch_many():
@@ -46,8 +45,8 @@ def test_a_rank_reads_few_shards_at_a_time_and_a_batch_many():
 
 def test_neighbours_in_a_shard_are_shown_far_from_each_other():
     """100 shards of 100: neighbours of one lane come in the same batch or the next with a chance of 2 in 156."""
-    places = torch.tensor(epoch(windows([100] * 100, batch=64))).argsort()
-    assert (places.diff().abs() < 64).float().mean() < 0.03
+    positions = torch.tensor(epoch(windows([100] * 100, batch=64))).argsort()
+    assert (positions.diff().abs() < 64).float().mean() < 0.03
 
 
 def test_samples_that_are_left_out_never_occur():

@@ -1,9 +1,18 @@
-"""Gamma, the share of the newest dual in the moving average, over a run."""
+"""What changes with the step: the learning rate, and gamma, the share of the newest dual in the moving average."""
 
 import math
 from functools import cached_property
 
 from steering.settings import Arm, Recipe
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Learning rate of step ``step``, counted from 0: linear warm-up, then constant or cosine to zero."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    return recipe.learning_rate * _cosine((step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
 
 
 class GammaSchedule:
@@ -38,10 +47,14 @@ class GammaSchedule:
         return self.arm.gamma_schedule == "constant" or self.final == 1
 
     def __call__(self, step: int) -> float:
-        """The gamma of the step after ``step`` others."""
+        """The gamma of step ``step``, counted from 0."""
         if self.constant:
             return self.final
         if self.arm.gamma_schedule == "cosine":
             step -= step % self.per_epoch
-        done = min(1.0, step / (self.arm.gamma_decay * self.steps))
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+        return self.final + (1 - self.final) * _cosine(min(1.0, step / (self.arm.gamma_decay * self.steps)))
+
+
+def _cosine(done: float) -> float:
+    """Half a cosine from 1 down to 0, by the share that is done."""
+    return (1 + math.cos(math.pi * done)) / 2
