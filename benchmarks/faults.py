@@ -139,7 +139,7 @@ def one_process(rank: int, ranks: int, meet: Path, options: dict, folder: Path) 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meet.name}
     code = 1
     try:
-        settled, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
+        settled, task = config.resolve("benchmarks.faults:Watched", typed={"options": options})
         with process_group(torch.device("cpu")) as device:
             Run(settled, task, folder, Console(quiet=True), ["faults"], device).execute()
         code = 0

@@ -19,9 +19,9 @@ from benchmarks.harness import Goal, Report, median
 from steering.clip import task as clip
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import emoji_shard
+from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Recipe
 from steering.training.loop import Training
-from steering.references.store import ReferenceLosses
 
 
 def write(folder: Path, shards: int, pairs: int) -> None:
