@@ -140,7 +140,7 @@ def one_process(life: int, rank: int, ranks: int, port: int, options: dict, fold
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LIFE": str(life)}
     code = 1
     try:
-        settings, task = config.resolve("benchmarks.faults:Watched", given={"options": options})
+        settings, task = config.resolve("benchmarks.faults:Watched", typed={"options": options})
         with process_group(torch.device("cpu")) as device:
             Run(settings, task, folder, Console(quiet=True), ["faults"], device).execute()
         code = 0

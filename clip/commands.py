@@ -5,22 +5,19 @@ from typing import Annotated
 
 import typer
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
-CaptionField = Annotated[str | None, typer.Option(help="JSON field with the caption.")]
-BadShards = Annotated[bool, typer.Option(help="Use what is whole of faulty shards.")]
-CacheSize = Annotated[float, typer.Option(min=0.001, help="Disk space for copies of remote shards.")]
+from steering import options
 
 
 def cache(
-    data: Annotated[str, typer.Option(help="Your shards, 'shards/{000..099}.tar'.")],
-    ref: Annotated[str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.")] = None,
+    data: options.Data[str],
+    ref: options.Ref = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the cache; features/MODEL-KEY if not given.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs encoded at a time.")] = 256,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and decode ahead.")] = None,
-    device: Device = "auto",
-    caption_field: CaptionField = None,
-    allow_bad_shards: BadShards = False,
-    cache_gb: CacheSize = 50.0,
+    batch: options.EncodedBatch = 256,
+    workers: options.Workers[int | None] = None,
+    device: options.Device[str] = "auto",
+    caption_field: options.CaptionField = None,
+    allow_bad_shards: options.AllowBadShards = False,
+    cache_gb: options.CacheGb = 50.0,
     check: Annotated[bool, typer.Option(help="Read what is there whole, make faulty files again.")] = False,
 ) -> None:
     """Compute a reference's features once, for all runs that train on the same shards.
@@ -37,8 +34,8 @@ def cache(
 def index(
     data: Annotated[str, typer.Argument(help="Your shards, 'shards/{000..099}.tar', several joined by ::.")],
     rebuild: Annotated[bool, typer.Option(help="Forget what is known: samples get new numbers.")] = False,
-    allow_bad_shards: BadShards = False,
-    cache_gb: CacheSize = 50.0,
+    allow_bad_shards: options.AllowBadShards = False,
+    cache_gb: options.CacheGb = 50.0,
 ) -> None:
     """Count the samples of shards and note where they begin.
 
@@ -51,14 +48,14 @@ def index(
 
 def eval_(
     target: Annotated[str, typer.Argument(help="A run folder, or a model: openai/ViT-B-32, local-dir:my/model.")],
-    data: Annotated[str | None, typer.Option(help="Pairs for retrieval, 'val/*.tar', or emoji.")] = None,
+    data: options.MeasuredPairs = None,
     zeroshot: Annotated[str | None, typer.Option(help="Folder of classes, or imagenet:FOLDER.")] = None,
     arms: Annotated[str | None, typer.Option(help="Only these arms of a run, a,b,c.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for what is found.")] = None,
-    device: Device = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures encoded at a time.")] = 256,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode ahead.")] = 0,
-    caption_field: CaptionField = None,
+    device: options.Device[str] = "auto",
+    batch: options.EncodedBatch = 256,
+    workers: options.Workers[int] = 0,
+    caption_field: options.CaptionField = None,
     bad_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unreadable samples.")] = 0.01,
 ) -> None:
     """Evaluate the models of a run, or any one model: retrieval and zero-shot classification, with intervals.

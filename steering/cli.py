@@ -5,11 +5,18 @@ import shlex
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steering import options
 from steering.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from steering.runs.config import RunConfig
+    from steering.runs.summary import Summary
 
 app = typer.Typer(
     name="steer",
@@ -17,11 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-TRAIN, METHOD, FILES = "Training", "Method", "Files"
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         typer.echo(f"model-steering {version('model-steering')}")
@@ -39,55 +45,61 @@ def _main(
         typer.echo(context.get_help())
 
 
+def _method(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Method")
+
+
 @app.command()
 def run(
     task: Annotated[
         str | None, typer.Argument(help="clip, digits, ... or package.module:Name, with arguments.")
     ] = None,
-    ref: Annotated[
-        str | None, typer.Option(help="Reference model, openai/ViT-B-32 say.", rich_help_panel=METHOD)
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Target model, ViT-B-16 say.", rich_help_panel=METHOD)] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Your shards, 'shards/{000..099}.tar'.", rich_help_panel=FILES)
-    ] = None,
-    arms: Annotated[str | None, typer.Option(help="These arms, a,b,c or all.", rich_help_panel=METHOD)] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings of a known training.", rich_help_panel=METHOD)] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="Rule of an arm of your own: kl(rho=80).", rich_help_panel=METHOD)
-    ] = None,
-    selector: Annotated[str | None, typer.Option(help="Its selector: top_k(keep=0.1).", rich_help_panel=METHOD)] = None,
-    reference_scale: Annotated[
-        str | None, typer.Option(help="Its scale: auto or a number.", rich_help_panel=METHOD)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Gradient steps of every arm.", rich_help_panel=TRAIN)] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.", rich_help_panel=TRAIN)] = None,
-    seeds: Annotated[int | None, typer.Option(help="Repetitions.", rich_help_panel=TRAIN)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.", rich_help_panel=TRAIN)] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=TRAIN)] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings from a YAML file.", rich_help_panel=FILES)] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c.", rich_help_panel=FILES)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/TASK-001 say if not given.", rich_help_panel=FILES)
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", rich_help_panel=FILES)] = None,
+    ref: options.Ref = None,
+    model: Annotated[str | None, typer.Option(help="Target model, ViT-B-16 say.")] = None,
+    arms: Annotated[str | None, _method("These arms, a,b,c or all.")] = None,
+    preset: Annotated[str | None, _method("Settings of a known training.")] = None,
+    rule: Annotated[str | None, _method("Rule of an arm of your own: kl(rho=80).")] = None,
+    selector: Annotated[str | None, _method("Its selector: top_k(keep=0.1).")] = None,
+    reference_scale: Annotated[str | None, _method("Its scale: auto or a number.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps of every arm.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.")] = None,
+    seeds: options.Seeds = None,
+    data: options.Data[str | None] = None,
+    config: options.Config = None,
+    sets: options.Sets = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    device: options.Device[str | None] = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a target with and without a reference's guidance, and compare.
 
     steer run clip          real image-caption pairs, some wrong, on a laptop
     steer run digits --rule "kl(rho=80)"
     """
-    recipe = {"steps": steps, "batch": batch, "seeds": seeds}
-    options = {"ref": ref, "model": model, "data": data}
-    given: dict[str, Any] = {"device": device, "threads": threads, "recipe": _known(recipe), "options": _known(options)}
-    method = {"rule": rule, "selector": selector, "reference_scale": reference_scale}
-    _run(task, _known(given), _known(method), arms, config, sets or [], out, resume, preset)
+    typed: dict[str, Any] = {
+        "device": device,
+        "threads": threads,
+        "recipe": _typed(steps=steps, batch=batch, seeds=seeds),
+        "options": _typed(ref=ref, model=model, data=data),
+    }
+    method = _typed(rule=rule, selector=selector, reference_scale=reference_scale)
+    _run(task, _typed(**typed), method, arms, config, sets or [], out, resume, preset)
 
 
 @app.command("list")
 def list_() -> None:
     """Show the tasks, rules and selectors that are installed."""
-    _list()
+    from typing import get_args
+
+    from steering import registry
+
+    widest = typer.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for kind in get_args(registry.Kind):
+        typer.secho(kind, bold=True)
+        for name in registry.names(kind):
+            line = f"  {name:<16} {registry.summary(kind, name)}"
+            typer.echo(line if len(line) <= widest else line[: widest - 3] + "...")
 
 
 @app.command()
@@ -100,8 +112,8 @@ def report(
     from steering.reports.report import join, read
     from steering.runs.report import as_report
 
-    found = [read(folder) if (folder / "report.json").exists() else as_report(folder) for folder in folders]
-    typer.echo(f"report: {join(found, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
+    reports = [read(folder) if (folder / "report.json").exists() else as_report(folder) for folder in folders]
+    typer.echo(f"report: {join(reports, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
 
 
 def _add_plugins() -> None:
@@ -110,14 +122,14 @@ def _add_plugins() -> None:
         app.command(entry.name)(entry.load())
 
 
-def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
+def _run(task, typed, method, arms, config, sets, out, resume, preset) -> None:
     from rich.console import Console
 
     from steering.runs import config as configs
-    from steering.runs.arms import choose
 
+    console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
     if resume is not None:
-        if task or config or out or method or arms or preset or given["recipe"] or given["options"]:
+        if task or config or out or method or arms or preset or typed["recipe"] or typed["options"]:
             raise UserError(
                 "--resume takes its settings from the run folder: give it alone, or with what only says where and how "
                 "to go on (--device, --threads, --set options.workers=8)"
@@ -125,23 +137,41 @@ def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
         if not (resume / "config.yaml").exists():
             raise UserError(f"{resume} is no run folder: it has no config.yaml")
         config, out = resume / "config.yaml", resume
-    settled, problem = configs.resolve(task, file=config, sets=sets, given=given, preset=preset)
-    settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
+        if not sets and typed.keys() == {"recipe", "options"} and _show_finished(resume, None, console):
+            return
+    settled, task = configs.resolve(task, file=config, sets=sets, typed=typed, preset=preset)
+    settled = configs.choose_arms(settled, arms, method)
+    if out is not None and _show_finished(out, settled, console):
+        return
 
-    from steering.runs import run as runs  # slow to import: mistakes are told before
-    from steering.runs.processes import on_rank_zero, process_group
-    from steering.runs.terminal import show
+    from steering.runs.folder import new_folder
+    from steering.runs.processes import device_named, on_rank_zero, process_group
+    from steering.runs.run import Run  # slow to import: mistakes come before
 
-    with process_group(runs.device(settled.device)) as device:
-        folder = Path(on_rank_zero(lambda: str(out or runs.new_folder(settled.task))))
-        console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
+    with process_group(device_named(settled.device)) as device:
+        folder = Path(on_rank_zero(lambda: str(out or new_folder(settled.task))))
         if preset is not None:
             console.print(
                 f"preset {preset}, with what was typed:\n\n{configs.text(settled)}", highlight=False, markup=False
             )
-        whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]], device)
-        show(whole.execute(), console)
-        console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+        _show(Run(settled, task, folder, console, ["steer", *sys.argv[1:]], device).execute(), folder, console)
+
+
+def _show_finished(folder: Path, config: "RunConfig | None", console: "Console") -> bool:
+    """Shows a run in which nothing is left to do, if the folder holds one of this configuration."""
+    from steering.runs.finished import finished  # which loads neither torch nor the task
+
+    summary = finished(folder, config)
+    if summary is not None:
+        _show(summary, folder, console)
+    return summary is not None
+
+
+def _show(summary: "Summary", folder: Path, console: "Console") -> None:
+    from steering.runs.terminal import show
+
+    show(summary, console)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
 
 
 def _rank() -> int:
@@ -149,21 +179,9 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _list() -> None:
-    from typing import get_args
-
-    from steering import registry
-
-    widest = typer.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for kind in get_args(registry.Kind):
-        typer.secho(kind, bold=True)
-        for name in registry.known(kind):
-            line = f"  {name:<16} {registry.summary(kind, name)}"
-            typer.echo(line if len(line) <= widest else line[: widest - 3] + "...")
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
+def _typed(**options: Any) -> dict[str, Any]:
+    """Those that were typed."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ _NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for i
 }
 
 
-def known(kind: Kind) -> list[str]:
+def names(kind: Kind) -> list[str]:
     """Names that can be used without a module path: built in, or entry points of installed packages."""
     return sorted({*_BUILT_IN[kind], *(point.name for point in entry_points(group=f"steering.{kind}"))})
 
@@ -63,9 +63,9 @@ def load(kind: Kind, name: str) -> Any:
         return _imported(name, point.load)
     if name in _BUILT_IN[kind]:
         return _from_path(kind, _BUILT_IN[kind][name])
-    names = known(kind)
+    choice = names(kind)
     raise UserError(
-        f"no {kind[:-1]} is named {name!r}{did_you_mean(name, names) or '.'} Known: {', '.join(names) or 'none'}; "
+        f"no {kind[:-1]} is named {name!r}{did_you_mean(name, choice) or '.'} Known: {', '.join(choice) or 'none'}; "
         f"one of your own is named as package.module:Name"
     )
 
@@ -89,8 +89,8 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
     except UserError:
         raise
     except ValidationError as error:
-        own_words = error.errors()[0]["type"] == "value_error"  # a constructor's message says who speaks
-        raise UserError(explain(error) if own_words else f"{name}: {explain(error)}") from None
+        from_constructor = error.errors()[0]["type"] == "value_error"  # whose message names the plugin itself
+        raise UserError(explain(error) if from_constructor else f"{name}: {explain(error)}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
     missing = [
@@ -116,9 +116,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = text.strip().partition("(")
     try:
         match ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body:
-            case ast.Call(func=ast.Name(), args=[], keywords=words) if all(word.arg for word in words):  # no **
-                values = {str(word.arg): ast.literal_eval(word.value) for word in words}
-                if len(values) == len(words):  # none twice
+            case ast.Call(func=ast.Name(), args=[], keywords=pairs) if all(pair.arg for pair in pairs):  # no **
+                values = {str(pair.arg): ast.literal_eval(pair.value) for pair in pairs}
+                if len(values) == len(pairs):  # none twice
                     return name.strip(), values
     except (SyntaxError, ValueError, TypeError):
         pass
@@ -134,14 +134,14 @@ def summary(kind: Kind, name: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for what pydantic found wrong: where, what was got, what is allowed."""
+    """One line for a mistake that pydantic reports: where, what was got, what is allowed."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "constrained-float")  # the number of a union
-    words = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return words
+        return message
+    path = ".".join(str(part) for part in first["loc"] if part != "constrained-float")  # the number of a union
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"{place}: {words[0].lower() + words[1:]}{got}"
+    return f"{path}: {message[0].lower() + message[1:]}{got}"
 
 
 def _from_path(kind: Kind, name: str) -> Any:
@@ -150,14 +150,14 @@ def _from_path(kind: Kind, name: str) -> Any:
         raise UserError(f"{name!r} is no {kind[:-1]}: one of your own is named as package.module:Name")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = getattr(_imported(name, lambda: import_module(module_name)), attribute, None)
-    if not callable(found):
+    plugin = getattr(_imported(name, lambda: import_module(module_name)), attribute, None)
+    if not callable(plugin):
         raise UserError(f"{name}: {module_name} has no {attribute} to use as a {kind[:-1]}")
-    return found
+    return plugin
 
 
 def _imported(name: str, load: Callable[[], Any]) -> Any:
-    """What ``load`` imports; a plugin that cannot be imported is its author's or installer's mistake, not ours."""
+    """What ``load`` imports; a plugin that cannot be imported is a UserError."""
     try:
         return load()
     except ModuleNotFoundError as error:

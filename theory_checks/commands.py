@@ -7,26 +7,28 @@ from typing import Annotated
 
 import typer
 
+from steering import options
+
 
 def variance(
     task: Annotated[str | None, typer.Argument(help="A task, digits say, or the folder of a run.")] = None,
     ref: Annotated[list[str] | None, typer.Option(help="Candidate reference, before any training; several.")] = None,
-    data: Annotated[str | None, typer.Option(help="Pairs to judge candidates on, 'shards/*.tar', or emoji.")] = None,
+    data: options.MeasuredPairs = None,
     proxy: Annotated[str | None, typer.Option(help="Model to take for the best one; else the best candidate.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; of a run the first so many.")] = None,
+    seeds: options.Seeds = None,
     validate: Annotated[bool, typer.Option(help="Train with references of known worth: is the order right?")] = False,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of a task: a.b=c.")] = None,
+    sets: options.Sets = None,
     pairs: Annotated[int, typer.Option(min=10, max=4000, help="Most image-text pairs to use.")] = 1000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode ahead.")] = 0,
-    caption_field: Annotated[str | None, typer.Option(help="JSON field with the caption.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/variance-TASK-001 say.")] = None,
+    device: options.Device[str] = "auto",
+    workers: options.Workers[int] = 0,
+    caption_field: options.CaptionField = None,
+    out: options.Out = None,
 ) -> None:
     """Measure whether a reference makes the loss vary less, before or after training.
 
     steer variance digits            trains with and without the reference, then measures
 
-    steer variance runs/digits-001   measures the models of a run
+    steer variance runs/digits-001   measures the models of a run, or of the first --seeds of it
 
     steer variance --ref openai/ViT-B-32 --ref openai/ViT-B-16 --data 'shards/*.tar'   ranks them before training
     """
@@ -62,18 +64,20 @@ def curve(
     keep: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share that the static filter keeps.")] = None,
     first_seed: Annotated[int, typer.Option(min=0, help="Of the repetitions that report.")] = 7000,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if not given.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: recipe.steps=100.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; what is there goes on.")] = None,
+    sets: options.Sets = None,
+    out: options.Out = None,
 ) -> None:
     """Measure how many samples every method needs: plain training, DRO, DRRho, and other uses of a reference.
 
     steer curve digits --sizes 100,400 --seeds 3       a first look, half a minute
     steer curve digits --setting A                     a frozen setting on fresh seeds
+
+    The same command with the same --out goes on with what is there.
     """
     from steering.theory_checks.curve.command import run
 
-    wanted = {"sizes": sizes, "seeds": seeds, "methods": methods, "tune": tune, "first_seed": first_seed}
-    run(task, setting=setting, out=out, jobs=jobs, keep=keep, sets=sets or [], **wanted)
+    about = {"sizes": sizes, "seeds": seeds, "methods": methods, "tune": tune, "first_seed": first_seed}
+    run(task, setting=setting, out=out, jobs=jobs, keep=keep, sets=sets or [], **about)
 
 
 def bound(
@@ -82,8 +86,8 @@ def bound(
         float | None, typer.Option(min=0, help="Length of an interval that holds all differences of its losses.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="A small simulation, in seconds.")] = False,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
 ) -> None:
     """Check the rates, bounds and certificates of the theory where the truth is known.
 
@@ -105,8 +109,8 @@ def scaling(
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; the first if not given.")] = None,
     compute: Annotated[str, typer.Option(help="Of runs: samples or cpu (seconds).")] = "samples",
     metric: Annotated[str | None, typer.Option(help="Of runs: the error; the headline if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
 ) -> None:
     """Fit power laws of error against compute, with intervals, and compare their exponents.
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from steering.errors import RunError, UserError
 from steering.runs import config as configs
-from steering.runs import run as runs
+from steering.runs.folder import new_folder
+from steering.runs.run import Run
 from steering.runs.terminal import show
 from steering.settings import Arm, Recipe
 
@@ -51,15 +52,15 @@ def main(
 ) -> None:
     """Train one arm for every scale and compare them pairwise."""
     try:
-        config, problem = configs.resolve(task, sets=sets or [], given={"recipe": {"seeds": seeds}})
+        config, problem = configs.resolve(task, sets=sets or [], typed={"recipe": {"seeds": seeds}})
         arms = arms_of(config.recipe, scales)
         baseline = "scale_1" if "scale_1" in arms else next(iter(arms))
         recipe = config.recipe.model_copy(update={"arms": arms, "baseline": baseline})
         settled = configs.validate(config.model_dump() | {"recipe": recipe.model_dump()})
-        folder = out or runs.new_folder(f"scale-{settled.task}")
+        folder = out or new_folder(f"scale-{settled.task}")
         console = Console()
         command = ["python", "-m", "steering.theory_checks.reference_scale", task, "--seeds", str(seeds)]
-        show(runs.Run(settled, problem, folder, console, command).execute(), console)
+        show(Run(settled, problem, folder, console, command).execute(), console)
     except (UserError, RunError) as error:
         typer.echo(f"reference_scale: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, UserError) else 1) from None

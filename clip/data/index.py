@@ -2,16 +2,17 @@
 
 import hashlib
 import os
-import sys
 import time
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from steering import atomic_files
 from steering.clip.data.manifest import Manifest, Shard, new_name
@@ -132,9 +133,10 @@ class _Builder:
         block: list[tuple[Shard, Scan | None]] = []
         saved = time.monotonic()
         pool = ThreadPoolExecutor(THREADS)
-        options = {"unit": "shard", "desc": "indexing", "delay": 2, "disable": not sys.stderr.isatty()}
+        console = Console(stderr=True)
+        bar = partial(track, total=len(new), console=console, transient=True, disable=not console.is_terminal)
         try:
-            for shard, scanned in tqdm(pool.map(self._examine, new), total=len(new), **options):
+            for shard, scanned in bar(pool.map(self._examine, new), "indexing"):
                 if shard.fault and not self.bad_shards:
                     faults[shard.url] = shard.fault
                     continue

@@ -23,8 +23,7 @@ from steering.distributed import rank, world_size
 from steering.errors import UserError, did_you_mean
 from steering.reports.grid import MISSING, Cell, Column, Grid, to_rich
 from steering.runs import config as configs
-from steering.runs.processes import process_group
-from steering.runs.run import device as find_device
+from steering.runs.processes import device_named, process_group
 from steering.runs.statistics import Interval, interval
 from steering.runs.table import Format
 from steering.settings import Metric
@@ -90,7 +89,7 @@ def run(
     folder = Path(target).expanduser()
     of_run = (folder / "config.yaml").is_file()
     models = _of_run(folder, arms) if of_run else _one(target, arms)
-    with process_group(find_device(device)) as chosen:
+    with process_group(device_named(device)) as chosen:
         if data is None and zeroshot is None and of_run:
             suites = _task(folder).suites
         else:

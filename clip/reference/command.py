@@ -16,8 +16,7 @@ from steering.clip.reference.load import load_reference
 from steering.clip.reference.manifest import Manifest
 from steering.clip.task import Clip
 from steering.errors import RunError, UserError
-from steering.runs.processes import local_device, rank_and_world_size
-from steering.runs.run import device as find_device
+from steering.runs.processes import device_named, local_device, rank_and_world_size
 
 MOST_WORKERS = 8  # where no number is given
 
@@ -34,7 +33,7 @@ def run(
     """
     if len(task.refs) > 1:
         raise UserError(f"a cache holds the features of one reference, got {task.ref!r}: fill one for each")
-    (ref,), chosen, share = task.refs, local_device(find_device(device)), rank_and_world_size()
+    (ref,), chosen, share = task.refs, local_device(device_named(device)), rank_and_world_size()
     shards = task.shards
     towers = load_reference(ref).to(chosen)
     cache = _cache(towers, ref, out, task.caption_field)

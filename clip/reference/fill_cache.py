@@ -3,16 +3,18 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import NamedTuple, Self
 
 import torch
 from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from steering import atomic_files
 from steering.clip.data.augmentation import plain_views
@@ -82,7 +84,8 @@ def content(cache: Cache, shards: Shards) -> Content:
 def drop_faulty(cache: Cache, shards: Shards) -> Counter[str]:
     """Reads every file whole and deletes those that cannot be used; returns why, counted."""
     faults: Counter[str] = Counter()
-    for shard in tqdm(nonempty(shards), unit="file", desc="checking", disable=None):
+    console = Console(stderr=True)
+    for shard in track(nonempty(shards), "checking files", console=console, disable=not console.is_terminal):
         if fault := cache.fault(shard):
             faults[fault] += 1
             cache.path(shard).unlink(missing_ok=True)
@@ -121,11 +124,15 @@ def fill(
     start = share[0] * len(every) // share[1]
     left = [shard for shard in [*every[start:], *every[:start]] if cache.reasons(shard) is None]
     total, changed = sum(shard.count for shard in every), time.monotonic()
-    with _Claims(cache) as claims, tqdm(total=total, unit="pair", unit_scale=True, disable=share[0] > 0 or None) as bar:
+    console = Console(stderr=True)
+    columns, silent = (*Progress.get_default_columns(), MofNCompleteColumn()), share[0] > 0 or not console.is_terminal
+    with _Claims(cache) as claims, Progress(*columns, console=console, disable=silent) as bars:
+        pairs = bars.add_task("pairs", total=total)
+        advance = partial(bars.advance, pairs)
         while left:
-            bar.n = total - sum(shard.count for shard in left)
-            bar.refresh()
-            for shard, features, present, reasons in _encode(towers, shards, claims.taken(left), batch, workers, bar):
+            bars.update(pairs, completed=total - sum(shard.count for shard in left))
+            encoded = _encode(towers, shards, claims.taken(left), batch, workers, advance)
+            for shard, features, present, reasons in encoded:
                 if UNREADABLE in reasons:  # for now, perhaps: its samples are not written off
                     done.unread.add(shard.name)
                 else:
@@ -143,7 +150,7 @@ def fill(
 
 
 def _encode(
-    towers: Towers, shards: Shards, claimed: Iterator[Shard], batch: int, workers: int, bar: tqdm
+    towers: Towers, shards: Shards, claimed: Iterator[Shard], batch: int, workers: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[Shard, Tensor, Tensor, Counter[str]]]:
     """Shards one after the other, as ``Cache.write`` takes them; each is given out when it is complete."""
     if (first := next(claimed, None)) is None:  # no workers are started to wait for other processes
@@ -162,7 +169,7 @@ def _encode(
         if block.positions:
             features[block.positions] = encode(towers, block.images, block.tokens).to("cpu", torch.float16)
             present[block.positions] = True
-        bar.update(span.stop - span.start)
+        advance(span.stop - span.start)
         if span.stop == shard.count:
             yield shard, features, present, reasons
 

@@ -1,6 +1,6 @@
 """The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -14,8 +14,10 @@ from steering import atomic_files, registry
 from steering.errors import UserError, did_you_mean
 from steering.settings import Recipe, Strict
 
-if TYPE_CHECKING:  # a typing mistake is told without loading torch
+if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from steering.task import Task
+
+STEERED = "steered"  # name of the arm made by --rule, --selector, --reference-scale
 
 
 class RunConfig(Strict):
@@ -41,7 +43,7 @@ def resolve(
     *,
     file: Path | None = None,
     sets: Sequence[str] = (),
-    given: Mapping[str, Any] | None = None,
+    typed: Mapping[str, Any] | None = None,
     preset: str | None = None,
 ) -> "tuple[RunConfig, Task]":
     """Merges the task's recipe with a file, with options and with ``a.b=c`` settings, later ones winning.
@@ -50,7 +52,7 @@ def resolve(
         task: name or constructor call, ``digits(noise=0.2)``; may be left to the file.
         file: a YAML file like the config.yaml of a run folder. The arms it names, if any, are all there are.
         sets: settings by dotted path, ``recipe.steps=100``.
-        given: nested settings from options.
+        typed: nested settings from options of the command line.
         preset: settings by a name that the task's attribute ``presets`` knows; everything else wins over them.
 
     Returns:
@@ -59,32 +61,80 @@ def resolve(
     Raises:
         UserError: unknown setting, wrong type or range, unreadable file.
     """
-    written = {} if file is None else _read(file)
-    typed = {} if task is None else {"task": task}
-    merged: dict[str, Any] = {}
-    for layer in (written, typed, given or {}, _dotted(sets)):
-        merged = _merge(merged, _expanded(layer))
     if preset is not None and file is not None:
         raise UserError(f"a preset and a file of settings, {preset} and {file}: give one of them")
-    if preset is not None and "task" in merged:
-        written = _preset(merged["task"], preset)
-        merged = _merge(written, merged)
+    base = {} if file is None else read(file)
+    layers = [_expanded(layer) for layer in ({"task": task}, typed or {}, _dotted(sets))]
+    merged = _merge(_expanded(base), *layers)
     if "task" not in merged:
-        raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.known('tasks'))}")
-    problem: Task = registry.build("tasks", merged["task"], merged.get("options"))
-    if is_dataclass(problem):  # every option, so that the file says what was run whatever the defaults become
-        merged["options"] = {field.name: getattr(problem, field.name) for field in fields(problem) if field.init}
-    recipe = problem.recipe.model_dump()
-    if "arms" in (written.get("recipe") or {}):  # these are all there are
+        raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.names('tasks'))}")
+    if preset is not None:
+        base = _preset(merged["task"], preset)
+        merged = _merge(base, merged)
+    made: Task = registry.build("tasks", merged["task"], merged.get("options"))
+    if is_dataclass(made):  # every option, so that the file says what was run whatever the defaults become
+        merged["options"] = {field.name: getattr(made, field.name) for field in fields(made) if field.init}
+    recipe = made.recipe.model_dump()
+    if "arms" in (base.get("recipe") or {}):  # these are all there are
         del recipe["arms"], recipe["more"]
-    return validate(merged | {"recipe": _merge(recipe, merged.get("recipe", {}))}), problem
+    return validate(merged | {"recipe": _merge(recipe, merged.get("recipe", {}))}), made
+
+
+def choose_arms(config: RunConfig, names: str | None, method: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the arms that were asked for.
+
+    Args:
+        config: complete.
+        names: ``a,b,c`` takes these arms, ``all`` those as well that are there for the asking; None takes the usual
+            ones.
+        method: rule, selector, reference_scale of an arm of the user's, ``steered``; it then stands beside the arms
+            that do without the reference, in place of the others.
+
+    Raises:
+        UserError: an arm that does not exist, or that cannot be.
+    """
+    recipe = config.recipe
+    arms = {name: arm.model_dump() for name, arm in recipe.arms.items()}
+    if method:
+        plain = {name: arm for name, arm in arms.items() if not arm["subtract"] and arm["selector"] is None}
+        arms = plain | {STEERED: _steered_arm(arms, method)}
+    if names is not None:
+        arms |= {name: arm.model_dump() for name, arm in recipe.more.items()}
+    if names is not None and names.strip() != "all":
+        chosen = [name.strip() for name in names.split(",") if name.strip() and name.strip() != "reference"]
+        existing = f"Known: reference, {', '.join(arms)}"
+        if not names.strip(" ,"):
+            raise UserError(f"--arms takes names, a,b,c, got {names!r}. {existing}")
+        for name in chosen:
+            if name not in arms:
+                raise UserError(f"no arm is named {name!r}{did_you_mean(name, arms) or '.'} {existing}")
+        arms = {name: arms[name] for name in chosen}
+    baseline = recipe.baseline if recipe.baseline in arms else next(iter(arms), "")
+    changed = recipe.model_dump() | {"arms": arms, "more": {}, "baseline": baseline}
+    return validate(config.model_dump() | {"recipe": changed})
+
+
+def _steered_arm(arms: Mapping[str, dict[str, Any]], method: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's arm: the first steered one's method, but for what was typed."""
+    first = next((arm for arm in arms.values() if arm["subtract"]), {})
+    arm = {name: first[name] for name in ("rule", "reference_scale", "gamma") if name in first} | dict(method)
+    if str(arm.get("reference_scale", "auto")) != "auto":
+        try:
+            arm["reference_scale"] = float(arm["reference_scale"])
+        except ValueError:
+            raise UserError(
+                f"--reference-scale is auto or a number of at least 0, got {arm['reference_scale']!r}"
+            ) from None
+    if set(method) == {"selector"}:
+        arm["subtract"] = False  # one method at a time: the reference chooses, and does not weigh as well
+    return arm
 
 
 def _preset(task: str, name: str) -> dict[str, Any]:
     presets: Mapping[str, Any] = getattr(registry.load("tasks", task), "presets", {})
     if name not in presets:
-        known = ", ".join(presets) or "none"
-        raise UserError(f"{task} has no preset {name!r}{did_you_mean(name, presets) or '.'} Known: {known}")
+        names = ", ".join(presets) or "none"
+        raise UserError(f"{task} has no preset {name!r}{did_you_mean(name, presets) or '.'} Known: {names}")
     return dict(presets[name])
 
 
@@ -118,7 +168,7 @@ def save(config: RunConfig, path: Path) -> None:
 
 def load(path: Path) -> RunConfig:
     """Reads the config.yaml of a run folder."""
-    return validate(_read(path))
+    return validate(read(path))
 
 
 def elastic(task: "Task") -> set[str]:
@@ -134,19 +184,18 @@ def elastic(task: "Task") -> set[str]:
 
 def differences(old: RunConfig, new: RunConfig, free: Collection[str] = ()) -> list[str]:
     """Settings that two configurations do not share, as ``recipe.steps 100 -> 200``, but for those that are free."""
-    flat = [_flat(config.model_dump()) for config in (old, new)]
-    names = sorted((set(flat[0]) | set(flat[1])) - set(free))
-    return [f"{n} {flat[0].get(n)} -> {flat[1].get(n)}" for n in names if flat[0].get(n) != flat[1].get(n)]
+    before, after = (dict(_by_path(config.model_dump())) for config in (old, new))
+    names = sorted((before.keys() | after.keys()) - set(free))
+    return [f"{n} {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+def _by_path(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single values with their dotted paths."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            yield from _by_path(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            yield prefix + name, value
 
 
 def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,16 +210,19 @@ def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
     return _merge({"options": arguments}, layer) | {"task": name}
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, those ``above`` winning; a group and a single value do not mix, the one above stands."""
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged
+def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later ones winning; of a group and a single value, which do not mix, the later one stands."""
+    try:
+        merged = OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers))
+        return dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise UserError(f"these settings cannot be read: {' '.join(str(error).split())}") from None
+    except TypeError:
+        raise UserError("a list cannot replace a group of settings: write recipe.arms.NAME.rule=uniform say") from None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """The settings of a YAML file, as they stand there."""
     try:
         config = OmegaConf.load(file)
     except FileNotFoundError:
@@ -208,18 +260,18 @@ def _plain(config: Any, where: str) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     """One line: where, what was got, what is allowed, and the nearest known name for an unknown one."""
     first = error.errors()[0]
-    *place, last = (str(part) for part in first["loc"])
+    *path, last = (str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return registry.explain(error)
-    fields = _fields_at(place)
-    where = f"in {'.'.join(place)}" if place else "at the top"
+    fields = _fields_at(path)
+    where = f"in {'.'.join(path)}" if path else "at the top"
     return f"no setting is named {last!r} {where}{did_you_mean(last, fields) or '.'} Known: {', '.join(fields)}"
 
 
-def _fields_at(place: Sequence[str]) -> list[str]:
+def _fields_at(path: Sequence[str]) -> list[str]:
     """Names of the settings in the group that a path of keys leads to."""
     model: type[BaseModel] = RunConfig
-    for part in place:
+    for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else model
         inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
         model = inner[0] if inner else model

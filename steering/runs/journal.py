@@ -1,6 +1,7 @@
 """metrics.jsonl: one line a record, appended while a run goes on, cut back when it resumes."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,11 @@ class Journal:
 
     def records(self) -> list[Record]:
         """All whole lines; a line that a kill cut short is left out."""
-        found = []
+        records = []
         for line in self.path.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return found
+            with suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
 
     def add(self, record: Record) -> None:
         try:

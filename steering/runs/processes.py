@@ -18,11 +18,31 @@ PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a 
 
 def rank_and_world_size() -> tuple[int, int]:
     """This process's number, from 0, and how many there are, as torchrun or srun says; they need not have met."""
-    said = os.environ | _from_slurm()
-    number, count = said.get("RANK", ""), said.get("WORLD_SIZE", "")
+    variables = os.environ | _from_slurm()
+    number, count = variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
         return int(number), int(count)
     return 0, 1
+
+
+def device_named(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"no device is named {name!r}: use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise UserError(f"device {name!r} was asked for, but torch sees {seen} CUDA devices: use --device cpu")
+    return device
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -35,7 +55,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def launched_with_others() -> bool:
-    """Whether torchrun, or Slurm's srun, started this process as one of several; tells torch if it was srun."""
+    """Whether torchrun or Slurm's srun started this process as one of several; sets torch's variables if srun did."""
     os.environ |= _from_slurm()
     return os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
 
@@ -85,24 +105,24 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-def _broadcast(words: bytes) -> bytes:
+def _broadcast(message: bytes) -> bytes:
     """Bytes of the first process, in all of them."""
     device = communication_device()
-    length = torch.tensor(len(words), device=device)
+    length = torch.tensor(len(message), device=device)
     dist.broadcast(length, 0)
     content = torch.zeros(int(length), dtype=torch.uint8, device=device)
     if rank() == 0:
-        content = torch.frombuffer(bytearray(words), dtype=torch.uint8).to(device)
+        content = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
     dist.broadcast(content, 0)
     return bytes(content.cpu().tolist())
 
 
 def _from_slurm() -> dict[str, str]:
-    """What srun says of this process in torch's words; nothing without srun, or where torchrun speaks."""
+    """Torch's variables from those of srun; none without srun, or where torchrun has set them."""
     if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return {}
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-    said = {ours: os.environ[theirs] for ours, theirs in names.items() if theirs in os.environ}
+    variables = {name: os.environ[slurm] for name, slurm in names.items() if slurm in os.environ}
     port = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
     meeting = {"MASTER_ADDR": os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"), "MASTER_PORT": port}
-    return said | {name: value for name, value in meeting.items() if name not in os.environ}
+    return variables | {name: value for name, value in meeting.items() if name not in os.environ}

@@ -1,9 +1,7 @@
-"""The progress bar of a run, and a clean end on Ctrl-C or SIGTERM."""
+"""The progress bar of a run."""
 
-import signal
 import sys
 import time
-from types import FrameType
 from typing import Self
 
 from rich.console import Console
@@ -29,10 +27,10 @@ class Watch:
             transient=False,
             disable=not console.is_terminal,
         )
-        self.whole = self.bars.add_task("whole run", total=total_steps, note="")
+        self.run_bar = self.bars.add_task("whole run", total=total_steps, note="")
         self.current = None
-        self._said = time.monotonic()
-        self._told: set[str] = set()
+        self._printed = time.monotonic()
+        self._notes: set[str] = set()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -41,11 +39,11 @@ class Watch:
     def __exit__(self, *_) -> None:
         self.bars.stop()
 
-    def begin(self, name: str, steps: int, done: int) -> None:
+    def begin(self, name: str, steps: int) -> None:
         """A new arm: a bar of its own; the one before disappears."""
         if self.current is not None:
             self.bars.remove_task(self.current)
-        self.current = self.bars.add_task(name, total=steps, completed=done, note="")
+        self.current = self.bars.add_task(name, total=steps, note="")
         self.name, self.steps, self.first = name, steps, None
 
     def step(self, step: int, samples: int, loss: float) -> None:
@@ -55,60 +53,24 @@ class Watch:
         note = f"loss {loss:.4g}" + (f", {seen / since:,.0f} samples/s" if since > 0.5 else "")
         if self.current is not None:
             self.bars.update(self.current, completed=step, note=note)
-        self.bars.update(self.whole, completed=self.before + step, note="")
-        if not self.console.is_terminal and time.monotonic() - self._said > 15:
-            self._said = time.monotonic()
+        self.bars.update(self.run_bar, completed=self.before + step, note="")
+        if not self.console.is_terminal and time.monotonic() - self._printed > 15:
+            self._printed = time.monotonic()
             left = f", {(self.steps - step) * since / steps:.0f} s left" if steps else ""
-            self.say(f"{self.name}: step {step} of {self.steps}, {note}{left}")
+            self.print_line(f"{self.name}: step {step} of {self.steps}, {note}{left}")
 
     def finished(self, steps: int) -> None:
         """An arm is done, or was done before this process began."""
         self.before += steps
-        self.bars.update(self.whole, completed=self.before)
+        self.bars.update(self.run_bar, completed=self.before)
 
-    def note(self, words: str) -> None:
-        """What is going on that has no steps; told once on something that is no terminal."""
-        self.bars.update(self.whole, note=words)
-        if not self.console.is_terminal and words not in self._told:
-            self._told.add(words)
-            self.say(words)
+    def note(self, line: str) -> None:
+        """What is going on that has no steps; printed once on something that is no terminal."""
+        self.bars.update(self.run_bar, note=line)
+        if not self.console.is_terminal and line not in self._notes:
+            self._notes.add(line)
+            self.print_line(line)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)
         sys.stdout.flush()
-
-
-class Interrupted(BaseException):  # not an Exception, which decoders catch
-    """SIGINT or SIGTERM came while nothing was being trained, so nothing is lost by stopping on the spot."""
-
-
-class Interrupts:
-    """Turns SIGINT and SIGTERM into a clean end: after the step while training, else at once; a second one kills.
-
-    Attributes:
-        received: the signal's number, if there was one.
-        training: whether there are steps to finish.
-    """
-
-    def __init__(self):
-        self.received: int | None = None
-        self.training = False
-        self._old: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-        if not self.training:
-            raise Interrupted
-
-    def __call__(self) -> bool:
-        return self.received is not None

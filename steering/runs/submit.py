@@ -4,9 +4,8 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +13,7 @@ from steering.errors import RunError, UserError
 
 # In front of srun in the batch script: newer ones take the cores of a task from this name alone.
 CORES = ['if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi']
-# Behind srun. 143: steer was told to stop and has saved everything. If Slurm still counts the job as running, that was
+# Behind srun. 143: steer was asked to stop and has saved everything. If Slurm still counts the job as running, that was
 # for its time limit or for another job, and this one has more to do; else it was cancelled.
 QUEUE_AGAIN = [
     "code=$?",
@@ -23,39 +22,38 @@ QUEUE_AGAIN = [
     "fi",
     'exit "$code"',
 ]
-WARNING = 120  # seconds before the time limit at which the processes are told to stop
+WARNING = 120  # seconds before the time limit at which the processes get SIGTERM
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a job may use.
+def submit(
+    context: typer.Context,
+    line: Annotated[list[str], typer.Argument(help="What to run there: -- run clip --out runs/x.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine, with a process for each.")] = 1,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes of each machine, if not one a GPU.")] = None,
+    hours: Annotated[float, typer.Option(min=0.05, help="The longest that one job may take.")] = 24.0,
+    partition: Annotated[str | None, typer.Option(help="Partition of the cluster.")] = None,
+    set_slurm: Annotated[
+        list[str] | None, typer.Option("--set-slurm", help="Any option of sbatch: account=A, exclusive.")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, without Slurm.")] = False,
+) -> None:
+    """Queue a line of steer as a Slurm job; one that meets its time limit is queued again and goes on.
 
-    Attributes:
-        nodes: machines.
-        gpus: of each machine.
-        processes: of each machine.
-        hours: the longest that it may take before it is queued again.
-        partition: of the cluster, None for the usual one.
-        sets: more options of sbatch, ``name=value`` or ``name``.
+    steer submit --nodes 2 --gpus 8 --hours 24 -- run clip --data 'shards/*.tar' --out runs/x
     """
-
-    nodes: int = 1
-    gpus: int = 1
-    processes: int = 1
-    hours: float = 24.0
-    partition: str | None = None
-    sets: Sequence[str] = field(default_factory=list)
-
-
-def submit(context: typer.Context, line: Sequence[str], job: Job, *, local: bool) -> None:
-    """Queues a line and says where its output will be; the arguments are those of ``steer submit``.
-
-    Raises:
-        UserError: there is no such command, no Slurm, no submitit, or no folder in which the run could go on.
-        RunError: Slurm refuses the job.
-    """
-    folder = _folder(context, line)
-    executor = _local(folder, job) if local else _slurm(folder, job)
+    if local and nodes > 1:
+        raise UserError(f"--local is this machine alone, got --nodes {nodes}")
+    folder, minutes = _folder(context, line), max(1, round(60 * hours))
+    settings: dict[str, Any] = {"gpus_per_node": gpus} if gpus or local else {}
+    if local:
+        settings |= {"timeout_min": minutes, "tasks_per_node": processes or max(1, gpus)}
+        executor = _local(folder)
+    else:
+        settings |= {"job_name": "steer", "nodes": nodes, "ntasks_per_node": processes or max(1, gpus)}
+        settings |= {"time": minutes} | ({"partition": partition} if partition else {})
+        executor = _slurm(folder, set_slurm or [])
+    executor.update_parameters(**settings, stderr_to_stdout=True)
     try:
         submitted = executor.submit(become, list(line), _free_port() if local else None)
     except (RuntimeError, OSError) as error:  # submitit's own errors are RuntimeErrors
@@ -67,8 +65,8 @@ def become(line: list[str], port: int | None) -> None:
     """Turns this task of a job into steer, so that signals reach it and nobody else.
 
     Args:
-        line: words behind ``steer``.
-        port: where the tasks meet on this machine; None where Slurm tells them.
+        line: what is typed behind ``steer``.
+        port: where the tasks meet on this machine; None where Slurm says so.
     """
     tasks = os.environ.get("SUBMITIT_LOCAL_NTASKS", "1")
     if port is not None and tasks != "1":
@@ -79,19 +77,20 @@ def become(line: list[str], port: int | None) -> None:
 
 
 def _folder(context: typer.Context, line: Sequence[str]) -> Path:
-    """For scripts and output, beside what the line writes; mistakes in the line are told here, not in the queue."""
+    """For scripts and output, beside what the line writes; mistakes in the line come up here, not in the queue."""
     group: Any = context.find_root().command
     command = group.get_command(context, line[0])
     if command is None:
         raise UserError(f"steer has no command {line[0]!r}: write steer submit -- run clip --out runs/x, say")
-    given = command.make_context(line[0], list(line[1:])).params
-    out = given.get("resume") or given.get("out")
-    if out is None and "out" in given:
+    params = command.make_context(line[0], list(line[1:])).params
+    out = params.get("resume") or params.get("out")
+    if out is None and "out" in params:
         raise UserError("a job that is queued again has to find what it has done: say where with --out")
     return Path(f"{out}.jobs") if out else Path("jobs") / line[0]
 
 
-def _slurm(folder: Path, job: Job) -> Any:
+def _slurm(folder: Path, sets: Sequence[str]) -> Any:
+    """What queues jobs; ``sets`` are options of sbatch, ``name=value`` or ``name``."""
     submitit = _submitit()
     try:
         executor = submitit.SlurmExecutor(folder)
@@ -99,17 +98,12 @@ def _slurm(folder: Path, job: Job) -> Any:
         raise UserError(
             "this machine has no srun: submit from one that belongs to the cluster, or try the line here with --local"
         ) from None
-    settings = {"job_name": "steer", "nodes": job.nodes, "ntasks_per_node": job.processes, "time": _minutes(job)}
-    settings |= {"gpus_per_node": job.gpus} if job.gpus else {}
-    settings |= {"partition": job.partition} if job.partition else {}
-    more: dict[str, Any] = {"requeue": True, "signal": f"TERM@{WARNING}"}
-    for text in job.sets:
-        name, given, value = text.partition("=")
-        more[name] = value if given else True
+    additional: dict[str, Any] = {"requeue": True, "signal": f"TERM@{WARNING}"}
+    for text in sets:
+        name, equals, value = text.partition("=")
+        additional[name] = value if equals else True
     executor.update_parameters(
-        **settings,
-        additional_parameters=more,
-        stderr_to_stdout=True,
+        additional_parameters=additional,
         srun_args=["--kill-on-bad-exit=1"],  # nobody waits for a process that has failed
         setup=CORES,
         teardown=QUEUE_AGAIN,
@@ -117,19 +111,9 @@ def _slurm(folder: Path, job: Job) -> Any:
     return executor
 
 
-def _local(folder: Path, job: Job) -> Any:
-    if job.nodes > 1:
-        raise UserError(f"--local is this machine alone, got --nodes {job.nodes}")
+def _local(folder: Path) -> Any:
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # at the time limit, to what will look after the job
-    executor = _submitit().LocalExecutor(folder)
-    executor.update_parameters(
-        timeout_min=_minutes(job), tasks_per_node=job.processes, gpus_per_node=job.gpus, stderr_to_stdout=True
-    )
-    return executor
-
-
-def _minutes(job: Job) -> int:
-    return max(1, round(60 * job.hours))
+    return _submitit().LocalExecutor(folder)
 
 
 def _free_port() -> int:

@@ -6,7 +6,7 @@ from steering.runs import config
 
 
 def resolved(name: str, **given):
-    return config.resolve("clip", preset=name, given={"options": {"data": "emoji", "ref": None}, **given})[0]
+    return config.resolve("clip", preset=name, typed={"options": {"data": "emoji", "ref": None}, **given})[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -191,7 +191,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_missing_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no shard .*000\.tar"):
-        _ = configs.resolve("clip", given={"options": {"data": f"{tmp_path}/{{000..003}}.tar"}})
+        _ = configs.resolve("clip", typed={"options": {"data": f"{tmp_path}/{{000..003}}.tar"}})
 
 
 def test_the_bundled_recipe_steers_by_its_own_temperature():
@@ -221,7 +221,7 @@ def test_a_run_leaves_a_gallery_and_exports(shards, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     options = {"data": shards(), "model": "emoji-rn32", "ref": own_task("x", tmp_path).ref}
-    config, task = configs.resolve("clip", given={"options": options, "recipe": {"steps": 3, "batch": 16}})
+    config, task = configs.resolve("clip", typed={"options": options, "recipe": {"steps": 3, "batch": 16}})
     summary = Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
     assert list(summary.arms) == ["reference", "unsteered", "drrho_clip", "jest"]
     report = (tmp_path / "run" / "report.html").read_text()

@@ -42,7 +42,7 @@ def test_every_selector_is_a_value(selector):
 
 def test_the_list_above_has_every_selector_of_ours():
     mine = {type(selector) for selector in SELECTORS}
-    assert mine == {registry.load("selectors", name) for name in registry.known("selectors")}
+    assert mine == {registry.load("selectors", name) for name in registry.names("selectors")}
 
 
 def test_the_check_leaves_the_global_generators_alone():

@@ -216,14 +216,14 @@ def test_a_plugin_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypa
 
 def test_protocols_and_helpers_are_no_plugins():
     rules = ["chi_square", "cvar", "global_contrastive", "individual", "info_nce", "kl", "uniform"]
-    assert registry.known("rules") == rules
-    assert not {"selector", "_choose"} & set(registry.known("selectors"))
-    assert {"digits", "clip"} <= set(registry.known("tasks"))
+    assert registry.names("rules") == rules
+    assert not {"selector", "_choose"} & set(registry.names("selectors"))
+    assert {"digits", "clip"} <= set(registry.names("tasks"))
 
 
 @pytest.mark.parametrize("kind", ["rules", "selectors"])
 def test_every_plugin_of_ours_says_what_it_is_in_one_line(kind):
-    for name in registry.known(kind):
+    for name in registry.names(kind):
         assert registry.summary(kind, name).endswith("."), name
 
 

@@ -9,15 +9,14 @@ from rich.console import Console
 
 from steering.errors import UserError
 from steering.reports.report import Report, show, write
-from steering.runs.progress import Interrupted, Interrupts
-from steering.runs.run import Stopped, new_folder
+from steering.runs.folder import Interrupts, new_folder
 from steering.theory_checks.bound import applied
 from steering.theory_checks.bound.report import report
 from steering.theory_checks.bound.study import QUICK, Extent, study
 
 
 def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int, out: Path | None) -> None:
-    """Does what ``steer bound`` was asked for; the arguments are its options.
+    """Simulates, or certifies the models of a run; the arguments are the options of ``steer bound``.
 
     Raises:
         UserError: options that do not go together.
@@ -27,19 +26,15 @@ def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int,
     console = Console(soft_wrap=not sys.stdout.isatty())
     if run_folder is None and width is not None:
         raise UserError("--width bounds the differences of a run's losses: give it together with --run")
-    interrupts = Interrupts()
-    try:
-        with interrupts:
-            made = _made(run_folder, width, QUICK if quick else Extent(), seed, console)
-    except Interrupted:
-        raise Stopped("stopped; nothing was written: the same command starts anew", interrupts.received or 2) from None
+    with Interrupts("nothing was written: the same command starts anew"):
+        made = _made(run_folder, width, QUICK if quick else Extent(), seed, console)
     _publish(made, out or new_folder("bound" if run_folder is None else "bound-run"), console)
 
 
 def _made(run_folder: Path | None, width: float | None, extent: Extent, seed: int, console: Console) -> Report:
     command = shlex.join(["steer", *sys.argv[1:]])
     if run_folder is None:
-        return report(study(extent, seed, lambda words: _say(console, words)), command)
+        return report(study(extent, seed, lambda part: _say(console, part)), command)
     return applied.report(applied.certified(run_folder, width), run_folder, command)
 
 
@@ -49,6 +44,6 @@ def _publish(made: Report, folder: Path, console: Console) -> None:
     console.print(f"report: {page}", markup=False, highlight=False)
 
 
-def _say(console: Console, words: str) -> None:
-    console.print(f"simulating: {words}", markup=False, highlight=False)
+def _say(console: Console, part: str) -> None:
+    console.print(f"simulating: {part}", markup=False, highlight=False)
     sys.stdout.flush()

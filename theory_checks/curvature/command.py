@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AliasChoices, Field
 from rich.console import Console
 
-from steering import atomic_files
 from steering.errors import UserError, did_you_mean
 from steering.reports.report import Report, show, write
-from steering.runs.progress import Interrupted, Interrupts
-from steering.runs.run import Stopped, device, new_folder
+from steering.runs.folder import RunFolder, new_folder
+from steering.runs.processes import device_named
+from steering.settings import Strict
 from steering.theory_checks.curvature import boundary, bridge, noise, robustness, search, transfer
 from steering.theory_checks.curvature.methods import LABELS, available
 from steering.theory_checks.curvature.section import Results, Section, answer
@@ -99,12 +100,8 @@ def run(options: TuneOptions) -> None:
     folder = options.out or new_folder(f"tune-{name}")
     console = Console(soft_wrap=not sys.stdout.isatty())
     console.print(f"report folder: {folder}", markup=False, highlight=False)
-    interrupts = Interrupts()
-    try:
-        with interrupts:
-            results = {study.name: _measured(study, folder, console) for study in studies}
-    except Interrupted:
-        raise Stopped(f"stopped; the same command with --out {folder} goes on", interrupts.received or 2) from None
+    with RunFolder.open(folder) as opened:
+        results = {study.name: _measured(study, opened, console) for study in studies}
     sections = [study.summarise(results[study.name]) for study in studies]
     report = _report(f"Curvature tuning: {name}", question, options.command, sections, results)
     page = write(report, folder)
@@ -112,25 +109,29 @@ def run(options: TuneOptions) -> None:
     console.print(f"report: {page}", markup=False, highlight=False)
 
 
-def _measured(study: Study, folder: Path, console: Console) -> list[dict[str, Any]]:
+class Repetition(Strict):
+    """One repetition of a study, as its file has it; older files call its numbers found."""
+
+    settings: dict[str, Any]
+    numbers: Annotated[dict[str, Any], Field(validation_alias=AliasChoices("numbers", "found"))]
+
+
+def _measured(study: Study, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
     """Every repetition of a study, read back where it is there already."""
-    results = []
     settings = json.loads(json.dumps(study.settings))
+
+    def measure(seed: int) -> Repetition:
+        console.print(f"{study.name}: repetition {seed}", markup=False, highlight=False)
+        return Repetition(settings=settings, numbers=study.measure(seed))
+
+    results = []
     for seed in study.seeds:
-        path = folder / "parts" / f"{study.name}-{seed}.json"
-        if not path.exists():
-            console.print(f"{study.name}: repetition {seed}", markup=False, highlight=False)
-            atomic_files.write_json(path, {"settings": settings, "numbers": study.measure(seed)})
-        try:
-            part = json.loads(path.read_text())
-            numbers, same = part["numbers"], part["settings"] == settings
-        except (ValueError, KeyError):
-            raise UserError(
-                f"{path} is damaged or of another version: delete it, and that repetition is measured again"
-            ) from None
-        if not same:
+        name = f"parts/{study.name}-{seed}.json"
+        part = folder.part(name, Repetition, partial(measure, seed))
+        if part.settings != settings:
+            path = folder.path / name
             raise UserError(f"{path} was made with other settings: choose another --out, or repeat that command")
-        results.append(numbers)
+        results.append(part.numbers)
     return results
 
 
@@ -209,7 +210,7 @@ def _of_pictures(options: TuneOptions) -> tuple[str, str, list[Study]]:
         )
     options.refuse("parts", "refit", "arm", "sets")
     methods: list = _listed(options.methods, "method", list(LABELS)) if options.methods else list(available())
-    on = str(device(options.device))
+    on = str(device_named(options.device))
     body, width = pictures.backbone(pictures.load_network(name, Path(path)))
     samples, classes = pictures.load_pictures(options.data, options.size)
     quick, betas = options.quick, options.searched("0.7:1:0.05")

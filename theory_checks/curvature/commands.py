@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from steering import options
+
 
 def tune(
     target: Annotated[str, typer.Argument(help="digits; a task; a run folder or checkpoint; resnet18=weights.pt.")],
@@ -15,7 +17,7 @@ def tune(
         str | None, typer.Option(help="Of digits: transfer, noise, robustness, boundary, bridge (comma-separated).")
     ] = None,
     betas: Annotated[str | None, typer.Option(help="0.5,0.7,0.9 or first:last:step; 1 is always tried.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; of a run the first so many.")] = None,
+    seeds: options.Seeds = None,
     refit: Annotated[
         int, typer.Option(min=0, help="Steps of training the last layer anew for every beta, of a task or run.")
     ] = 0,
@@ -25,20 +27,20 @@ def tune(
     steps: Annotated[int | None, typer.Option(min=1, help="On pictures: gradient steps of each method.")] = None,
     size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the pictures in pixels.")] = 224,
     arm: Annotated[str | None, typer.Option(help="Of a task or run; its baseline if not given.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of a task: a.b=c.")] = None,
+    sets: options.Sets = None,
     quick: Annotated[bool, typer.Option(help="Fewer of everything, to see that it works.")] = False,
-    device: Annotated[str, typer.Option(help="For pictures: auto, cpu, cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/tune-digits-001 say.")] = None,
+    device: options.Device[str] = "auto",
+    out: options.Out = None,
 ) -> None:
     """Tune the curvature of a trained model: a smoother unit in place of every ReLU, without training.
 
     steer tune digits            studies on small networks
 
-    steer tune runs/blobs-001    the models of a run
+    steer tune runs/blobs-001    the models of a run, or of the first --seeds of it
 
     steer tune resnet18=resnet18.pt --data pictures
     """
-    options = dict(locals())
+    typed = dict(locals())
     from steering.theory_checks.curvature.command import TuneOptions, run
 
-    run(TuneOptions(**options, command=shlex.join(["steer", *sys.argv[1:]])))
+    run(TuneOptions(**typed, command=shlex.join(["steer", *sys.argv[1:]])))

@@ -5,12 +5,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -19,8 +19,8 @@ from steering.errors import UserError, did_you_mean
 from steering.registry import explain
 from steering.reports.report import show, write
 from steering.runs.config import resolve
-from steering.runs.progress import Interrupted, Interrupts, Watch
-from steering.runs.run import Stopped, new_folder
+from steering.runs.folder import RunFolder, new_folder
+from steering.runs.progress import Watch
 from steering.task import Task
 from steering.theory_checks.curve import processes, tuning
 from steering.theory_checks.curve.analysis import Analysis
@@ -34,11 +34,10 @@ from steering.theory_checks.training_sets import training_samples
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
 SEEDS = 20  # for claims against the reference
 FREE = ("seeds", "sizes", "methods")  # of which a curve may later have more or fewer
-LOCK = ".lock"  # held by the process that is at work in the folder
 
 
 def run(
-    task: str, *, setting: str | None, out: Path | None, jobs: int | None, keep: float | None, **wanted: Any
+    task: str, *, setting: str | None, out: Path | None, jobs: int | None, keep: float | None, **options: Any
 ) -> None:
     """Trains what is not trained yet and writes the report.
 
@@ -48,11 +47,11 @@ def run(
         out: folder of the curve; what is there already is not trained again.
         jobs: processes, by default one a core.
         keep: share of the static filter.
-        wanted: further arguments of ``planned``.
+        options: further arguments of ``planned``.
     """
     torch.set_num_threads(1)
     frozen = None if setting is None else setting_of(setting, task.partition("(")[0].strip())
-    plan = planned(task, frozen, keep=keep, **wanted)
+    plan = planned(task, frozen, keep=keep, **options)
     folder = out or new_folder(f"curve-{plan.task.rpartition(':')[2]}")
     console = Console(soft_wrap=not sys.stdout.isatty())
     analysis, chosen = execute(plan, folder, jobs=jobs or os.cpu_count() or 1, console=console)
@@ -80,20 +79,20 @@ def planned(
     Raises:
         UserError: something unknown or out of range.
     """
-    given = {"options": setting.options, "recipe": setting.recipe} if setting else {}
-    _, problem = resolve(task, sets=sets, given=given)
-    wanted = _sizes(sizes) if sizes else [setting.size] if setting else _usual_sizes(problem)
-    options = {**given.get("options", {}), **_pool_option(problem, max(wanted))}
-    config, problem = resolve(task, sets=sets, given={**given, "options": options})
+    frozen = {"options": setting.options, "recipe": setting.recipe} if setting else {}
+    _, made = resolve(task, sets=sets, typed=frozen)
+    samples = _sizes(sizes) if sizes else [setting.size] if setting else _usual_sizes(made)
+    options = {**frozen.get("options", {}), **_pool_option(made, max(samples))}
+    config, made = resolve(task, sets=sets, typed={**frozen, "options": options})
     steered = steered_of(config.recipe)
     if steered is None:
         raise UserError(f"no arm of {config.task} subtracts a reference: add one by --set recipe.arms.NAME.rule=...")
     share = keep or (setting.keep if setting else KEEP)
-    compared = methods_of(problem, config.recipe, keep=share, answers=_answers(problem))
+    compared = methods_of(made, config.recipe, keep=share, answers=_answers(made))
     for name, decay in (setting.decays if setting else {}).items():
         compared[name] = compared[name].model_copy(update={"weight_decay": decay})
-    label, percent = label_of(problem)
-    made: dict[str, Any] = {
+    label, percent = label_of(made)
+    plan: dict[str, Any] = {
         "task": config.task,
         "options": config.options,
         "recipe": config.recipe,
@@ -102,13 +101,13 @@ def planned(
         "steered": steered,
         "label": label,
         "percent": percent,
-        "sizes": wanted,
+        "sizes": samples,
         "seeds": seeds or (setting.seeds if setting else SEEDS),
         "first_seed": first_seed,
         "tune": tune,
     }
     try:
-        return Plan.model_validate(made)
+        return Plan.model_validate(plan)
     except ValidationError as error:
         raise UserError(explain(error)) from None
 
@@ -123,73 +122,50 @@ def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[A
         UserError: the folder is another curve's, or some process is at work in it.
         Stopped: SIGINT or SIGTERM came; the same command goes on.
     """
-    lock = _enter(plan, folder)
-    interrupts = Interrupts()
-    wanted = units(plan)
+    todo = units(plan)
     trials = (2 * plan.tune + 1) * plan.tuning_seeds if plan.tune else 0  # the second round takes the best one along
-    total = len(wanted) + trials * len(plan.methods) * len(plan.sizes)
-    try:
-        with Watch(console, total_steps=total) as watch, interrupts:
+    total = len(todo) + trials * len(plan.methods) * len(plan.sizes)
+    with (
+        RunFolder.open(folder, settings="plan.json", compare=lambda path: _settings(plan, path)),
+        Watch(console, total_steps=total) as watch,
+    ):
 
-            def make(missing: Sequence[Unit]) -> list[Outcome]:
-                return processes.make(plan, missing, folder, jobs=jobs, watch=watch)
+        def make(missing: Sequence[Unit]) -> list[Outcome]:
+            return processes.make(plan, missing, folder, jobs=jobs, watch=watch)
 
-            chosen = tuning.tuned(plan, make) if plan.tune else {}
-            wanted = [tuning.with_choice(unit, chosen) for unit in wanted]
-            outcomes = dict(zip(((u.name, u.size, u.seed) for u in wanted), make(wanted), strict=True))
-    except Interrupted:
-        raise _stopped(folder, interrupts) from None
-    finally:
-        lock.release()
+        chosen = tuning.tuned(plan, make) if plan.tune else {}
+        todo = [tuning.with_choice(unit, chosen) for unit in todo]
+        outcomes = dict(zip(((u.name, u.size, u.seed) for u in todo), make(todo), strict=True))
     return Analysis(plan, outcomes), chosen
 
 
-def _stopped(folder: Path, interrupts: Interrupts) -> Stopped:
-    typed = [word for word in sys.argv[1:] if word != "--out" and word != str(folder)]
-    command = shlex.join(["steer", *typed, "--out", str(folder)])
-    return Stopped(f"stopped; what was trained is saved. Go on with: {command}", interrupts.received or 2)
-
-
-def _completed(old: dict[str, Any]) -> dict[str, Any]:
-    """An older plan with the settings that have come since, which then had their defaults."""
-    try:
-        return Plan.model_validate(old).model_dump(mode="json")
-    except ValidationError:
-        return old
-
-
-def _enter(plan: Plan, folder: Path) -> FileLock:
-    """Makes the folder, or makes sure that its trainings are those of this plan, as far as both have them."""
-    lock = FileLock(atomic_files.make_folder(folder) / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
-    path, known = folder / "plan.json", {}
-    new = plan.model_dump(mode="json")
+def _settings(plan: Plan, path: Path) -> str:
+    """The text of plan.json, unless the trainings of the one that is there are not this plan's where both have them."""
+    new, methods = plan.model_dump(mode="json"), {}
     if path.exists():
-        old = _completed(_read(path))
+        old = _read(path)
         changed = [name for name in new if name not in FREE and new[name] != old.get(name)]
-        known = old.get("methods", {})
-        changed += [name for name in new["methods"] if name in known and new["methods"][name] != known[name]]
+        methods = old.get("methods", {})
+        changed += [name for name in new["methods"] if name in methods and new["methods"][name] != methods[name]]
         if changed:
-            raise UserError(f"{folder} holds a curve with other {', '.join(changed)}: choose another --out")
-    elif {entry.name for entry in folder.iterdir()} - {LOCK}:
-        raise UserError(f"{folder} is no folder of a curve (it has no plan.json) nor empty: choose another --out")
-    atomic_files.write_json(path, new | {"methods": {**known, **new["methods"]}})
-    return lock
+            raise UserError(f"{path.parent} holds a curve with other {', '.join(changed)}: choose another --out")
+    return json.dumps(new | {"methods": {**methods, **new["methods"]}}, indent=1) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """An older plan with the settings that have come since, which then had their defaults."""
     try:
-        return dict(json.loads(path.read_text()))
+        old = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise UserError(f"{path} is damaged: choose another --out") from None
+    with suppress(ValidationError):  # what is no plan of today differs in something, and is named
+        old = Plan.model_validate(old).model_dump(mode="json")
+    return old
 
 
 def _sizes(text: str) -> list[int]:
     try:
-        return [int(word) for word in text.split(",")]
+        return [int(size) for size in text.split(",")]
     except ValueError:
         raise UserError(f"--sizes takes numbers of samples, 100,200,400 say; got {text!r}") from None
 
@@ -220,10 +196,11 @@ def _answers(task: Task) -> bool:
     return task.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
 
 
-def _chosen(known: dict[str, Method], wanted: str | None, needed: Sequence[str]) -> dict[str, Method]:
+def _chosen(methods: dict[str, Method], typed: str | None, always: Sequence[str]) -> dict[str, Method]:
     """The methods of ``--methods``, with those that everything is compared with."""
-    names = list(known) if wanted is None else [*needed, *(word.strip() for word in wanted.split(","))]
+    names = list(methods) if typed is None else [*always, *(name.strip() for name in typed.split(","))]
     for name in names:
-        if name not in known:
-            raise UserError(f"no method is named {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}")
-    return {name: method for name, method in known.items() if name in names}
+        if name not in methods:
+            existing = f"Known: {', '.join(methods)}"
+            raise UserError(f"no method is named {name!r}{did_you_mean(name, methods) or '.'} {existing}")
+    return {name: method for name, method in methods.items() if name in names}

@@ -47,7 +47,7 @@ def make(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: W
         elif time.monotonic() - printed > EVERY:
             printed = time.monotonic()
             left = (printed - began) / done * (watch.total - watch.before)
-            watch.say(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
+            watch.print_line(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
     return [outcomes[unit.file] for unit in units]
 
 

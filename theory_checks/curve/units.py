@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from steering import atomic_files, registry
-from steering.errors import UserError
+from steering import registry
+from steering.runs.folder import read_part, write_part
 from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
@@ -70,13 +70,7 @@ class Unit(Strict):
         Raises:
             UserError: the file is damaged.
         """
-        path = folder / self.file
-        if not path.exists():
-            return None
-        try:
-            return Outcome.model_validate_json(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is damaged: delete it, and the curve trains that part again") from None
+        return read_part(folder / self.file, Outcome)
 
     def make(self, plan: Plan, folder: Path) -> Outcome:
         """Trains and writes the file, whole or not at all; the same unit gives the same outcome in any process."""
@@ -86,7 +80,7 @@ class Unit(Strict):
             outcome = Outcome(error=error_of(evaluate(pool, pool.reference()), pool))
         else:
             outcome = train(plan, self.method, first(pool, self.size), self.seed)
-        atomic_files.write(folder / self.file, outcome.model_dump_json(indent=1) + "\n")
+        write_part(folder / self.file, outcome)
         return outcome
 
 

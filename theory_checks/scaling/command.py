@@ -9,8 +9,8 @@ from rich.console import Console
 
 from steering.errors import UserError
 from steering.reports.report import show, write
-from steering.runs.run import new_folder
-from steering.theory_checks.scaling import points as known
+from steering.runs.folder import new_folder
+from steering.theory_checks.scaling import points as paper
 from steering.theory_checks.scaling.points import Point
 from steering.theory_checks.scaling.reading import from_csv, from_runs
 from steering.theory_checks.scaling.report import report
@@ -46,12 +46,12 @@ def run(
             f"--subset {subset_name} names points of the paper and stands alone: choose your own, and parts of the "
             f"paper's, by --where"
         )
-    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else known.published()
+    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else paper.published()
     first = baseline or points[0].method
-    reading = known.READING_ERROR if published else None
+    reading = paper.READING_ERROR if published else None
     subsets = [subset(name, chosen, first, reading, seed) for name, chosen in _chosen(points, subset_name, conditions)]
-    words = "forward GFLOPs \u00d7 samples" if published else UNITS[unit] if runs else "compute"
-    made = report(subsets, points, first, words, published, shlex.join(["steer", *sys.argv[1:]]))
+    axis = "forward GFLOPs \u00d7 samples" if published else UNITS[unit] if runs else "compute"
+    made = report(subsets, points, first, axis, published, shlex.join(["steer", *sys.argv[1:]]))
     page = write(made, out or new_folder("scaling"))
     console = Console(soft_wrap=not sys.stdout.isatty())
     show(made, console)
@@ -61,9 +61,9 @@ def run(
 def _chosen(points: list[Point], name: str | None, conditions: Sequence[str]) -> list[tuple[str, list[Point]]]:
     """Subsets to fit, by name: of the published points both, unless one is asked for."""
     if conditions:
-        return [(" and ".join(conditions), known.where(points, conditions))]
+        return [(" and ".join(conditions), paper.where(points, conditions))]
     if name is not None:
-        return [(name, known.named(points, name))]
-    if points == known.published():
-        return [(each, known.named(points, each)) for each in (known.SIX, known.ALL)]
+        return [(name, paper.named(points, name))]
+    if points == paper.published():
+        return [(name, paper.named(points, name)) for name in (paper.SIX, paper.ALL)]
     return [("all points", points)]

@@ -11,7 +11,7 @@ from steering.clip.task import EMOJI_DATA
 from steering.errors import UserError
 from steering.reports.grid import Cell, Column, Grid
 from steering.reports.report import Report
-from steering.runs import run as runs
+from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
@@ -43,7 +43,7 @@ def judge(options: Options, console: Console) -> Report:
     data = str(emoji_shard("held_out_google")) if bundled else str(options.data)
     temperature = TEMPERATURES[bundled]
     pairs = pairs_of(data, options.pairs, options.caption_field)
-    device, labels, answers = runs.device(options.device), _labels(names), {}
+    device, labels, answers = device_named(options.device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():

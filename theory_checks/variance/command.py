@@ -1,8 +1,8 @@
 """``steer variance``: what is measured, on which models, and the report at the end."""
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +13,11 @@ from steering import registry
 from steering.errors import UserError
 from steering.reports.report import Report, show, write
 from steering.runs import config as configs
-from steering.runs import run as runs
 from steering.runs.config import RunConfig
-from steering.runs.progress import Interrupted, Interrupts, Watch
+from steering.runs.folder import RunFolder, new_folder, with_folder
+from steering.runs.processes import device_named
+from steering.runs.progress import Watch
+from steering.runs.run import Run
 from steering.settings import Recipe
 from steering.task import HeldOut, Task
 from steering.theory_checks.variance import bench, models, trajectory, validation
@@ -31,9 +33,9 @@ def run(asked: Options) -> None:
         UserError: the options do not fit together.
     """
     console = Console(soft_wrap=not sys.stdout.isatty())
-    folder, found = _measured(asked, console)
-    page = write(found, folder)
-    show(found, console)
+    folder, made = _measured(asked, console)
+    page = write(made, folder)
+    show(made, console)
     console.print(f"report: {page}", markup=False, highlight=False)
 
 
@@ -46,15 +48,15 @@ def _measured(asked: Options, console: Console) -> tuple[Path, Report]:
             )
         from steering.theory_checks.variance import before
 
-        folder = asked.out or runs.new_folder("variance")
+        folder = asked.out or new_folder("variance")
         return folder, before.judge(asked, console)
     if asked.target is None:
         raise UserError("say what to measure: steer variance digits, a run folder, or --ref A --ref B --data D")
     if asked.data or asked.proxy:
         raise UserError("--data and --proxy go with --ref; a task takes its data by --set options.data=SHARDS")
-    place = Path(asked.target).expanduser()
-    if (place / "config.yaml").is_file():
-        return of_run(place, asked)
+    folder = Path(asked.target).expanduser()
+    if (folder / "config.yaml").is_file():
+        return of_run(folder, asked)
     if "/" in asked.target.partition("(")[0]:
         raise UserError(f"{asked.target} is no run folder: it has no config.yaml")
     return of_task(asked, console)
@@ -69,30 +71,31 @@ def of_run(folder: Path, asked: Options) -> tuple[Path, Report]:
     seeds = min(asked.seeds or config.recipe.seeds, config.recipe.seeds)
     plain, _ = bench.plain_and_steered(config.recipe)
     arms = [plain, *(name for name in config.recipe.arms if name != plain)]
-    device = runs.device(asked.device)
+    device = device_named(asked.device)
     collected = bench.collect(
         task, seeds, arms, _trained(folder, config, device), pairs=asked.pairs, device=device, star=None
     )
-    found = _figures(collected, config.recipe)
-    out = asked.out or runs.new_folder(f"variance-{config.task}")
-    return out, report(str(folder), collected, found, _along(folder, config, plain, collected), asked.command)
+    figures, along = _figures(collected, config.recipe), _along(folder, config, plain, collected)
+    out = asked.out or new_folder(f"variance-{config.task}")
+    return out, report(str(folder), collected, figures, along, asked.command)
 
 
 def of_task(asked: Options, console: Console) -> tuple[Path, Report]:
     """Trains a task's arms with and without its reference, and measures them."""
-    config, task = configs.resolve(asked.target, sets=asked.sets, given={"device": asked.device} | _seeds(asked))
-    folder = asked.out or runs.new_folder(f"variance-{config.task}")
+    config, task = configs.resolve(asked.target, sets=asked.sets, typed={"device": asked.device} | _seeds(asked))
+    folder = asked.out or new_folder(f"variance-{config.task}")
     config = configs.validate(config.model_dump() | {"recipe": _two_arms(config.recipe).model_dump()})
     if asked.validate:
         validation.check(task, config.task)
     plain, steered = bench.plain_and_steered(config.recipe)
+    typed = shlex.split(asked.command)
     observe = trajectory.Observer(folder / "run", plain, asked.pairs)
-    whole = runs.Run(config, task, folder / "run", console, asked.command.split(), observe=observe)
-    try:
-        whole.execute()
-    except runs.Stopped as stop:  # whose advice is to finish the run, not the measurement
-        raise runs.Stopped(models.advice(folder), stop.signal) from None
-    with working(folder, config, console) as trainer:
+    resume = with_folder(typed, folder)  # not the run alone, but the measurement
+    observed = Run(config, task, folder / "run", console, typed, observe=observe, resume=resume)
+    observed.execute()
+    total = config.recipe.steps  # of one training; how many there are is not known ahead
+    with RunFolder.open(folder, resume=resume) as opened, Watch(console, total_steps=total) as watch:
+        trainer = models.Trainer(folder / "models", watch, opened.interrupts, observed.device)
         if asked.validate:
             return folder, validation.validate(task, config, trainer, asked.command)
 
@@ -103,26 +106,13 @@ def of_task(asked: Options, console: Console) -> tuple[Path, Report]:
             task,
             config.recipe.seeds,
             [plain, *([steered] if steered else [])],
-            _trained(folder / "run", config, whole.device),
+            _trained(folder / "run", config, observed.device),
             pairs=asked.pairs,
-            device=whole.device,
+            device=observed.device,
             star=star if isinstance(task, HeldOut) else None,
         )
-    found = _figures(collected, config.recipe)
-    along = _along(folder / "run", config, plain, collected)
-    return folder, report(config.task, collected, found, along, asked.command)
-
-
-@contextmanager
-def working(folder: Path, config: RunConfig, console: Console) -> Iterator[models.Trainer]:
-    """A trainer whose progress is shown, and that ends on Ctrl-C with all that is finished kept."""
-    interrupts = Interrupts()
-    total = config.recipe.steps  # of one training; how many there are is not known ahead
-    try:
-        with Watch(console, total_steps=total) as watch, interrupts:
-            yield models.Trainer(folder / "models", watch, interrupts, runs.device(config.device))
-    except Interrupted:
-        raise models.stopped(folder, interrupts) from None
+    figures, along = _figures(collected, config.recipe), _along(folder / "run", config, plain, collected)
+    return folder, report(config.task, collected, figures, along, asked.command)
 
 
 def _trained(folder: Path, config: RunConfig, device: torch.device) -> Callable[[Task, str, int], nn.Module]:
@@ -130,7 +120,7 @@ def _trained(folder: Path, config: RunConfig, device: torch.device) -> Callable[
 
 
 def _along(run: Path, config: RunConfig, plain: str, collected: bench.Collected) -> list[list[trajectory.Moment]]:
-    """What was seen of the plain arm while it trained, on the held-out samples that are measured at its end."""
+    """Variances of the plain arm while it trained, on the held-out samples that are measured at its end."""
     units = [pair.units for pair in next(iter(collected.pairs.values()))]
     return trajectory.read(run, plain, config.recipe.steps, units)
 

@@ -10,8 +10,8 @@ from torch import nn
 from steering.errors import UserError
 from steering.references.store import ReferenceLosses
 from steering.runs.config import RunConfig
-from steering.runs.progress import Interrupted, Interrupts, Watch
-from steering.runs.run import Stopped
+from steering.runs.folder import Interrupted, Interrupts
+from steering.runs.progress import Watch
 from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task, exchange
 from steering.theory_checks.training_sets import concatenate
@@ -73,36 +73,23 @@ class Trainer:
         """The model that an arm ends with.
 
         Raises:
-            Stopped: the user asked for an end.
+            Interrupted: the user asked for an end.
         """
         reference = ReferenceLosses(task, self.device)
         training = loop.Training(task, arm, recipe, reference=reference, seed=seed, device=self.device)
-        self.watch.begin(f"{name} (seed {seed})", recipe.steps, 0)
+        self.watch.begin(f"{name} (seed {seed})", recipe.steps)
 
         def record(figures: dict[str, Any]) -> None:
             if "loss" in figures:
                 self.watch.step(figures["step"], figures["samples"], figures["loss"])
 
-        self.interrupts.training = True
-        try:
-            path = self.folder / name / f"seed{seed}" / "checkpoint.pt"
+        path = self.folder / name / f"seed{seed}" / "checkpoint.pt"
+        with self.interrupts.training():
             finished = loop.run(training, path, record=record, stopped=self.interrupts)
-        finally:
-            self.interrupts.training = False
         if not finished or self.interrupts():
             raise Interrupted
         self.watch.finished(recipe.steps)
         return training.result.eval()
-
-
-def stopped(folder: Path, interrupts: Interrupts) -> Stopped:
-    """What to raise when the user asked for an end."""
-    return Stopped(advice(folder), interrupts.received or 2)
-
-
-def advice(folder: Path) -> str:
-    """How to go on after a stop."""
-    return f"stopped; the same command with --out {folder} goes on"
 
 
 def split(batches: list[Batch], share: float) -> tuple[Batch, Batch]:

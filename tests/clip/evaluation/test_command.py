@@ -43,7 +43,7 @@ def run_folder(tars, tmp_path) -> Path:
     folder.mkdir()
     data = tars(1, name="trained")
     options = {"data": data, "val": data, "model": EMOJI, "ref": f"local-dir:{BUNDLE}"}
-    config, _ = configs.resolve("clip", given={"options": options})
+    config, _ = configs.resolve("clip", typed={"options": options})
     configs.save(config, folder / "config.yaml")
     for arm, seed in (("unsteered", 0), ("unsteered", 1), ("drrho_clip", 0)):
         torch.manual_seed(seed)

@@ -3,7 +3,7 @@
 import pytest
 
 from steering import UserError
-from steering.runs.arms import choose
+from steering.runs.config import RunConfig, choose_arms
 from steering.settings import Arm, Recipe
 
 RECIPE = Recipe(
@@ -19,11 +19,11 @@ RECIPE = Recipe(
 )
 
 
-def chosen(names: str | None = None, **method) -> Recipe:
-    return Recipe.model_validate(choose(RECIPE, names, method))
+def chosen(names: str | None = None, recipe: Recipe = RECIPE, **method) -> Recipe:
+    return choose_arms(RunConfig(task="digits", recipe=recipe), names, method).recipe
 
 
-def test_without_a_word_all_arms_stay():
+def test_without_options_all_arms_stay():
     assert chosen() == RECIPE
 
 
@@ -51,15 +51,15 @@ def test_an_unknown_arm_is_refused_with_the_nearest_name():
         chosen("zzz")
 
 
-def test_an_arm_of_ones_own_stands_beside_those_without_reference_and_selector():
+def test_the_users_arm_stands_beside_those_without_reference_and_selector():
     recipe = chosen(rule="kl(rho=80)")
     assert list(recipe.arms) == ["erm", "steered"]
     assert recipe.arms["steered"] == Arm(rule="kl(rho=80)", reference_scale=1.0, gamma=0.5)
 
 
-def test_what_is_not_said_of_it_comes_from_the_first_steered_arm():
-    own = chosen(selector="jest", reference_scale="auto").arms["steered"]
-    assert own == Arm(rule="kl(rho=8)", selector="jest", reference_scale="auto", gamma=0.5)
+def test_what_was_not_typed_of_it_comes_from_the_first_steered_arm():
+    arm = chosen(selector="jest", reference_scale="auto").arms["steered"]
+    assert arm == Arm(rule="kl(rho=8)", selector="jest", reference_scale="auto", gamma=0.5)
 
 
 def test_it_can_be_run_alone():
@@ -78,7 +78,7 @@ def test_another_scale_is_refused():
 
 def test_arms_that_are_there_for_the_asking_run_only_when_asked_for():
     more = RECIPE.model_copy(update={"more": {"extra": Arm(rule="kl(rho=1)")}})
-    assert list(choose(more, None, {})["arms"]) == list(RECIPE.arms)
-    assert list(choose(more, "extra,erm", {})["arms"]) == ["extra", "erm"]
-    assert list(choose(more, "all", {})["arms"]) == [*RECIPE.arms, "extra"]
-    assert choose(more, "all", {})["more"] == {}, "what runs is written down once"
+    assert list(chosen(recipe=more).arms) == list(RECIPE.arms)
+    assert list(chosen("extra,erm", more).arms) == ["extra", "erm"]
+    assert list(chosen("all", more).arms) == [*RECIPE.arms, "extra"]
+    assert chosen("all", more).more == {}, "what runs is written down once"

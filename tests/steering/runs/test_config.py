@@ -13,19 +13,19 @@ from steering.tasks.digits import Digits
 
 
 def settle(
-    *sets: str, task: str | None = "digits", text: str | None = None, folder: Path = Path(), **given
+    *sets: str, task: str | None = "digits", text: str | None = None, folder: Path = Path(), **typed
 ) -> RunConfig:
     """The configuration of options, settings and the text of a file."""
     file = None
     if text is not None:
         file = folder / "settings.yaml"
         file.write_text(text)
-    return resolve(task, file=file, sets=sets, given=given)[0]
+    return resolve(task, file=file, sets=sets, typed=typed)[0]
 
 
-def refusal(*sets: str, **given) -> str:
+def refusal(*sets: str, **typed) -> str:
     with pytest.raises(UserError) as caught:
-        settle(*sets, **given)
+        settle(*sets, **typed)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -37,7 +37,7 @@ def refusal(*sets: str, **given) -> str:
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Digits)}
 
 
-def test_without_more_words_a_run_follows_the_recipe_of_the_task():
+def test_without_options_a_run_follows_the_recipe_of_the_task():
     config, task = resolve("digits")
     assert config.recipe == task.recipe and config.options == DEFAULTS and config.task == "digits"
 
@@ -90,7 +90,7 @@ def test_a_file_may_refer_to_the_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "recipe:", "options:\nrecipe:\n"])
-def test_an_empty_file_or_group_says_nothing(tmp_path, text):
+def test_an_empty_file_or_group_changes_nothing(tmp_path, text):
     assert settle(text=text, folder=tmp_path) == settle()
 
 
@@ -104,32 +104,16 @@ def test_an_empty_file_or_group_says_nothing(tmp_path, text):
         ("recipe.arms.erm.rul=kl", "no setting is named 'rul' in recipe.arms.erm; did you mean rule? Known: rule, sel"),
         ("foo=1", "no setting is named 'foo' at the top. Known: task, options, recipe, device, threads"),
         ("recipe.steps=0", "recipe.steps: input should be greater than or equal to 1, got 0"),
-        (
-            "recipe.steps=a",
-            "recipe.steps: input should be a valid integer, unable to parse string as an integer, got 'a'",
-        ),
-        ("recipe.steps=1.5", "recipe.steps: input should be a valid integer, got a number with a fractional part"),
-        ("recipe.learning_rate=0", "recipe.learning_rate: input should be greater than 0, got 0"),
         ("recipe.optimizer=lion", "recipe.optimizer: input should be 'adamw', 'adam' or 'sgd', got 'lion'"),
-        ("recipe.arms.erm.gamma=2", "recipe.arms.erm.gamma: input should be less than or equal to 1, got 2"),
-        (
-            "recipe.arms.erm.reference_scale=-1",
-            "recipe.arms.erm.reference_scale: input should be greater than or equal",
-        ),
         ("recipe.arms.erm=null", "recipe.arms.erm: input should be a valid dictionary or instance of Arm, got None"),
-        ("recipe.arms=[1]", "recipe.arms: input should be a valid dictionary, got [1]"),
+        ("recipe.arms=[1]", "a list cannot replace a group of settings: write recipe.arms.NAME.rule=uniform say"),
         ("recipe=5", "recipe is a group of settings, such as recipe.name=value; got 5"),
-        ("options=[1]", "options is a group of settings, such as options.name=value; got [1]"),
-        ("threads=0", "threads: input should be greater than or equal to 1, got 0"),
         ("recipe.baseline=emr", "recipe.baseline is 'emr', which is no arm: erm, dro, drrho_kl, drrho_cvar"),
         ("recipe.arms.reference.rule=uniform", "an arm cannot be named 'reference': use letters, digits, - and _"),
-        ("recipe.arms.a/b.rule=uniform", "an arm cannot be named 'a/b': use letters, digits, - and _"),
         (
             "recipe.arms.erm.rule=klx",
             "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, individual, ",
         ),
-        ("recipe.arms.erm.rule=kl(tmperature=1)", "kl has no tmperature; did you mean temperature? It takes"),
-        ("recipe.arms.erm.selector=top_j", "no selector is named 'top_j'; did you mean top_k? Known: "),
         (
             "options.nois=0.1",
             "digits has no nois; did you mean noise? It takes samples, noise, reference_samples, ",
@@ -145,7 +129,7 @@ def test_an_empty_file_or_group_says_nothing(tmp_path, text):
         ("recipe.steps=${x}", "--set recipe.steps=${x}: Interpolation key 'x' not found"),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_line(setting, message):
+def test_a_wrong_setting_is_one_line(setting, message):
     assert refusal(setting).startswith(message)
 
 
@@ -154,20 +138,16 @@ def test_a_wrong_setting_is_told_in_one_line(setting, message):
     [
         ("5", "is no readable YAML file"),
         ("- a", "holds no settings: write lines such as 'task: digits'"),
-        ("a: [", "is no readable YAML file: while parsing"),
-        ("\tx: 1", "is no readable YAML file"),
         ("recipe: {steps: 4, steps: 5}", "found duplicate key steps"),
         ("task: !!python/object/apply:os.getpid []", "could not determine a constructor for the tag"),
-        ("recipe: 5", "recipe is a group of settings"),
         ("recipe: {arms: }", "recipe.arms: input should be a valid dictionary, got None"),
         ("recipe: {arms: {mine: {}}}", "recipe.baseline is 'erm', which is no arm: mine"),
         ("1: 2", "no setting is named '1' at the top"),
-        ("options: {1: 2}", "digits has no 1"),
         ("recipe: {1: 2}", "recipe.1: keys should be strings, got 1"),
         ("x: ${y}", "Interpolation key 'y' not found"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path, text, message):
+def test_a_wrong_file_is_one_line(tmp_path, text, message):
     assert message in refusal(text=text, folder=tmp_path)
 
 
@@ -175,7 +155,7 @@ def test_a_wrong_file_is_wrong_although_an_option_covers_it(tmp_path):
     assert "recipe is a group" in refusal(text="recipe: 5", folder=tmp_path, recipe={"steps": 5})
 
 
-def test_a_file_that_is_no_text_or_not_there_is_told_in_one_line(tmp_path):
+def test_a_file_that_is_no_text_or_not_there_is_one_line(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     for file, message in [("a.yaml", "is no readable YAML"), ("b.yaml", "no configuration file at"), ("", "readable")]:
         with pytest.raises(UserError, match=message):

@@ -147,3 +147,9 @@ def test_what_befalls_the_first_process_alone_is_told_once_and_ends_all(tmp_path
     lines = [line for line in said.splitlines() if line.startswith("steer: ")]
     assert process.returncode != 0 and len(lines) == 1 and ".lock" in lines[0]
     assert said.count("Traceback (most recent call last)") == 1, "torchrun's own"
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match=r"device (is named|'cuda:99' was asked for, but torch sees)"):
+        processes.device_named(name)

@@ -166,7 +166,7 @@ def test_a_job_that_is_stopped_saves_and_the_same_line_goes_on(tmp_path):
     log = tmp_path / f"x.jobs/{number}_0_log.out"
     wait_for(checkpoint.exists, tmp_path)
     os.kill(number, signal.SIGTERM)  # which it passes on, as Slurm does at the time limit
-    wait_for(lambda: "all is saved" in log.read_text(), tmp_path)
+    wait_for(lambda: "is saved. Go on with" in log.read_text(), tmp_path)
     done = int(log.read_text().partition("stopped after step ")[2].split()[0])
     assert done < 600 and not (tmp_path / "x/report.html").exists()
     start(tmp_path, *words)

@@ -7,7 +7,7 @@ import pytest
 
 from steering import UserError
 from steering.runs import config as configs
-from steering.runs.run import Stopped
+from steering.runs.folder import Stopped
 from steering.theory_checks.bound import command
 from steering.theory_checks.bound.command import run
 from steering.theory_checks.bound.report import report
@@ -103,7 +103,7 @@ def test_the_models_of_a_run_are_certified_on_their_held_out_losses(tmp_path, ca
 
     from steering.runs.run import Run
 
-    config, task = configs.resolve("digits", given={"recipe": {"steps": 40, "seeds": 1}})
+    config, task = configs.resolve("digits", typed={"recipe": {"steps": 40, "seeds": 1}})
     Run(config, task, tmp_path / "run", Console(quiet=True), ["steer"]).execute()
     run(run_folder=tmp_path / "run", width=None, quick=False, seed=0, out=tmp_path / "out")
     told = json.loads((tmp_path / "out" / "report.json").read_text())["numbers"]["models"]

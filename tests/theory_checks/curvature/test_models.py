@@ -21,7 +21,7 @@ def finished(tmp_path_factory) -> Path:
     from rich.console import Console
 
     folder = tmp_path_factory.mktemp("runs") / "blobs"
-    config, task = configs.resolve("blobs", given={"recipe": {"steps": 3, "seeds": 2}})
+    config, task = configs.resolve("blobs", typed={"recipe": {"steps": 3, "seeds": 2}})
     Run(config, task, folder, Console(quiet=True), ["steer"]).execute()
     return folder
 

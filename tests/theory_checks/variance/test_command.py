@@ -1,6 +1,8 @@
 """The whole command: on a task, on its run, on candidates, and what it refuses."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import pytest
 
 from steering import UserError
 from steering.clip.emoji_data import BUNDLE
-from steering.runs import run as runs
+from steering.runs.folder import Stopped
 from steering.theory_checks.variance.command import run
 
 SHORT = ["recipe.steps=3", "recipe.checkpoint_every=3", "recipe.evaluate_every=0"]
@@ -64,14 +66,12 @@ def test_what_was_trained_is_not_trained_again(asked, tmp_path):
         run(asked(target="blobs", seeds=1, sets=[*SHORT, "recipe.batch=50"]))
 
 
-def test_a_stop_in_the_middle_of_training_tells_how_the_measurement_goes_on(asked, tmp_path, monkeypatch):
-    def stopped(_):
-        raise runs.Stopped("go on with steer run --resume", 15)
-
-    monkeypatch.setattr(runs.Run, "execute", stopped)
-    with pytest.raises(runs.Stopped, match=f"the same command with --out {tmp_path / 'report'} goes on") as caught:
+def test_a_stop_in_the_middle_of_training_says_how_the_measurement_goes_on(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("steering.training.loop.run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    advice = f"Go on with: steer variance --out {tmp_path / 'report'}"
+    with pytest.raises(Stopped, match=advice) as caught:
         run(asked(target="blobs", seeds=1, sets=SHORT))
-    assert caught.value.signal == 15
+    assert caught.value.signal == signal.SIGTERM
 
 
 @pytest.mark.slow

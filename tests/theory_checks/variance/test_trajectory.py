@@ -7,7 +7,8 @@ from rich.console import Console
 from steering import UserError
 from steering.references.store import ReferenceLosses
 from steering.runs import config as configs
-from steering.runs import run as runs
+from steering.runs.folder import Stopped
+from steering.runs.run import Run
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.variance.trajectory import (
     FILE,
@@ -29,9 +30,9 @@ def course(*ratios: float, early: int = 0) -> list[Moment]:
     return [Moment(5 * 2**k, 50, 1.0, 5.0 if k < early else 1.0, ratio) for k, ratio in enumerate(ratios)]
 
 
-def observed(folder) -> runs.Run:
-    config, task = configs.resolve("blobs", sets=SHORT, given={"device": "cpu"})
-    return runs.Run(config, task, folder, Console(quiet=True), [], observe=Observer(folder, "erm", pairs=10))
+def observed(folder) -> Run:
+    config, task = configs.resolve("blobs", sets=SHORT, typed={"device": "cpu"})
+    return Run(config, task, folder, Console(quiet=True), [], observe=Observer(folder, "erm", pairs=10))
 
 
 @pytest.mark.parametrize("last", [1, 6, 150, 100_000])
@@ -71,7 +72,7 @@ def test_a_run_that_goes_on_after_a_stop_lacks_no_moment(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "step", interrupted)
-        with pytest.raises((KeyboardInterrupt, runs.Stopped)):
+        with pytest.raises((KeyboardInterrupt, Stopped)):
             observed(tmp_path / "cut").execute()
     assert [one.step for one in read(tmp_path / "cut", "erm", 8, [UNITS])[0]] == [5, 6]
     observed(tmp_path / "cut").execute()

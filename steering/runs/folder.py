@@ -1,0 +1,222 @@
+"""The folder of a run or check: one process at a time, settings compared, parts made once, a clean end on Ctrl-C."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from steering import atomic_files
+from steering.distributed import rank
+from steering.errors import RunError, UserError
+from steering.reports.environment import environment
+from steering.runs.processes import on_rank_zero
+
+LOCK = ".lock"  # held by the process that is at work in the folder
+Part = TypeVar("Part", bound=BaseModel)
+
+
+class Stopped(RunError):
+    """The user or the system asked for an end; what is finished is on disk.
+
+    Attributes:
+        signal: number of the signal that was received.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+class Interrupted(BaseException):  # not an Exception, which decoders catch
+    """SIGINT or SIGTERM came while nothing was being trained, so nothing is lost by stopping on the spot."""
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into ``Stopped``: after the step while training, else at once; a second one kills.
+
+    Args:
+        advice: how to go on, for the message.
+
+    Attributes:
+        received: the signal's number, if there was one.
+    """
+
+    def __init__(self, advice: str):
+        self.advice = advice
+        self.received: int | None = None
+        self._training = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if isinstance(error, Interrupted):
+            raise self.stopped() from None
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While steps are taken a signal is only remembered: whoever trains asks after each of them."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def stopped(self, where: str = "stopped") -> Stopped:
+        """What to raise for a signal that was received."""
+        return Stopped(f"{where}; {self.advice}", self.received or signal.SIGINT)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+        if not self._training:
+            raise Interrupted
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder in which this process, or these ranks, are at work and nobody else; ``open`` gives it.
+
+    Attributes:
+        path: of the folder.
+        interrupts: what has come of Ctrl-C and SIGTERM.
+    """
+
+    path: Path
+    interrupts: Interrupts
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        path: Path,
+        *,
+        settings: str | None = None,
+        compare: Callable[[Path], str] | None = None,
+        command: Sequence[str] | None = None,
+        resume: str | None = None,
+    ) -> Iterator[Self]:
+        """Makes the folder or takes it up again; every rank has to call it.
+
+        Args:
+            path: of the folder. What cannot be taken up is left untouched.
+            settings: name of the file that holds what the folder was made with. A folder that has other files but
+                not this one is refused; None takes any folder.
+            compare: gives the text of that file from its path, where an older one may stand. Raises UserError if
+                that one is of something else.
+            command: what was typed, for environment.json; what was typed first stays there.
+            resume: the command that goes on after an interrupt; by default the same with this folder as --out.
+
+        Raises:
+            UserError: the folder is another run's, or some process is at work in it.
+            RunError: a file in it cannot be read or written.
+            Stopped: SIGINT or SIGTERM came.
+        """
+        lock = FileLock(path / LOCK)
+        typed = ["steer", *sys.argv[1:]] if command is None else command
+        advice = f"all that is finished is saved. Go on with: {resume or with_folder(typed, path)}"
+
+        def claim() -> None:
+            _refuse_foreign(path, settings)
+            text = None if settings is None or compare is None else compare(path / settings)
+            atomic_files.make_folder(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(f"another process is at work in {path}: wait for it, or choose another --out") from None
+            if settings is not None and text is not None:
+                atomic_files.write(path / settings, text)
+            if not (path / "environment.json").exists():
+                started = datetime.now(UTC).isoformat(timespec="seconds")
+                about = {"command": shlex.join(typed), "started": started} | environment()
+                atomic_files.write_json(path / "environment.json", about)
+
+        try:
+            on_rank_zero(claim)
+            with Interrupts(advice) as interrupts:
+                yield cls(path, interrupts)
+        except OSError as error:  # of the lock, the plots, or a task's own files
+            raise RunError(f"cannot read or write {error.filename or path}: {error.strerror}") from None
+        finally:
+            lock.release()
+
+    def part(self, name: str, model: type[Part], make: Callable[[], Part]) -> Part:
+        """What the file of a part says, or else what ``make`` gives, which is then written there.
+
+        Args:
+            name: of the file, below the folder.
+            model: of its contents.
+            make: called on every rank, once for as long as the file is there.
+        """
+        path = self.path / name
+        text = on_rank_zero(lambda: _text(path))
+        if text is not None:
+            return _parsed(path, text, model)
+        value = make()
+        if rank() == 0:
+            write_part(path, value)
+        return value
+
+
+def read_part(path: Path, model: type[Part]) -> Part | None:
+    """What the file of a part says, None where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    text = _text(path)
+    return None if text is None else _parsed(path, text, model)
+
+
+def write_part(path: Path, value: BaseModel) -> None:
+    """Writes the file of a part, complete or not at all."""
+    atomic_files.write(path, value.model_dump_json(indent=1) + "\n")
+
+
+def new_folder(name: str) -> Path:
+    """The first free ``runs/<name>-001``, ``-002``, ... below the working directory; of a task's path the last word."""
+    number, stem = 1, name.rpartition(":")[2]
+    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def with_folder(typed: Sequence[str], path: Path) -> str:
+    """A command that was typed, with the folder that it was given if it named none."""
+    named = any(word.partition("=")[0] == "--out" for word in typed)
+    return shlex.join([*typed, *([] if named else ["--out", str(path)])])
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(errors="replace") if path.exists() else None  # what is no text is no JSON either
+
+
+def _parsed(path: Path, text: str, model: type[Part]) -> Part:
+    try:
+        return model.model_validate_json(text)
+    except ValueError:
+        raise UserError(f"{path} is damaged: delete it, and that part is made again") from None
+
+
+def _refuse_foreign(path: Path, settings: str | None) -> None:
+    if settings is None or not path.exists() or (path / settings).exists():
+        return
+    if not path.is_dir() or {entry.name for entry in path.iterdir()} - {LOCK}:
+        raise UserError(f"{path} is no run folder (it has no {settings}) nor empty: choose another --out")
