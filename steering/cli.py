@@ -98,10 +98,10 @@ def report(
 ) -> None:
     """Join the reports of runs and checks into one."""
     from steering.reports.report import join, read
-    from steering.runs.report import as_report
+    from steering.runs.report import read_run
 
-    found = [read(folder) if (folder / "report.json").exists() else as_report(folder) for folder in folders]
-    typer.echo(f"report: {join(found, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
+    reports = [read(folder) if (folder / "report.json").exists() else read_run(folder) for folder in folders]
+    typer.echo(f"report: {join(reports, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
 
 
 def _add_plugins() -> None:
@@ -128,9 +128,10 @@ def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
     settled, problem = configs.resolve(task, file=config, sets=sets, given=given, preset=preset)
     settled = configs.validate(settled.model_dump() | {"recipe": choose(settled.recipe, arms, method)})
 
+    from steering.reports.report import show
     from steering.runs import run as runs  # slow to import: mistakes are told before
     from steering.runs.processes import on_rank_zero, process_group
-    from steering.runs.terminal import show
+    from steering.runs.report import as_report
 
     with process_group(runs.device(settled.device)) as device:
         folder = Path(on_rank_zero(lambda: str(out or runs.new_folder(settled.task))))
@@ -140,7 +141,7 @@ def _run(task, given, method, arms, config, sets, out, resume, preset) -> None:
                 f"preset {preset}, with what was typed:\n\n{configs.text(settled)}", highlight=False, markup=False
             )
         whole = runs.Run(settled, problem, folder, console, ["steer", *sys.argv[1:]], device)
-        show(whole.execute(), console)
+        show(as_report(whole.execute()), console)
         console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
 
 

@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 
 from steering.errors import RunError, UserError
+from steering.reports.report import show
 from steering.runs import config as configs
 from steering.runs import run as runs
-from steering.runs.terminal import show
+from steering.runs.report import as_report
 from steering.settings import Arm, Recipe
 
 DEFAULT = "0,0.15,0.3,0.5,1,auto"
@@ -59,7 +60,7 @@ def main(
         folder = out or runs.new_folder(f"scale-{settled.task}")
         console = Console()
         command = ["python", "-m", "steering.theory_checks.reference_scale", task, "--seeds", str(seeds)]
-        show(runs.Run(settled, problem, folder, console, command).execute(), console)
+        show(as_report(runs.Run(settled, problem, folder, console, command).execute()), console)
     except (UserError, RunError) as error:
         typer.echo(f"reference_scale: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, UserError) else 1) from None

@@ -80,8 +80,7 @@ class ArmSummary(_Record):
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Values of one metric, by seed, in the order of the seeds."""
-        found = {r.seed: r.metrics[metric] for r in self.results if metric in r.metrics}
-        return dict(sorted(found.items()))
+        return dict(sorted((r.seed, r.metrics[metric]) for r in self.results if metric in r.metrics))
 
     def interval(self, metric: str) -> Interval | None:
         """Mean of one metric over seeds; None where there is no result."""
@@ -127,9 +126,10 @@ class Summary(_Record):
     def gain(self, arm: str, against: str, metric: str | None = None) -> Interval | None:
         """Paired difference over the seeds both have, positive where ``arm`` is better; None without any."""
         metric = metric or self.headline
-        mine, theirs = self.arms[arm].by_seed(metric), self.arms[against].by_seed(metric)
-        shared = [seed for seed in mine if seed in theirs]
+        a, b = self.arms[arm].by_seed(metric), self.arms[against].by_seed(metric)
+        shared = [seed for seed in a if seed in b]
         if not shared:
             return None
-        a, b = [mine[seed] for seed in shared], [theirs[seed] for seed in shared]
-        return paired_difference(a, b, self.metrics[metric].better)
+        return paired_difference(
+            [a[seed] for seed in shared], [b[seed] for seed in shared], self.metrics[metric].better
+        )
