@@ -96,7 +96,7 @@ def appearance(index: int) -> dict[str, Any]:
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
     """One row for every name, the first on top."""
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 28) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)

@@ -76,9 +76,9 @@ def number(value: float, decimals: int = 2, sign: bool = False) -> str:
 
 
 def span(estimate: Bounded, decimals: int = 2, factor: float = 1.0) -> str:
-    """``0.81 [0.70, 0.98]``."""
-    value, low, high = (number(factor * x, decimals) for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
+    """``0.81 [0.70, 0.98]``; an end that rounds to zero keeps its sign, on which verdicts hang."""
+    value, low, high = (f"{factor * x:,.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]".replace("-", MINUS)
 
 
 def to_rich(grid: Grid) -> Table:
