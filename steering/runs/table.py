@@ -35,9 +35,9 @@ class Format:
     def number(self, value: float, sign: bool = False) -> str:
         return number(value * self.factor, self.places, sign)
 
-    def interval(self, values: Interval) -> str:
+    def interval(self, values: Interval, sign: bool = False) -> str:
         """Mean and half width, or the mean alone where there is no interval."""
-        mean = self.number(values.mean)
+        mean = self.number(values.mean, sign)
         return mean if values.half is None else f"{mean} {PLUS_MINUS} {self.number(values.half)}"
 
     def ends(self, gain: Interval) -> str:
