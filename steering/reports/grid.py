@@ -42,6 +42,24 @@ class Grid:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        texts: Iterable[str],
+        numbers: Iterable[str],
+        rows: Iterable[Iterable[Cell | str]],
+        note: str = "",
+    ) -> "Grid":
+        """A table whose columns of text come before those of numbers; text is a cell without a tone.
+
+        >>> Grid.of("Slopes", ["method"], ["slope"], [["ERM", "0.5"], ["DRRho", Cell("1.0", "best")]]).rows[0]
+        (Cell(text='ERM', tone=''), Cell(text='0.5', tone=''))
+        """
+        columns = (*(Column(name, number=False) for name in texts), *map(Column, numbers))
+        cells = (tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+        return cls(title, columns, tuple(cells), note)
+
 
 class Bounded(Protocol):
     """A value with the ends of its interval."""
@@ -52,16 +70,6 @@ class Bounded(Protocol):
     def low(self) -> float: ...
     @property
     def high(self) -> float: ...
-
-
-def columns(texts: Iterable[str], numbers: Iterable[str]) -> tuple[Column, ...]:
-    """Headings of columns of text, then of columns of numbers."""
-    return (*(Column(name, number=False) for name in texts), *(Column(name) for name in numbers))
-
-
-def cells(*texts: str) -> tuple[Cell, ...]:
-    """Cells without a tone."""
-    return tuple(map(Cell, texts))
 
 
 def number(value: float, decimals: int = 2, sign: bool = False) -> str:
@@ -77,7 +85,7 @@ def number(value: float, decimals: int = 2, sign: bool = False) -> str:
 
 def span(estimate: Bounded, decimals: int = 2, factor: float = 1.0) -> str:
     """``0.81 [0.70, 0.98]``; an end that rounds to zero keeps its sign, on which verdicts hang."""
-    value, low, high = (f"{factor * x:,.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (f"{factor * x:.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]".replace("-", MINUS)
 
 

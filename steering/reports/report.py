@@ -53,7 +53,7 @@ class Report:
         details: tables that the terminal leaves out and a page shows after the plots.
         method: paragraphs on data, seeds, intervals and definitions, with their source.
         limits: what a check of this kind cannot tell.
-        numbers: all that a program may want: dicts, lists, strings, numbers and None.
+        numbers: all that a program may want: dicts, lists, dataclasses, strings, numbers, arrays and None.
         config: settings as text.
         environment: versions and hardware; this process's where a report is written without any.
     """

@@ -18,8 +18,7 @@ from steering.runs.table import is_share, metric_format, unit
 
 BINS = 40  # points of a diagnostic curve, so that the noise of single batches does not hide it
 
-# Arm -> seed -> position on the x axis -> value. A line that was written twice (a resumed run) counts once.
-Curves = dict[str, dict[int, dict[int, float]]]
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # by arm: positions [k] on the x axis, values [seeds, k]
 
 
 def draw(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
@@ -71,13 +70,12 @@ def _final(summary: Summary) -> Plot | None:
 def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Headline metric against samples trained on; needs evaluations during training."""
     name = summary.headline
-    factor = metric_format(summary, name).factor
-    curves = _curves(records, "samples", lambda r: _times((r.get("evaluation") or {}).get(name), factor))
-    curves = {arm: seeds for arm, seeds in curves.items() if arm in summary.arms}
-    if max((len(curve) for seeds in curves.values() for curve in seeds.values()), default=0) < 2:
+    curves = _curves(records, "samples", lambda r: (r.get("evaluation") or {}).get(name))
+    curves = {arm: curve for arm, curve in curves.items() if arm in summary.arms}
+    if max((len(x) for x, _ in curves.values()), default=0) < 2:
         return None
     made, ((axes,),) = figure(height=3.9)
-    handles = _lines(axes, summary, curves)
+    handles = _lines(axes, summary, curves, factor=metric_format(summary, name).factor)
     handles += _reference_lines(axes, summary, vertical=False)
     axes.set_ylabel(_label(summary))
     axes.set_xlabel("samples trained on")
@@ -96,7 +94,7 @@ def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Pl
         _curves(records, "step", lambda r, name=name: r.get(name))
         for name in ("effective", "gated", "scale", "temperature")
     )
-    scale = {arm: curves for arm, curves in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
+    scale = {arm: curve for arm, curve in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
     panels = [
         ("effective sample\nsize of the weights", effective, True),
         ("gated rows", gated if _moves(gated) else {}, True),
@@ -130,7 +128,7 @@ def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> 
     curves = _binned(_curves(records, "step", lambda r: (r.get("facts") or {}).get(fact)))
     if not curves:
         return None
-    share = is_share(y for seeds in curves.values() for curve in seeds.values() for y in curve.values())
+    share = is_share(y for _, values in curves.values() for y in values.flat)
     made, ((axes,),) = figure(height=3.3)
     handles = _lines(axes, summary, curves)
     axes.set_ylabel(f"{fact} samples so far" if share else f"{fact} so far")
@@ -150,77 +148,67 @@ def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> 
 def _curves(
     records: Iterable[Mapping[str, Any]], position: str, read: Callable[[Mapping[str, Any]], float | None]
 ) -> Curves:
-    """Collects one number of the records by arm, seed and position; what is missing or no number is left out."""
-    curves: Curves = {}
+    """Collects one number of the records at the positions where every seed of an arm has it.
+
+    Fewer seeds towards the end would bend the mean for no reason but who is missing. A line that was written twice (a
+    resumed run) counts once; what is missing or no number is left out.
+    """
+    arms: dict[str, dict[int, dict[int, float]]] = {}
     for record in records:
         value = read(record)
         if value is not None and math.isfinite(value):
-            seeds = curves.setdefault(str(record["arm"]), {})
+            seeds = arms.setdefault(str(record["arm"]), {})
             seeds.setdefault(int(record["seed"]), {})[int(record[position])] = float(value)
+    curves = {}
+    for arm, seeds in arms.items():
+        x = sorted(set.intersection(*map(set, seeds.values())))
+        if x:
+            curves[arm] = np.array(x), np.array([[curve[at] for at in x] for curve in seeds.values()])
     return curves
 
 
 def _moves(curves: Curves) -> bool:
     """Whether any of the curves is worth a panel: not all of its values are the same."""
-    return any(len(set(curve.values())) > 1 for seeds in curves.values() for curve in seeds.values())
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+    return any(np.ptp(values) > 0 for _, values in curves.values())
 
 
 def _binned(curves: Curves) -> Curves:
-    """Averages neighbouring positions, the same ones in all arms and seeds, until at most BINS are left."""
-    positions = sorted({x for seeds in curves.values() for curve in seeds.values() for x in curve})
-    together = math.ceil(len(positions) / BINS)
-    chunks = [positions[first : first + together] for first in range(0, len(positions), together or 1)]
-    middle = {x: round(sum(chunk) / len(chunk)) for chunk in chunks for x in chunk}
+    """Averages neighbouring positions where there are more than BINS."""
 
-    def average(curve: dict[int, float]) -> dict[int, float]:
-        bins: dict[int, list[float]] = {}
-        for x, value in sorted(curve.items()):
-            bins.setdefault(middle[x], []).append(value)
-        return {x: math.fsum(values) / len(values) for x, values in bins.items()}
+    def averaged(values: np.ndarray) -> np.ndarray:
+        parts = np.array_split(values, min(BINS, values.shape[-1]), axis=-1)
+        return np.stack([part.mean(-1) for part in parts], -1)
 
-    return {arm: {seed: average(curve) for seed, curve in seeds.items()} for arm, seeds in curves.items()}
-
-
-def _over_seeds(seeds: dict[int, dict[int, float]]) -> tuple[list[int], np.ndarray]:
-    """Positions where every seed has a value, and the values ``[seeds, positions]``.
-
-    Fewer seeds towards the end would bend the mean for no reason but who is missing.
-    """
-    positions = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    return positions, np.array([[curve[x] for x in positions] for curve in seeds.values()])
+    return {arm: (averaged(x), averaged(values)) for arm, (x, values) in curves.items()}
 
 
 # ------------------------------------------------------------------------------------------------ drawing
 
 
 def _appearances(summary: Summary) -> dict[str, dict[str, Any]]:
-    """Colour and dash of every arm, the same in all plots.
+    """Colour and dash of every trained arm, the same in all plots.
 
     The baseline is dark grey, so that what is new stands out against what is known.
     """
-    others = [arm for arm, s in summary.arms.items() if s.kind == "trained" and arm != summary.baseline]
-    baseline = {summary.baseline: {"color": BASE, "linestyle": "-"}}
-    return baseline | {arm: appearance(index) for index, arm in enumerate(others)}
+    trained = [arm for arm, s in summary.arms.items() if s.kind == "trained"]
+    others = [arm for arm in trained if arm != summary.baseline]
+    return {
+        arm: {"color": BASE, "linestyle": "-"} if arm == summary.baseline else appearance(others.index(arm))
+        for arm in trained
+    }
 
 
-def _lines(axes: Axes, summary: Summary, curves: Curves) -> list[Line2D]:
+def _lines(axes: Axes, summary: Summary, curves: Curves, factor: float = 1.0) -> list[Line2D]:
     """One line an arm, the mean of its seeds, over a band from the lowest seed to the highest."""
-    appearances, handles = _appearances(summary), []
-    for arm in summary.arms:
-        if arm not in appearances or not curves.get(arm):
+    handles = []
+    for arm, style in _appearances(summary).items():
+        if arm not in curves:
             continue
-        x, values = _over_seeds(curves[arm])
-        if not x:
-            continue
-        marker = "o" if len(x) <= 2 else ""
-        handles += axes.plot(x, values.mean(0), label=arm, zorder=3, marker=marker, **appearances[arm])
+        x, values = curves[arm][0], factor * curves[arm][1]
+        handles += axes.plot(x, values.mean(0), label=arm, zorder=3, marker="o" if len(x) <= 2 else "", **style)
         if len(values) > 1:
-            low, high = values.min(0), values.max(0)
-            axes.fill_between(x, low, high, color=appearances[arm]["color"], alpha=0.13, linewidth=0, zorder=2)
+            band = values.min(0), values.max(0)
+            axes.fill_between(x, *band, color=style["color"], alpha=0.13, linewidth=0, zorder=2)
     axes.margins(x=0.01)
     return handles
 

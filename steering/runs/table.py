@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Column, Grid, Tone, cells, columns, number
+from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Column, Grid, Tone, number
 from steering.runs.statistics import Interval, interval
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.settings import Metric
@@ -68,7 +68,7 @@ def arms_table(summary: Summary) -> Grid:
     return _of_columns(
         f"Arms, mean of {summary.seeds} seeds" if several else "Arms, one seed",
         [
-            (Column("arm", number=False), [*cells(*summary.arms), *[Cell("chance", "quiet")] * chance]),
+            (Column("arm", number=False), [*map(Cell, summary.arms), *[Cell("chance", "quiet")] * chance]),
             *(_metric_column(summary, name) for name in summary.metrics),
             *_fact_columns(summary),
         ],
@@ -159,17 +159,17 @@ def differences_table(summary: Summary) -> Grid | None:
     for arm, other in pairs(summary):
         gain = summary.gain(arm, other)
         if gain and gain.seeds > 1:
-            change = style.number(gain.mean, sign=True)
-            numbers = cells(change, style.ends(gain), str(gain.seeds))
-            rows.append((*cells(arm, other), Cell(gain.verdict, gain.verdict), *numbers))
+            numbers = [style.number(gain.mean, sign=True), style.ends(gain), str(gain.seeds)]
+            rows.append([arm, other, Cell(gain.verdict, gain.verdict), *numbers])
     if not rows:
         return None
     points = ", points" if metric.percent else ""
-    return Grid(
-        title=f"Differences in {metric.label}",
-        columns=columns(("arm", "against", "verdict"), (f"gain{points}", "95 % interval", "seeds")),
-        rows=tuple(rows),
-        note="Gains are paired by seed and positive where the arm is better; undecided where the interval covers "
+    return Grid.of(
+        f"Differences in {metric.label}",
+        ["arm", "against", "verdict"],
+        [f"gain{points}", "95 % interval", "seeds"],
+        rows,
+        "Gains are paired by seed and positive where the arm is better; undecided where the interval covers "
         f"zero. {len(rows)} interval{'' if len(rows) == 1 else 's'} of 95 %, not corrected for their number.",
     )
 

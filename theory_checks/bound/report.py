@@ -8,10 +8,11 @@ import numpy as np
 from steering.reports.grid import number, span
 from steering.reports.report import Report
 from steering.theory_checks.bootstrap import interval
-from steering.theory_checks.bound import report_tables as tables
-from steering.theory_checks.bound.claims import Claim, Verdict
+from steering.theory_checks.bound.atoms import Array
+from steering.theory_checks.bound.claims import Verdict
 from steering.theory_checks.bound.own_reference import MIDDLING
 from steering.theory_checks.bound.plots import draw
+from steering.theory_checks.bound.report_tables import tables
 from steering.theory_checks.bound.study import CERTIFICATE, FINITE, LINEAR, OWN, Study
 
 
@@ -24,14 +25,7 @@ def report(study: Study, command: str) -> Report:
         command=command,
         findings=_findings(study),
         cautions=_cautions(study),
-        grids=[
-            *tables.claims(study.claims),
-            tables.ratios(study),
-            tables.radii(study),
-            tables.against(study),
-            tables.needed(study),
-            tables.bounds(study),
-        ],
+        grids=tables(study),
         plots=draw(study),
         method=["Problems, definitions, intervals and limits are explained in docs/bound.md of model-steering."],
         numbers=_numbers(study),
@@ -143,28 +137,21 @@ def _numbers(study: Study) -> dict[str, Any]:
     repetitions = study.extent.repetitions
     return {
         "seed": study.seed,
-        "extent": vars(study.extent),
-        "claims": [_claim(claim) for claim in study.claims],
+        "extent": study.extent,
+        "claims": [vars(claim) | {"verdict": claim.verdict} for claim in study.claims],
         "excess": {name: values.mean(1) for name, values in study.excess.items()},
         "ratios": {
-            spread: {n: vars(interval(drawn, repetitions)) for n, drawn in by_size.items()}
+            spread: {n: interval(drawn, repetitions) for n, drawn in by_size.items()}
             for spread, by_size in study.ratios.items()
         },
-        "slope_by_radius": {rho: vars(value) for rho, value in study.by_radius.items()},
+        "slope_by_radius": study.by_radius,
         "against": {
-            reference: {
-                name: {
-                    "upper": np.quantile(values, 0.95, axis=1),
-                    "worse": (values > 0).mean(1),
-                    "mean": values.mean(1),
-                }
-                for name, values in by_method.items()
-            }
+            reference: {name: _differences(values) for name, values in by_method.items()}
             for reference, by_method in study.against.items()
         },
         "needed": [
             {"m": one.m, "reference": one.reference}
-            | {name: vars(interval(drawn, one.repetitions)) for name, drawn in one.by_method.items()}
+            | {name: interval(drawn, one.repetitions) for name, drawn in one.by_method.items()}
             for one in study.needed
         ],
         "bounds": [vars(one) | {"factor": one.factor} for one in study.bounds],
@@ -176,13 +163,14 @@ def _numbers(study: Study) -> dict[str, Any]:
             for distance, by_size in study.fits.items()
         },
         "rules_against_atoms": study.disagreement,
-        "collapse_foretold": None if study.agreement is None else vars(study.agreement),
-        "coverage": [vars(one) | {"covered": vars(one.covered)} for one in study.coverages],
+        "collapse_foretold": study.agreement,
+        "coverage": study.coverages,
     }
 
 
-def _claim(claim: Claim) -> dict[str, Any]:
-    return vars(claim) | {"measured": vars(claim.measured), "verdict": claim.verdict}
+def _differences(values: Array) -> dict[str, Array]:
+    """Of the risks of target and reference, by size."""
+    return {"upper": np.quantile(values, 0.95, axis=1), "worse": (values > 0).mean(1), "mean": values.mean(1)}
 
 
 def _range(values: Iterable[float]) -> str:

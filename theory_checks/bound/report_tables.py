@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, cells, columns, span
+from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, span
 from steering.theory_checks.bootstrap import interval
 from steering.theory_checks.bound.claims import Claim, Verdict
 from steering.theory_checks.bound.finite_class import FiniteClass
@@ -28,70 +28,68 @@ PARTS = {
 }
 
 
-def claims(every: list[Claim]) -> list[Grid]:
-    """A table for every part."""
-    heads = columns(["claim"], ["predicted", "measured [95 % interval]", "verdict"])
-    return [
-        Grid(title, heads, tuple(_claim(claim) for claim in every if claim.part == part), note)
+def tables(study: Study) -> list[Grid]:
+    """Claims by part, then what they rest on."""
+    heads = ["predicted", "measured [95 % interval]", "verdict"]
+    claims = [
+        Grid.of(title, ["claim"], heads, [_claim(claim) for claim in study.claims if claim.part == part], note)
         for part, (title, note) in PARTS.items()
     ]
+    return [*claims, _ratios(study), _radii(study), _against(study), _needed(study), _bounds(study)]
 
 
-def _claim(claim: Claim) -> tuple[Cell, ...]:
-    value, percent = claim.measured, f"{100 * claim.measured.value:.1f} %"
-    measured = f"{percent} [{100 * value.low:.1f}, {100 * value.high:.1f}]" if claim.percent else span(value)
-    return (*cells(claim.name, claim.predicted, measured), Cell(claim.verdict, TONES[claim.verdict]))
+def _claim(claim: Claim) -> list[Cell | str]:
+    value = claim.measured
+    percent = f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    measured = percent if claim.percent else span(value)
+    return [claim.name, claim.predicted, measured, Cell(claim.verdict, TONES[claim.verdict])]
 
 
-def ratios(study: Study) -> Grid:
-    """Excess risk of DRRho over DRO's, by spread and size."""
+def _ratios(study: Study) -> Grid:
     rows = []
     for spread, by_size in study.ratios.items():
         ratio = FiniteClass(spread).ratio
         measured = [span(interval(drawn, study.extent.repetitions)) for drawn in by_size.values()]
-        rows.append(cells(f"{ratio:.3g}", f"{ratio**0.5:.2f}", *measured))
-    heads = columns([], ["R", "\u221aR, predicted", *(f"measured, n = {n}" for n in study.extent.ratio_at)])
+        rows.append([f"{ratio:.3g}", f"{ratio**0.5:.2f}", *measured])
+    heads = ["R", "\u221aR, predicted", *(f"measured, n = {n}" for n in study.extent.ratio_at)]
     note = "At R = 0 the leading term vanishes, and what is left falls as 1/n. Brackets: 95 % intervals."
-    return Grid("Excess risk of DRRho over that of DRO without a reference", heads, tuple(rows), note)
+    return Grid.of("Excess risk of DRRho over that of DRO without a reference", [], heads, rows, note)
 
 
-def radii(study: Study) -> Grid:
-    """Slopes of DRRho at R = 0."""
-    rows = tuple(cells(f"{rho:g}", span(slope)) for rho, slope in study.by_radius.items())
+def _radii(study: Study) -> Grid:
+    rows = [[f"{rho:g}", span(slope)] for rho, slope in study.by_radius.items()]
     note = "Too small a radius costs the rate, too large a one only the constant. ln(3 N / delta) is 9.5."
-    return Grid("Rate of DRRho at R = 0 by radius", columns([], ["rho", "slope"]), rows, note)
+    return Grid.of("Rate of DRRho at R = 0 by radius", [], ["rho", "slope"], rows, note)
 
 
-def against(study: Study) -> Grid:
-    """How much worse than a reference out of the class, and how often."""
+def _against(study: Study) -> Grid:
     rows = []
     for index, n in enumerate(study.extent.own_sizes):
         differences = [study.against[MIDDLING][name][index] for name in NAMES]
         upper = [f"{np.quantile(values, 0.95):+.2g}".replace("-", MINUS) for values in differences]
-        rows.append(cells(str(n), *upper, *(f"{100 * (values > 0).mean():.1f} %" for values in differences)))
-    heads = columns([], ["n", *(f"quantile, {name}" for name in NAMES), *(f"worse, {name}" for name in NAMES)])
+        rows.append([str(n), *upper, *(f"{100 * (values > 0).mean():.1f} %" for values in differences)])
+    heads = ["n", *(f"quantile, {name}" for name in NAMES), *(f"worse, {name}" for name in NAMES)]
     note = "95 % quantile of R(target) \u2212 R(reference), and the share of samples in which it is above zero."
-    return Grid("Against a reference out of the class, of excess risk 0.02", heads, tuple(rows), note)
+    return Grid.of("Against a reference out of the class, of excess risk 0.02", [], heads, rows, note)
 
 
-def needed(study: Study) -> Grid:
-    """Samples to reach references fitted on m samples."""
+def _needed(study: Study) -> Grid:
     rows = []
     for one in study.needed:
-        sizes = [interval(one.by_method[name], one.repetitions) for name in ("ERM", "DRRho")]
-        texts = [f"{size.value:.0f} [{size.low:.0f}, {size.high:.0f}]" for size in sizes]
-        rows.append(cells(str(one.m), f"{one.reference:.2g}", *texts))
-    heads = columns([], ["m", "reference's excess", "n, ERM", "n, DRRho"])
+        sizes = [span(interval(one.by_method[name], one.repetitions), 0) for name in ("ERM", "DRRho")]
+        rows.append([str(one.m), f"{one.reference:.2g}", *sizes])
+    heads = ["m", "reference's excess", "n, ERM", "n, DRRho"]
     note = "The size from which on the mean excess risk is at most twice the reference's. Brackets: 95 % intervals."
-    return Grid("Samples to reach a reference fitted on m samples", heads, tuple(rows), note)
+    return Grid.of("Samples to reach a reference fitted on m samples", [], heads, rows, note)
 
 
-def bounds(study: Study) -> Grid:
-    """Bound against truth."""
+def _bounds(study: Study) -> Grid:
     rows = []
     for one in study.bounds:
         ratio = f"{FiniteClass(one.spread).ratio:.2g}" if one.method == "DRRho" else MISSING
-        texts = (one.method, ratio, str(one.n), f"{one.bound:.2g}", f"{one.truth:.2g}", f"{one.factor:.0f}")
-        rows.append(cells(*texts, f"{one.violations} of {one.repetitions}"))
-    heads = columns(["method"], ["R", "n", "bound", "truth", "times too large", "violations"])
-    return Grid("Bound against truth", heads, tuple(rows), "Truth: 95 % quantile of the excess risk.")
+        violations = f"{one.violations} of {one.repetitions}"
+        rows.append(
+            [one.method, ratio, str(one.n), f"{one.bound:.2g}", f"{one.truth:.2g}", f"{one.factor:.0f}", violations]
+        )
+    heads = ["R", "n", "bound", "truth", "times too large", "violations"]
+    return Grid.of("Bound against truth", ["method"], heads, rows, "Truth: 95 % quantile of the excess risk.")

@@ -1,6 +1,5 @@
 """The report of a curve, and its numbers for programs."""
 
-from dataclasses import asdict
 from typing import Any
 
 from steering.reports.report import Report
@@ -56,11 +55,10 @@ def numbers(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> dict
     }
     if len(plan.sizes) > 1:
         for part in ("reached", "saving", "slope"):
-            values = {name: getattr(analysis, part)(name) for name in analysis.names}
-            content[part] = {name: None if value is None else asdict(value) for name, value in values.items()}
+            content[part] = {name: getattr(analysis, part)(name) for name in analysis.names}
     if setting is not None:
         content["known"] = [
-            asdict(known) | {"now": _interval(gain_now(analysis, setting, known))} for known in setting.known
+            vars(known) | {"now": _interval(gain_now(analysis, setting, known))} for known in setting.known
         ]
     return content
 

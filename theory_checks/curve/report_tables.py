@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Grid, Tone, cells, columns
+from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Grid
 from steering.runs.statistics import Interval, interval, paired_difference
 from steering.runs.table import Format
 from steering.theory_checks.curve.analysis import Analysis
@@ -10,52 +10,38 @@ from steering.theory_checks.curve.plan import REFERENCE, Method
 from steering.theory_checks.curve.settings import Known, Setting
 from steering.theory_checks.curve.tuning import Chosen
 
-Row = tuple[Cell, ...]
+Row = Sequence[Cell | str]
 HOLM = "Colours and bold words count only what is decided after Holm's correction over the sizes of a row."
 MISSING_CELL = Cell(MISSING, "quiet")
 
 
 def tables(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> list[Grid]:
     """All of them, those there are numbers for."""
-    steered, baseline = analysis.plan.steered, analysis.plan.baseline
-    others = [name for name in [*analysis.names, REFERENCE] if name != steered]
-    methods = [name for name in [*analysis.names, REFERENCE] if name != baseline]
-    grids = [
+    steered, baseline, names = analysis.plan.steered, analysis.plan.baseline, [*analysis.names, REFERENCE]
+    over = [(other, steered, other) for other in names if other != steered]
+    methods = [(name, name, baseline) for name in names if name != baseline]
+    against = f"{steered} against the others: error points gained"
+    return [
+        *([_known(analysis, setting)] if setting is not None else []),
         _errors(analysis),
-        _gains(
-            analysis,
-            "over",
-            f"{steered} against the others: error points gained",
-            [(other, steered, other) for other in others],
-            f"Positive where {steered} errs less. {HOLM}",
-        ),
-        _gains(
-            analysis,
-            "method",
-            f"All against {baseline}: error points gained",
-            [(name, name, baseline) for name in methods],
-            HOLM,
-        ),
+        _gains(analysis, "over", against, over, f"Positive where {steered} errs less. {HOLM}"),
+        _gains(analysis, "method", f"All against {baseline}: error points gained", methods, HOLM),
+        *([_reached(analysis)] if len(analysis.plan.sizes) > 1 else []),
+        _costs(analysis),
+        *([_tuned(analysis, chosen)] if chosen else []),
     ]
-    if setting is not None:
-        grids.insert(0, _known(analysis, setting))
-    if len(analysis.plan.sizes) > 1:
-        grids.append(_reached(analysis))
-    grids.append(_costs(analysis))
-    return [*grids, _tuned(analysis, chosen)] if chosen else grids
 
 
 def _errors(analysis: Analysis) -> Grid:
     """Test errors of every method at every size."""
-    plan, names, style = analysis.plan, [*analysis.names, REFERENCE], Format(analysis.plan.factor, 1)
-    table = [[analysis.interval(name, size) for size in plan.sizes] for name in names]
-    best = [min(style.number(row[index].mean) for row in table) for index in range(len(plan.sizes))]
-    rows = []
-    for name, row in zip(names, table, strict=True):
-        marked: list[tuple[Interval, Tone]] = [
-            (x, "best" if style.number(x.mean) == least else "") for x, least in zip(row, best, strict=True)
-        ]
-        rows.append((Cell(name), *(Cell(style.interval(x), tone) for x, tone in marked)))
+    plan, style = analysis.plan, Format(analysis.plan.factor, 1)
+    table = {name: [analysis.interval(name, size) for size in plan.sizes] for name in [*analysis.names, REFERENCE]}
+    least = [min(style.number(x.mean) for x in column) for column in zip(*table.values(), strict=True)]
+
+    def cell(x: Interval, best: str) -> Cell:
+        return Cell(style.interval(x), "best" if style.number(x.mean) == best else "")
+
+    rows = [[name, *map(cell, row, least)] for name, row in table.items()]
     title = f"{plan.label}{plan.unit}, mean of {plan.seeds} seeds"
     note = f"{PLUS_MINUS} is half the 95 % t interval over seeds. Least mean of a size in bold."
     return _of_sizes(analysis, "method", title, rows, note)
@@ -64,10 +50,10 @@ def _errors(analysis: Analysis) -> Grid:
 def _gains(analysis: Analysis, head: str, title: str, pairs: Sequence[tuple[str, str, str]], note: str) -> Grid:
     """Paired differences, a row for each (name of the row, method, other method)."""
     style = Format(analysis.plan.factor, 2)
-    rows = []
-    for name, method, other in pairs:
-        gains = analysis.gains(method, other)
-        rows.append((Cell(name), *(Cell(style.interval(gain.interval, sign=True), gain.verdict) for gain in gains)))
+    rows = [
+        [name, *(Cell(style.interval(gain.interval, sign=True), gain.verdict) for gain in analysis.gains(*pair))]
+        for name, *pair in pairs
+    ]
     return _of_sizes(analysis, head, title, rows, note)
 
 
@@ -84,7 +70,7 @@ def _reached(analysis: Analysis) -> Grid:
         reason = reason or slope.reason
         times = MISSING_CELL if name == baseline else Cell(saving.words(1))
         exponent = f"{slope.exponent:.2f} [{slope.interval[0]:.2f}, {slope.interval[1]:.2f}]"
-        rows.append((*cells(name, reached.words()), times, Cell(exponent), floor))
+        rows.append([name, reached.words(), times, exponent, floor])
     heads = ["samples to reach the reference", f"as many times fewer than {baseline}", "slope b", "floor"]
     note = (
         "In brackets 95 % intervals of a bootstrap over seeds, the reference's error drawn with them. < and > are "
@@ -92,7 +78,7 @@ def _reached(analysis: Analysis) -> Grid:
         "is better at every size may well be flatter."
     )
     note += f" No floor is fitted: {reason}." if all(row[-1] is MISSING_CELL for row in rows) else ""
-    return Grid("Samples to be as good as the reference", columns(["method"], heads), tuple(rows), note)
+    return Grid.of("Samples to be as good as the reference", ["method"], heads, rows, note)
 
 
 def _costs(analysis: Analysis) -> Grid:
@@ -103,13 +89,13 @@ def _costs(analysis: Analysis) -> Grid:
         cost = analysis.outcomes[name, size, plan.first_seed].cost
         counts = (cost.trained, cost.scored, cost.referred, cost.passes, cost.reference_samples)
         lowest = Format(plan.factor, 1).interval(interval(analysis.lowest(name, size)))
-        rows.append(cells(name, *(f"{count:,}" for count in counts), lowest))
-    heads = ["trained on", "scored", "by the reference", "passes", "reference's own", "error at the best step"]
-    return Grid(
-        title=f"What it takes, n = {size}: samples",
-        columns=columns(["method"], heads),
-        rows=tuple(rows),
-        note="Passes: 3 a sample of a gradient step (forward 1, backward 2), 1 a sample that is scored or that the "
+        rows.append([name, *(f"{count:,}" for count in counts), lowest])
+    return Grid.of(
+        f"What it takes, n = {size}: samples",
+        ["method"],
+        ["trained on", "scored", "by the reference", "passes", "reference's own", "error at the best step"],
+        rows,
+        "Passes: 3 a sample of a gradient step (forward 1, backward 2), 1 a sample that is scored or that the "
         "reference looks at, which it does once a sample. The reference's own training is not among the passes. The "
         "best step is chosen by the test set, which no real training could.",
     )
@@ -123,11 +109,10 @@ def _known(analysis: Analysis, setting: Setting) -> Grid:
         name = f"{known.other}, at its best step" if known.lowest else known.other
         before = f"+{known.gain:.2f} {PLUS_MINUS} {known.half:.2f}"
         agree = "" if now.half is None else ("yes" if agrees(known, 100 * now.mean, 100 * now.half) else "no")
-        rows.append(cells(name, before, Format(plan.factor, 2).interval(now, sign=True), agree))
-    seeds = f"seeds {plan.first_seed} to {plan.first_seed + plan.seeds - 1}"
-    heads = (*columns(["over"], ["before", f"now, {seeds}"]), *columns(["agree"], []))
+        rows.append([name, before, Format(plan.factor, 2).interval(now, sign=True), agree])
+    heads = ["before", f"now, seeds {plan.first_seed} to {plan.first_seed + plan.seeds - 1}", "agree"]
     note = "Half widths of 95 % t intervals. Two gains agree if they differ by less than both half widths make up."
-    return Grid(f"{plan.steered}, error points gained at n = {setting.size}", heads, tuple(rows), note)
+    return Grid.of(f"{plan.steered}, error points gained at n = {setting.size}", ["over"], heads, rows, note)
 
 
 def gain_now(analysis: Analysis, setting: Setting, known: Known) -> Interval:
@@ -144,7 +129,7 @@ def agrees(known: Known, mean: float, half: float) -> bool:
 def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:
     """The settings that tuning chose."""
     sizes = analysis.plan.sizes
-    rows = [cells(name, *(_parameters(chosen[name, size]) for size in sizes)) for name in analysis.names]
+    rows = [[name, *(_parameters(chosen[name, size]) for size in sizes)] for name in analysis.names]
     note = f"Weight decay, then the method's own parameter. Chosen on {analysis.plan.tuning_seeds} seeds apart."
     return _of_sizes(analysis, "method", "What was tuned", rows, note)
 
@@ -160,4 +145,4 @@ def _parameters(method: Method) -> str:
 
 
 def _of_sizes(analysis: Analysis, head: str, title: str, rows: Sequence[Row], note: str) -> Grid:
-    return Grid(title, columns([head], [f"n = {size}" for size in analysis.plan.sizes]), tuple(rows), note)
+    return Grid.of(title, [head], [f"n = {size}" for size in analysis.plan.sizes], rows, note)

@@ -40,19 +40,12 @@ def from_csv(path: Path) -> list[Point]:
 
 
 def _point(path: Path, line: int, row: dict[str, str | None]) -> Point:
-    method = (row["method"] or "").strip()
-    if not method:
+    texts = {name: (row.get(name) or "").strip() or None for name in FIELDS}
+    if texts["method"] is None:
         raise UserError(f"{path}, line {line}: the method has no name")
-    values = {name: _positive(path, line, name, row[name]) for name in ("compute", "error")}
-    samples = row.get("samples")
-    return Point(
-        method,
-        values["compute"],
-        values["error"],
-        (row.get("model") or "").strip() or None,
-        _positive(path, line, "samples", samples) if samples else None,
-        (row.get("run") or "").strip() or None,
-    )
+    compute, error = (_positive(path, line, name, row[name]) for name in ("compute", "error"))
+    samples = _positive(path, line, "samples", texts["samples"]) if texts["samples"] else None
+    return Point(texts["method"], compute, error, texts["model"], samples, texts["run"])
 
 
 def _positive(path: Path, line: int, name: str, text: str | None) -> float:

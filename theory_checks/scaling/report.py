@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, cells, columns, number, span
+from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, number, span
 from steering.reports.report import Report
 from steering.theory_checks.scaling import plots
 from steering.theory_checks.scaling.fit import Law
@@ -153,33 +153,30 @@ def _laws(subsets: list[Subset], published: bool) -> Grid:
     rows = []
     for subset in subsets:
         for index, law in enumerate(subset.laws.values()):
-            texts = [subset.name if index == 0 else "", law.method, str(law.points), f"{law.scale:.3g}"]
-            texts.append(span(law.exponent, PLACES + 1))
-            rows.append(cells(*texts, *([f"{PUBLISHED_FITS[law.method][1]:.3f}"] if published else [])))
-    heads = columns(["points", "method"], ["number", "A", "b [95 %]", *(["printed b"] if published else [])])
-    return Grid("E = A C^-b", heads, tuple(rows))
+            exponent = span(law.exponent, PLACES + 1)
+            row = [subset.name if index == 0 else "", law.method, str(law.points), f"{law.scale:.3g}", exponent]
+            rows.append([*row, f"{PUBLISHED_FITS[law.method][1]:.3f}"] if published else row)
+    heads = ["number", "A", "b [95 %]", *(["printed b"] if published else [])]
+    return Grid.of("E = A C^-b", ["points", "method"], heads, rows)
 
 
 def _gaps(subsets: list[Subset], baseline: str) -> list[Grid]:
     """Every method's exponent minus the baseline's, on all points and by axis."""
     tones: dict[str, Tone] = {"steeper": "better", "flatter": "worse", "undecided": "undecided"}
+    note = "Decided where neither interval holds zero. Rows of few points: t intervals, too narrow by luck at times."
     grids = []
     for method in dict.fromkeys(gap.method for subset in subsets for gap in subset.gaps):
-        pairs = [(subset, gap) for subset in subsets for gap in subset.gaps if gap.method == method]
-        read = any(gap.read is not None for _, gap in pairs)
+        groups = [_parts(subset, gap) for subset in subsets for gap in subset.gaps if gap.method == method]
+        read = any(parts[0].read is not None for parts in groups)
         rows = []
-        for subset, gap in pairs:
-            for index, part in enumerate(_parts(subset, gap)):
-                low_high = [] if part.read is None else [number(end, PLACES) for end in part.read]
-                reading = [" to ".join(low_high) or MISSING] if read else []
-                texts = cells("  " * bool(index) + part.name, span(part.value, PLACES), *reading)
-                rows.append((*texts, Cell(part.direction, tones[part.direction])))
-        heads = columns(["points"], ["gap [95 %]", *(["reading errors alone"] if read else []), "law"])
-        note = (
-            "Decided where neither interval holds zero. Rows of few points: t intervals, too narrow by luck at times."
-        )
+        for index, part in ((index, part) for parts in groups for index, part in enumerate(parts)):
+            ends = [] if part.read is None else [number(end, PLACES) for end in part.read]
+            reading = [" to ".join(ends) or MISSING] if read else []
+            verdict = Cell(part.direction, tones[part.direction])
+            rows.append(["  " * bool(index) + part.name, span(part.value, PLACES), *reading, verdict])
+        heads = ["gap [95 %]", *(["reading errors alone"] if read else []), "law"]
         title = f"Exponent of {method} minus that of {baseline}"
-        grids.append(Grid(title, heads, tuple(rows), note if len(rows) > 2 else ""))
+        grids.append(Grid.of(title, ["points"], heads, rows, note if len(rows) > 2 else ""))
     return grids
 
 
@@ -203,13 +200,13 @@ def _numbers(subsets: list[Subset], baseline: str, unit: str) -> dict[str, Any]:
 
 
 def _subset(subset: Subset) -> dict[str, Any]:
-    laws = subset.laws.values()
+    laws, floors = subset.laws.items(), subset.floors.items()
     return {
-        "points": [vars(point) for point in subset.points],
-        "laws": {law.method: {"A": law.scale, "b": vars(law.exponent), "points": law.points} for law in laws},
+        "points": subset.points,
+        "laws": {name: {"A": law.scale, "b": law.exponent, "points": law.points} for name, law in laws},
         "floors": {
-            method: floor and {"E_inf": vars(floor.level), "b": vars(floor.exponent), "identified": floor.identified}
-            for method, floor in subset.floors.items()
+            name: floor and {"E_inf": floor.level, "b": floor.exponent, "identified": floor.identified}
+            for name, floor in floors
         },
         "gaps": {
             gap.method: [{"part": p.name, **vars(p.value), "read": p.read} for p in _parts(subset, gap)]

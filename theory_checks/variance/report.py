@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steering.reports.grid import MISSING, Cell, Grid, cells, columns
+from steering.reports.grid import MISSING, Cell, Grid
 from steering.reports.report import Report
 from steering.theory_checks.variance import certified, plots, trajectory
 from steering.theory_checks.variance.bench import STAR, Collected
@@ -101,8 +101,8 @@ def label(target: str, view: str) -> str:
 
 def as_numbers(measured: Measured) -> dict[str, Any]:
     """All of a measurement as plain numbers."""
-    figures = measured.figures | {"winsorised": measured.winsorised}
-    return {name: {"value": f.value, "low": f.low, "high": f.high} for name, f in figures.items()} | {
+    return measured.figures | {
+        "winsorised": measured.winsorised,
         "verdict": verdict(measured.ratio),
         "factor": measured.ratio.value**0.5,
         "temperature": measured.temperature,
@@ -130,10 +130,10 @@ def _ratios(by_name: Mapping[str, Measured]) -> Grid:
         means = [short(figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
         interval = Cell(span(ratio), "" if reliable else "undecided")
         pill = Cell(outcome if reliable else f"{outcome}?", TONES[outcome])
-        rows.append((*cells(name, *means), interval, pill, Cell(short(ratio.value**0.5))))
-    heads = columns(["target"], ["mean loss", "Var(l)", "Var(l - l_ref)", "R [95 %]", "variance", "sqrt(R)"])
+        rows.append([name, *means, interval, pill, short(ratio.value**0.5)])
+    heads = ["mean loss", "Var(l)", "Var(l - l_ref)", "R [95 %]", "variance", "sqrt(R)"]
     note = "R = Var(l - l_ref) / Var(l). sqrt(R) is the factor on the main term of the bound, against DRO without it."
-    return Grid("What the reference takes of the variance", heads, tuple(rows), note)
+    return Grid.of("What the reference takes of the variance", ["target"], heads, rows, note)
 
 
 def _details(by_name: Mapping[str, Measured]) -> Grid:
@@ -143,15 +143,16 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
         figures, tails = measured.figures, measured.tails
         share = max(tails.loss_share, tails.difference_share)
         least = f"> {short(figures['deviations'].value / 2, 3)}"
-        optional = [MISSING if x is None else short(x) for x in (measured.temperature, measured.tempered)]
         rows.append(
-            (
-                *cells(name, short(figures["correlation"].value, 3)),
+            [
+                name,
+                short(figures["correlation"].value, 3),
                 Cell(least, "better" if figures["margin"].value > 0 else "worse"),
-                *cells(short(figures["beta"].value), short(figures["ratio_at_beta"].value), *optional),
-                *cells(short(measured.shuffled), short(measured.winsorised.value)),
+                *(short(figures[key].value) for key in ("beta", "ratio_at_beta")),
+                *(MISSING if x is None else short(x) for x in (measured.temperature, measured.tempered)),
+                *map(short, (measured.shuffled, measured.winsorised.value)),
                 Cell(f"{100 * share:.1f} %", "" if measured.reliable else "worse"),
-            )
+            ]
         )
     note = (
         "needed: sd(l_ref) / (2 sd(l)), the correlation above which R < 1. temp.: what the reference's scores would "
@@ -159,4 +160,4 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
         "losses of other samples. winsorised: R with the outer hundredth of either tail drawn in. top: the largest "
         "share of one sample (or pair) in either variance."
     )
-    return Grid("What it is made of", columns(["target"], names), tuple(rows), note)
+    return Grid.of("What it is made of", ["target"], names, rows, note)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from steering import UserError
 from steering.reports.figures import figure, plot, styled
-from steering.reports.grid import Grid, cells, columns
+from steering.reports.grid import Grid
 from steering.reports.report import Plot, Report, join, read, show, write
 
 
@@ -30,8 +30,8 @@ def report() -> Report:
         verdict="It varies less & more.",
         findings=["First."],
         cautions=["Few samples."],
-        grids=[Grid("Ratios", columns(["reference"], ["ratio"]), (cells("a<b>", "0.5"),))],
-        details=[Grid("Settings", columns(["arm"], []), (cells("kl"),))],
+        grids=[Grid.of("Ratios", ["reference"], ["ratio"], [["a<b>", "0.5"]])],
+        details=[Grid.of("Settings", ["arm"], [], [["kl"]])],
         plots=[drawn()],
         method=["By measuring."],
         limits=["The future."],

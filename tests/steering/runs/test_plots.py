@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from steering.runs.plots import BINS, _appearances, _binned, _curves, _over_seeds, draw
+from steering.runs.plots import BINS, _appearances, _binned, _curves, draw
 
 
 def names(plots):
@@ -40,22 +40,17 @@ def test_one_seed_draws_no_interval(two_arms):
     assert "no interval" in draw(two_arms([0.5], [0.8]), [])[0].caption
 
 
-def test_a_line_written_again_after_resuming_counts_once():
-    lines = [{"arm": "a", "seed": 0, "step": 1, "x": value} for value in (5.0, 7.0)]
-    assert _curves(lines, "step", lambda r: r["x"]) == {"a": {0: {1: 7.0}}}
-
-
-def test_a_curve_ends_where_the_first_seed_ends():
-    positions, values = _over_seeds({0: {1: 1.0, 2: 2.0, 3: 9.0}, 1: {1: 3.0, 2: 4.0}})
-    assert positions == [1, 2]
-    assert values.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+def test_a_line_written_again_after_resuming_counts_once_and_a_curve_ends_where_the_first_seed_ends():
+    values = {0: [(1, 5.0), (1, 7.0), (2, 2.0), (3, 9.0)], 1: [(1, 3.0), (2, 4.0)]}
+    lines = [{"arm": "a", "seed": seed, "step": x, "y": y} for seed, curve in values.items() for x, y in curve]
+    positions, curves = _curves(lines, "step", lambda r: r["y"])["a"]
+    assert positions.tolist() == [1, 2] and curves.tolist() == [[7.0, 2.0], [3.0, 4.0]]
 
 
 def test_neighbours_are_averaged_only_when_there_are_many():
-    few = {"a": {0: {x: float(x) for x in range(BINS)}}}
-    assert _binned(few) == few
-    many = _binned({"a": {0: {x: float(x % 2) for x in range(2 * BINS)}}})["a"][0]
-    assert len(many) == BINS and set(many.values()) == {0.5}
+    few, many = np.arange(BINS), np.arange(2 * BINS)
+    assert _binned({"a": (few, few[None] % 2)})["a"][1].tolist() == [(few % 2).tolist()]
+    assert _binned({"a": (many, many[None] % 2)})["a"][1].tolist() == [[0.5] * BINS]
 
 
 def test_ten_arms_can_be_told_apart(run, arm):
