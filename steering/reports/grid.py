@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -61,17 +61,6 @@ class Grid:
         return cls(title, columns, tuple(cells), note)
 
 
-class Bounded(Protocol):
-    """A value with the ends of its interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
 def number(value: float, decimals: int = 2, sign: bool = False) -> str:
     """A number with a typographic minus.
 
@@ -83,9 +72,9 @@ def number(value: float, decimals: int = 2, sign: bool = False) -> str:
     return format(value, f"{'+' if sign else ''}z,.{decimals}f").replace("-", MINUS)
 
 
-def span(estimate: Bounded, decimals: int = 2, factor: float = 1.0) -> str:
-    """``0.81 [0.70, 0.98]``; an end that rounds to zero keeps its sign, on which verdicts hang."""
-    value, low, high = (f"{factor * x:.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
+def span(estimate: Any, decimals: int = 2) -> str:
+    """``0.81 [0.70, 0.98]``, of what has value, low and high; a zero keeps its sign, which verdicts hang on."""
+    value, low, high = (f"{x:.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]".replace("-", MINUS)
 
 

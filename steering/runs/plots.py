@@ -18,6 +18,16 @@ from steering.runs.table import is_share, metric_format, unit
 
 BINS = 40  # points of a diagnostic curve, so that the noise of single batches does not hide it
 
+PANELS = {
+    "effective": (
+        "effective sample\nsize of the weights",
+        "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted.",
+    ),
+    "gated": ("gated rows", "Gated are rows whose weights average less than a half."),
+    "scale": ("scale of the\nreference loss", "Below, how much of the reference loss is subtracted."),
+    "temperature": ("temperature", "Last, the temperature, where an arm learns or finds one."),
+}
+
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # by arm: positions [k] on the x axis, values [seeds, k]
 
 
@@ -90,36 +100,28 @@ def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | 
 @styled
 def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Effective sample size, gated rows, reference scale and temperature over steps, one below the other."""
-    effective, gated, scale, temperature = (
-        _curves(records, "step", lambda r, name=name: r.get(name))
-        for name in ("effective", "gated", "scale", "temperature")
-    )
-    scale = {arm: curve for arm, curve in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
-    panels = [
-        ("effective sample\nsize of the weights", effective, True),
-        ("gated rows", gated if _moves(gated) else {}, True),
-        ("scale of the\nreference loss", scale, False),
-        ("temperature", temperature if _moves(temperature) else {}, False),
-    ]
-    panels = [(label, curves, share) for label, curves, share in panels if curves]
+    curves = {name: _curves(records, "step", lambda r, name=name: r.get(name)) for name in PANELS}
+    curves["scale"] = {
+        arm: curve for arm, curve in curves["scale"].items() if arm in summary.arms and summary.arms[arm].subtracts
+    }
+    for name in ("gated", "temperature"):  # worth a panel only if they move
+        if not any(np.ptp(values) > 0 for _, values in curves[name].values()):
+            curves[name] = {}
+    panels = [name for name, by_arm in curves.items() if by_arm]
     if not panels:
         return None
     made, rows = figure(height=0.8 + 2.1 * len(panels), rows=len(panels), sharex=True)
     handles: dict[str, Line2D] = {}
-    for (axes,), (label, curves, share) in zip(rows, panels, strict=True):
-        handles |= {str(line.get_label()): line for line in _lines(axes, summary, _binned(curves))}
-        axes.set_ylabel(label)
-        axes.set_ylim(0, 1.04 if share else None)
-        if share:
+    for (axes,), name in zip(rows, panels, strict=True):
+        handles |= {str(line.get_label()): line for line in _lines(axes, summary, _binned(curves[name]))}
+        axes.set_ylabel(PANELS[name][0])
+        axes.set_ylim(0, 1.04 if name in ("effective", "gated") else None)
+        if name in ("effective", "gated"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     rows[-1][0].set_xlabel("step")
-    caption = "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted."
-    names = [label for label, _, _ in panels]
-    caption += " Gated are rows whose weights average less than a half." if "gated rows" in names else ""
-    caption += " Below, how much of the reference loss is subtracted." if scale else ""
-    caption += " Last, the temperature, where an arm learns or finds one." if "temperature" in names else ""
+    caption = " ".join(PANELS[name][1] for name in panels) + _band(summary)
     ordered = [handles[arm] for arm in summary.arms if arm in handles]
-    return plot(made, ordered, "concentration", "Concentration of the weights", caption + _band(summary))
+    return plot(made, ordered, "concentration", "Concentration of the weights", caption)
 
 
 @styled
@@ -165,11 +167,6 @@ def _curves(
         if x:
             curves[arm] = np.array(x), np.array([[curve[at] for at in x] for curve in seeds.values()])
     return curves
-
-
-def _moves(curves: Curves) -> bool:
-    """Whether any of the curves is worth a panel: not all of its values are the same."""
-    return any(np.ptp(values) > 0 for _, values in curves.values())
 
 
 def _binned(curves: Curves) -> Curves:

@@ -18,7 +18,7 @@ class Format:
     """How the numbers of one metric are written, alike in every row."""
 
     factor: float
-    places: int
+    decimals: int
 
     @classmethod
     def of(cls, metric: Metric, values: Iterable[float]) -> "Format":
@@ -30,10 +30,10 @@ class Format:
 
     def finer(self) -> "Format":
         """One decimal more, for differences."""
-        return Format(self.factor, self.places + 1)
+        return Format(self.factor, self.decimals + 1)
 
     def number(self, value: float, sign: bool = False) -> str:
-        return number(value * self.factor, self.places, sign)
+        return number(value * self.factor, self.decimals, sign)
 
     def interval(self, values: Interval, sign: bool = False) -> str:
         """Mean and half width, or the mean alone where there is no interval."""

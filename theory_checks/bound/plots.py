@@ -21,11 +21,11 @@ _THIN: dict[str, Any] = {"color": GREY, "linewidth": 1.1}
 
 def draw(study: Study) -> list[Plot]:
     """Draws every plot of a study."""
-    return [_rates(study), _ratios(study), _own_reference(study), _linear(study), _bounds(study)]
+    return [_excess(study), _ratios(study), _own_reference(study), _linear(study), _bounds(study)]
 
 
 @styled
-def _rates(study: Study) -> Plot:
+def _excess(study: Study) -> Plot:
     """Excess risk against n at R = 0."""
     made, ((axes,),) = figure(4.2)
     sizes, others, handles = np.array(study.extent.sizes), iter(_OTHERS), []

@@ -22,7 +22,7 @@ def tables(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> list[
     methods = [(name, name, baseline) for name in names if name != baseline]
     against = f"{steered} against the others: error points gained"
     return [
-        *([_known(analysis, setting)] if setting is not None else []),
+        *([_earlier_gains(analysis, setting)] if setting is not None else []),
         _errors(analysis),
         _gains(analysis, "over", against, over, f"Positive where {steered} errs less. {HOLM}"),
         _gains(analysis, "method", f"All against {baseline}: error points gained", methods, HOLM),
@@ -101,29 +101,29 @@ def _costs(analysis: Analysis) -> Grid:
     )
 
 
-def _known(analysis: Analysis, setting: Setting) -> Grid:
+def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
     """Gains that were measured before, and the same now."""
     plan, rows = analysis.plan, []
-    for known in setting.known:
-        now = gain_now(analysis, setting, known)
-        name = f"{known.other}, at its best step" if known.lowest else known.other
-        before = f"+{known.gain:.2f} {PLUS_MINUS} {known.half:.2f}"
-        agree = "" if now.half is None else ("yes" if agrees(known, 100 * now.mean, 100 * now.half) else "no")
+    for earlier in setting.known:
+        now = gain_now(analysis, setting, earlier)
+        name = f"{earlier.other}, at its best step" if earlier.lowest else earlier.other
+        before = f"+{earlier.gain:.2f} {PLUS_MINUS} {earlier.half:.2f}"
+        agree = "" if now.half is None else ("yes" if agrees(earlier, 100 * now.mean, 100 * now.half) else "no")
         rows.append([name, before, Format(plan.factor, 2).interval(now, sign=True), agree])
     heads = ["before", f"now, seeds {plan.first_seed} to {plan.first_seed + plan.seeds - 1}", "agree"]
     note = "Half widths of 95 % t intervals. Two gains agree if they differ by less than both half widths make up."
     return Grid.of(f"{plan.steered}, error points gained at n = {setting.size}", ["over"], heads, rows, note)
 
 
-def gain_now(analysis: Analysis, setting: Setting, known: Known) -> Interval:
+def gain_now(analysis: Analysis, setting: Setting, earlier: Known) -> Interval:
     """The gain of these outcomes at a setting's size."""
-    other = (analysis.lowest if known.lowest else analysis.errors)(known.other, setting.size)
+    other = (analysis.lowest if earlier.lowest else analysis.errors)(earlier.other, setting.size)
     return paired_difference(analysis.errors(analysis.plan.steered, setting.size), other, "low")
 
 
-def agrees(known: Known, mean: float, half: float) -> bool:
+def agrees(earlier: Known, mean: float, half: float) -> bool:
     """Whether two independent measurements differ by no more than their intervals allow, added in squares."""
-    return abs(known.gain - mean) <= (known.half**2 + half**2) ** 0.5
+    return abs(earlier.gain - mean) <= (earlier.half**2 + half**2) ** 0.5
 
 
 def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:

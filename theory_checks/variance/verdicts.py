@@ -169,5 +169,5 @@ def short(value: float, digits: int = 2) -> str:
         return "none" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if value == 0 or not 1e-4 <= abs(value) < 1e5:
         return f"{value:.{digits - 1}e}" if value else "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))), 2 if abs(value) < 10 else 0)
-    return f"{value:.{places}f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))), 2 if abs(value) < 10 else 0)
+    return f"{value:.{decimals}f}"

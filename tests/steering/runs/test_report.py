@@ -107,5 +107,5 @@ def test_an_arm_alone_is_compared_with_nothing(run, arm):
 
 
 def test_durations_are_told_in_two_units():
-    words = ["7.0 s", "60.0 s", "12 min 34 s", "2 h 1 min"]
-    assert [duration(seconds) for seconds in (7.04, 59.99, 754, 7260)] == words
+    texts = ["7.0 s", "60.0 s", "12 min 34 s", "2 h 1 min"]
+    assert [duration(seconds) for seconds in (7.04, 59.99, 754, 7260)] == texts

@@ -52,8 +52,8 @@ def test_a_reference_that_knows_the_training_data_is_found_and_a_fresh_one_is_no
     chance = np.random.default_rng(0)
     fresh, train = chance.exponential(size=(2, 400))
     assert not leak([(fresh, train)]).detected
-    known = leak([(fresh, 0.2 * train)])
-    assert known.detected and known.gap == pytest.approx(0.8, abs=0.2)
+    leaked = leak([(fresh, 0.2 * train)])
+    assert leaked.detected and leaked.gap == pytest.approx(0.8, abs=0.2)
     assert not leak([(0.2 * fresh, train)]).detected, "higher losses in training are no leak"
 
 
