@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steering.errors import UserError
 from steering.reports.report import Plot, Report, write_page
@@ -12,7 +12,9 @@ from steering.runs.journal import Journal
 from steering.runs.statistics import Interval
 from steering.runs.summary import Summary
 from steering.runs.table import arms_table, differences_table, metric_format, settings_table
-from steering.task import Exhibit
+
+if TYPE_CHECKING:
+    from steering.task import Exhibit
 
 
 def as_report(summary: Summary, **parts: Any) -> Report:
@@ -45,7 +47,7 @@ def write_report(
     folder: Path,
     summary: Summary,
     records: Sequence[Mapping[str, Any]] = (),
-    exhibits: Iterable[Exhibit] = (),
+    exhibits: "Iterable[Exhibit]" = (),
 ) -> Path:
     """Writes report.html and the plots into the folder of a run.
 

@@ -21,9 +21,9 @@ def report(
     """What the fits say; the first subset is the one that is drawn."""
     first = subsets[0]
     drawn = [plots.laws(points, first.points, first.laws, baseline, unit)]
-    # Groups only of a single subset, lest the plot becomes a list.
-    rows = [part for subset in subsets for part in _parts(subset, *subset.gaps[:1])[: 3 if len(subsets) > 1 else None]]
     if len(first.gaps) == 1:
+        most = 3 if len(subsets) > 1 else None  # groups only of a single subset, lest the plot becomes a list
+        rows = [part for subset in subsets for part in _parts(subset, subset.gaps[0])[:most]]
         drawn.append(plots.gaps(rows, f"{first.gaps[0].method} {MINUS} {baseline}"))
     return Report(
         title="Scaling laws",
@@ -180,14 +180,13 @@ def _gaps(subsets: list[Subset], baseline: str) -> list[Grid]:
     return grids
 
 
-def _parts(subset: Subset, *gaps: Gap) -> list[Part]:
-    """Each gap on all points, along its axes and in its groups."""
-    parts = []
-    for gap in gaps:
-        parts += [Part(subset.name, gap.value, _ends(gap.read))]
-        parts += [Part(axis.name, axis.gap, _ends(axis.read)) for axis in gap.axes]
-        parts += [Part(name, value, _ends(read)) for name, value, read in gap.groups]
-    return parts
+def _parts(subset: Subset, gap: Gap) -> list[Part]:
+    """A gap on all points, along its axes and in its groups."""
+    return [
+        Part(subset.name, gap.value, _ends(gap.read)),
+        *(Part(axis.name, axis.gap, _ends(axis.read)) for axis in gap.axes),
+        *(Part(name, value, _ends(read)) for name, value, read in gap.groups),
+    ]
 
 
 def _ends(interval: Any) -> tuple[float, float] | None:
