@@ -140,7 +140,7 @@ def test_a_scale_without_effect_is_not_shown(run, arm):
 
 def test_markdown_and_terminal_hold_the_same_cells(two_arms):
     summary = two_arms([0.5, 0.6], [0.8, 0.9])
-    for grid in (arms_table(summary), differences_table(summary), settings_table(summary)):
+    for grid in filter(None, (arms_table(summary), differences_table(summary), settings_table(summary))):
         cells = [cell.text for row in grid.rows for cell in row]
         assert all(text in shown(grid) and text in to_markdown(grid) for text in cells)
 
