@@ -31,7 +31,7 @@ def _excess(study: Study) -> Plot:
     sizes, others, handles = np.array(study.extent.sizes), iter(_OTHERS), []
     for name, values in study.excess.items():
         colour, dash = (_COLOURS[name], "-") if name in _COLOURS else next(others)
-        low, high = np.quantile(means(values.T, chance=study.chance("band", name)), [0.025, 0.975], axis=0)
+        low, high = np.quantile(means(values.T, rng=study.rng("band", name)), [0.025, 0.975], axis=0)
         handles += axes.plot(sizes, values.mean(1), color=colour, linestyle=dash, label=name, zorder=3)
         axes.fill_between(sizes, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
     for start, exponent, name in (

@@ -5,8 +5,8 @@ import numpy as np
 from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, span
 from steering.theory_checks.bootstrap import interval
 from steering.theory_checks.bound.claims import Claim, Verdict
-from steering.theory_checks.bound.finite_class import FiniteClass
-from steering.theory_checks.bound.own_reference import MIDDLING, NAMES
+from steering.theory_checks.bound.finite_class import NAMES, FiniteClass
+from steering.theory_checks.bound.own_reference import MIDDLING
 from steering.theory_checks.bound.study import BOUND, CERTIFICATE, FINITE, LINEAR, OWN, Study
 
 TONES: dict[Verdict, Tone] = {"holds": "better", "fails": "worse", "undecided": "undecided", "no claim": "quiet"}
