@@ -1,6 +1,6 @@
 """The report of ``steer bound``: verdicts, sentences and numbers of a study."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from steering.reports.grid import number, span
 from steering.reports.report import Report
 from steering.theory_checks.bootstrap import interval
 from steering.theory_checks.bound.atoms import Array
-from steering.theory_checks.bound.claims import Verdict
+from steering.theory_checks.bound.claims import Claim, Verdict
 from steering.theory_checks.bound.own_reference import MIDDLING
 from steering.theory_checks.bound.plots import draw
 from steering.theory_checks.bound.report_tables import tables
@@ -46,7 +46,7 @@ def _verdict(study: Study) -> str:
     return f"These simulations do not settle the theory's main claims (claims by verdict: {counts}); see the tables."
 
 
-def _verdicts(study: Study, part: str, chosen) -> list[Verdict]:
+def _verdicts(study: Study, part: str, chosen: Callable[[Claim], bool]) -> list[Verdict]:
     return [claim.verdict for claim in study.claims if claim.part == part and chosen(claim)]
 
 
