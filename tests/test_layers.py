@@ -118,7 +118,8 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_every_package_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["slurm"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["slurm"], *extras["peft"]]
     declared = {re.split(r"[^\w.-]", line)[0] for line in lines}
     used = {name.partition(".")[0] for path in modules().values() for name in every_import(path)}
     used -= sys.stdlib_module_names | {"steering"}
