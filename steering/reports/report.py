@@ -21,57 +21,36 @@ from steering.reports.grid import Cell, Column, Grid, to_markdown, to_rich
 
 
 class Plot(NamedTuple):
-    """One picture.
+    """One picture."""
 
-    Attributes:
-        name: file name without its ending.
-        title: a few words.
-        caption: what is drawn, for whoever cannot see it too.
-        png: the image.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
+    name: str  # file name without its ending
+    title: str  # a few words
+    caption: str  # what is drawn, for whoever cannot see it too
+    png: bytes  # the image
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run or a check says. All texts are plain, without markup.
+    """What a run or a check says. All texts are plain, without markup."""
 
-    Attributes:
-        title: a few words.
-        question: what was asked or run, one or two sentences.
-        verdict: the answer in one sentence.
-        command: what makes this report again.
-        findings: further sentences, the most important first.
-        cautions: what to be careful about in these very numbers.
-        grids: tables.
-        plots: drawings of numbers.
-        exhibits: pictures of what models do, for the page alone.
-        details: tables that the terminal leaves out and a page shows after the plots.
-        method: paragraphs on data, seeds, intervals and definitions, with their source.
-        limits: what a check of this kind cannot tell.
-        numbers: all that a program may want: dicts, lists, dataclasses, strings, numbers, arrays and None.
-        config: settings as text.
-        environment: versions and hardware; this process's where a report is written without any.
-    """
-
-    title: str
-    question: str
-    verdict: str
-    command: str
-    findings: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
-    exhibits: list[Plot] = field(default_factory=list)
+    title: str  # a few words
+    question: str  # what was asked or run, one or two sentences
+    verdict: str  # the answer in one sentence
+    command: str  # what makes this report again
+    findings: list[str] = field(default_factory=list)  # further sentences, the most important first
+    cautions: list[str] = field(default_factory=list)  # what to be careful about in these very numbers
+    grids: list[Grid] = field(default_factory=list)  # tables
+    plots: list[Plot] = field(default_factory=list)  # drawings of numbers
+    exhibits: list[Plot] = field(default_factory=list)  # pictures of what models do, for the page alone
+    # Tables that the terminal leaves out and a page shows after the plots.
     details: list[Grid] = field(default_factory=list)
+    # Paragraphs on data, seeds, intervals and definitions, with their source.
     method: list[str] = field(default_factory=list)
-    limits: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)  # what a check of this kind cannot tell
+    # All that a program may want: dicts, lists, dataclasses, strings, numbers, arrays and None.
     numbers: dict[str, Any] = field(default_factory=dict)
-    config: str = ""
+    config: str = ""  # settings as text
+    # Versions and hardware; this process's where a report is written without any.
     environment: dict[str, Any] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """The report of ``steer bound``: verdicts, sentences and numbers of a study."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ from steering.reports.grid import number, span
 from steering.reports.report import Report
 from steering.theory_checks.bootstrap import interval
 from steering.theory_checks.bound.atoms import Array
-from steering.theory_checks.bound.claims import Claim, Verdict
+from steering.theory_checks.bound.claims import Verdict
+from steering.theory_checks.bound.finite_class import TRIMMED
 from steering.theory_checks.bound.own_reference import MIDDLING
 from steering.theory_checks.bound.plots import draw
 from steering.theory_checks.bound.report_tables import tables
@@ -34,9 +35,9 @@ def report(study: Study, command: str) -> Report:
 
 def _verdict(study: Study) -> str:
     """One sentence: what holds where."""
-    fast = _verdicts(study, FINITE, lambda claim: claim.name.startswith("rate of DRRho") and "CVaR" not in claim.name)
-    worse = _beyond(study)
-    if all("holds" in verdicts and "fails" not in verdicts for verdicts in (fast, worse)):
+    names = [f"rate of {method} at R = 0" for method in ("DRRho", "DRRho, KL")]
+    fast = [claim.verdict for claim in study.claims if claim.name in names]
+    if all("holds" in verdicts and "fails" not in verdicts for verdicts in (fast, _beyond(study))):
         return (
             "In a finite class DRRho learns at the fast rate 1/n when the reference's losses match the best "
             "hypothesis's; in a parametric model it ends up worse than ERM once there is data enough."
@@ -46,28 +47,24 @@ def _verdict(study: Study) -> str:
     return f"These simulations do not settle the theory's main claims (claims by verdict: {counts}); see the tables."
 
 
-def _verdicts(study: Study, part: str, chosen: Callable[[Claim], bool]) -> list[Verdict]:
-    return [claim.verdict for claim in study.claims if claim.part == part and chosen(claim)]
-
-
 def _beyond(study: Study) -> list[Verdict]:
     """Verdicts in the linear model with so much data that DRRho should be worse than ERM."""
-    return _verdicts(study, LINEAR, lambda claim: claim.predicted == "above 0")
+    return [claim.verdict for claim in study.claims if claim.part == LINEAR and claim.predicted == "above 0"]
 
 
 def _findings(study: Study) -> list[str]:
-    in_finite = [claim for claim in study.claims if claim.part == FINITE]
     slopes = {
-        claim.name.removeprefix("rate of ").partition(" at R")[0]: number(claim.measured.value) for claim in in_finite
+        claim.name.removeprefix("rate of ").partition(" at R")[0]: number(claim.measured.value)
+        for claim in study.claims
+        if claim.part == FINITE
     }
-    trimmed = next(slope for name, slope in slopes.items() if "n-3.2" in name)
     worse = _beyond(study)
     violations, trials = (sum(getattr(one, name) for one in study.bounds) for name in ("violations", "repetitions"))
     sentences = [
         f"Slopes of log excess risk in the finite class: ERM {slopes['ERM']}, DRO {slopes['DRO']}, DRRho "
         f"{slopes['DRRho']}, DRRho with the KL ball {slopes['DRRho, KL']}.",
-        f"CVaR that drops 3.2 \u221an samples, as many as rho = 5 has room for, has slope {trimmed}: top-k has no such "
-        "theorem and does not behave as if it had.",
+        f"CVaR that drops 3.2 \u221an samples, as many as rho = 5 has room for, has slope {slopes[TRIMMED]}: top-k has "
+        "no such theorem and does not behave as if it had.",
         *_own_reference(study),
         f"In the linear model every method has rate 1/n. Of {len(worse)} comparisons with more than 4 n_eq samples, "
         f"DRRho is worse than ERM in {worse.count('holds')}, undecided in {worse.count('undecided')} and better in "

@@ -27,17 +27,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Part(NamedTuple):
-    """A difference of two exponents on some of the points.
+    """A difference of two exponents on some of the points."""
 
-    Attributes:
-        name: of these points or of an axis.
-        value: the difference with its interval.
-        read: ends of its interval if nothing but the reading of the errors were uncertain.
-    """
-
-    name: str
-    value: Estimate
-    read: tuple[float, float] | None
+    name: str  # of these points or of an axis
+    value: Estimate  # the difference with its interval
+    read: tuple[float, float] | None  # ends of its interval if nothing but the reading of the errors were uncertain
 
     @property
     def direction(self) -> Literal["steeper", "flatter", "undecided"]:

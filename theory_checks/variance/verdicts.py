@@ -93,15 +93,10 @@ def further(by_name: dict[str, Measured]) -> list[str]:
 
 @dataclass(frozen=True)
 class Leak:
-    """Whether the reference does better on the target's training data than on fresh ones, which it has not to.
+    """Whether the reference does better on the target's training data than on fresh ones, which it has not to."""
 
-    Attributes:
-        gap: mean loss of the reference on fresh samples less that on training samples.
-        error: standard error of the gap.
-    """
-
-    gap: float
-    error: float
+    gap: float  # mean loss of the reference on fresh samples less that on training samples
+    error: float  # standard error of the gap
 
     @property
     def detected(self) -> bool:
