@@ -13,6 +13,7 @@ from steering.theory_checks.variance.paired import PER_ANCHOR
 from steering.theory_checks.variance.trajectory import Moment
 from steering.theory_checks.variance.verdicts import (
     TONES,
+    Leak,
     answer,
     cautions,
     further,
@@ -47,24 +48,12 @@ def report(
     """
     by_name = {label(*key): one for key, one in measured.items()}
     head, first = next(iter(by_name.items()))
-    views: dict[str, tuple[str, str]] = {}
-    for key in measured:  # the first view of every target; sentences on all of them would hide what matters
-        views.setdefault(key[0], key)
-    heads = {label(*key): measured[key] for key in views.values()}
     pair = collected.pairs[next(iter(measured))][0]
     leaked = leak(collected.leaks) if collected.leaks else None
-    warnings = of_seeds(first) + [line for name, one in heads.items() for line in cautions(name, one)]
-    findings = further(heads)
-    if leaked is not None:
-        (warnings.insert(0, leaked.sentence()) if leaked.detected else findings.append(leaked.sentence()))
+    certificates = certified.certify(collected)
+    findings, warnings = _sentences(collected, measured, leaked)
     if along and (course := trajectory.finding(along, head)):
         findings.append(course)
-    if STAR in views and collected.size > MOST_WHOLE:
-        warnings.append(
-            f"the best model at hand was trained on {MOST_WHOLE:,} of the {collected.size:,} training samples, so it "
-            "need not be better than the target"
-        )
-    certificates = certified.certify(collected)
     return Report(
         title=f"Variance: {subject}",
         question=QUESTION,
@@ -91,6 +80,28 @@ def report(
         },
         command=command,
     )
+
+
+def _sentences(
+    collected: Collected, measured: Mapping[tuple[str, str], Measured], leaked: Leak | None
+) -> tuple[list[str], list[str]]:
+    """Findings and cautions on the first view of every target; sentences on all would hide what matters."""
+    views: dict[str, tuple[str, str]] = {}
+    for key in measured:
+        views.setdefault(key[0], key)
+    heads = {label(*key): measured[key] for key in views.values()}
+    findings, warnings = further(heads), of_seeds(next(iter(heads.values())))
+    warnings += [line for name, one in heads.items() for line in cautions(name, one)]
+    if leaked is not None and leaked.detected:
+        warnings.insert(0, leaked.sentence())
+    elif leaked is not None:
+        findings.append(leaked.sentence())
+    if STAR in views and collected.size > MOST_WHOLE:
+        warnings.append(
+            f"the best model at hand was trained on {MOST_WHOLE:,} of the {collected.size:,} training samples, so it "
+            "need not be better than the target"
+        )
+    return findings, warnings
 
 
 def label(target: str, view: str) -> str:
