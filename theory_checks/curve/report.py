@@ -58,7 +58,7 @@ def numbers(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> dict
             content[part] = {name: getattr(analysis, part)(name) for name in analysis.names}
     if setting is not None:
         content["known"] = [
-            vars(earlier) | {"now": _interval(gain_now(analysis, setting, earlier))} for earlier in setting.known
+            vars(earlier) | {"now": _interval(gain_now(analysis, setting, earlier))} for earlier in setting.earlier
         ]
     return content
 

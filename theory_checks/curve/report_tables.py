@@ -7,7 +7,7 @@ from steering.runs.statistics import Interval, interval, paired_difference
 from steering.runs.table import Format
 from steering.theory_checks.curve.analysis import Analysis
 from steering.theory_checks.curve.plan import REFERENCE, Method
-from steering.theory_checks.curve.settings import Known, Setting
+from steering.theory_checks.curve.settings import EarlierGain, Setting
 from steering.theory_checks.curve.tuning import Chosen
 
 Row = Sequence[Cell | str]
@@ -104,7 +104,7 @@ def _costs(analysis: Analysis) -> Grid:
 def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
     """Gains that were measured before, and the same now."""
     plan, rows = analysis.plan, []
-    for earlier in setting.known:
+    for earlier in setting.earlier:
         now = gain_now(analysis, setting, earlier)
         name = f"{earlier.other}, at its best step" if earlier.lowest else earlier.other
         before = f"+{earlier.gain:.2f} {PLUS_MINUS} {earlier.half:.2f}"
@@ -115,13 +115,13 @@ def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
     return Grid.of(f"{plan.steered}, error points gained at n = {setting.size}", ["over"], heads, rows, note)
 
 
-def gain_now(analysis: Analysis, setting: Setting, earlier: Known) -> Interval:
+def gain_now(analysis: Analysis, setting: Setting, earlier: EarlierGain) -> Interval:
     """The gain of these outcomes at a setting's size."""
     other = (analysis.lowest if earlier.lowest else analysis.errors)(earlier.other, setting.size)
     return paired_difference(analysis.errors(analysis.plan.steered, setting.size), other, "low")
 
 
-def agrees(earlier: Known, mean: float, half: float) -> bool:
+def agrees(earlier: EarlierGain, mean: float, half: float) -> bool:
     """Whether two independent measurements differ by no more than their intervals allow, added in squares."""
     return abs(earlier.gain - mean) <= (earlier.half**2 + half**2) ** 0.5
 

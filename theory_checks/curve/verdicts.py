@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from steering.runs.table import Format
-from steering.theory_checks.curve.analysis import Analysis
-from steering.theory_checks.curve.comparisons import LEAST, LEAST_REFERENCE, Gain
+from steering.theory_checks.curve.analysis import LEAST, LEAST_REFERENCE, Analysis, Gain
 from steering.theory_checks.curve.plan import REFERENCE
 from steering.theory_checks.curve.tuning import Chosen, at_the_end
 
