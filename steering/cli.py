@@ -110,9 +110,9 @@ def report(
 ) -> None:
     """Join the reports of runs and checks into one."""
     from steering.reports.report import join, read
-    from steering.runs.report import as_report
+    from steering.runs.report import read_run
 
-    reports = [read(folder) if (folder / "report.json").exists() else as_report(folder) for folder in folders]
+    reports = [read(folder) if (folder / "report.json").exists() else read_run(folder) for folder in folders]
     typer.echo(f"report: {join(reports, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
 
 
@@ -168,9 +168,10 @@ def _show_finished(folder: Path, config: "RunConfig | None", console: "Console")
 
 
 def _show(summary: "Summary", folder: Path, console: "Console") -> None:
-    from steering.runs.terminal import show
+    from steering.reports.report import show
+    from steering.runs.report import as_report
 
-    show(summary, console)
+    show(as_report(summary), console)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
 
 

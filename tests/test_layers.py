@@ -1,6 +1,9 @@
 """Imports point one way, plugin folders stay plain, and files stay short."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,7 @@ ORDER = [
     ["steering.theory_checks"],
     ["steering.cli", "steering.__main__"],
 ]
+DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 APART = [("steering.tasks", "steering.clip"), ("steering.clip", "steering.tasks")]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="only a checkout has the tree")
@@ -51,15 +55,20 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> set[str]:
-    """Names of ours that a module imports when it runs (not for type checking alone)."""
+def every_import(path: Path) -> set[str]:
+    """Names that a module imports, whenever it does."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.partition(".")[0] in ("steering", *FOLDERS)}
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Those of ours."""
+    return {name for name in every_import(path) if name.partition(".")[0] in ("steering", *FOLDERS)}
 
 
 def floor(name: str) -> int | None:
@@ -105,3 +114,13 @@ def test_no_file_is_longer_than_400_lines():
     for folder in (*FOLDERS, "benchmarks", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_every_package_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("test", "dev")}
+    lines = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in lines}
+    used = {name.partition(".")[0] for path in modules().values() for name in every_import(path)}
+    used -= sys.stdlib_module_names | {"steering"}
+    assert {DISTRIBUTIONS.get(name, name) for name in used} <= declared

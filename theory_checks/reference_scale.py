@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 
 from steering.errors import RunError, UserError
+from steering.reports.report import show
 from steering.runs import config as configs
 from steering.runs.folder import new_folder
+from steering.runs.report import as_report
 from steering.runs.run import Run
-from steering.runs.terminal import show
 from steering.settings import Arm, Recipe
 
 DEFAULT = "0,0.15,0.3,0.5,1,auto"
@@ -60,7 +61,7 @@ def main(
         folder = out or new_folder(f"scale-{settled.task}")
         console = Console()
         command = ["python", "-m", "steering.theory_checks.reference_scale", task, "--seeds", str(seeds)]
-        show(Run(settled, problem, folder, console, command).execute(), console)
+        show(as_report(Run(settled, problem, folder, console, command).execute()), console)
     except (UserError, RunError) as error:
         typer.echo(f"reference_scale: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, UserError) else 1) from None

@@ -5,11 +5,11 @@ import platform
 from importlib.metadata import distributions, version
 from typing import Any
 
-import torch
-
 
 def environment() -> dict[str, Any]:
     """Versions and hardware; no names of machines or people."""
+    import torch  # which showing a finished report does not need
+
     return {
         "model-steering": version("model-steering"),
         "python": platform.python_version(),

@@ -1,15 +1,21 @@
 """How figures look here: one style, no pyplot, PNG bytes."""
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import seaborn as sns
+import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from steering.reports.report import Plot
 
 WIDTH = 7.0  # inches; at 200 dots an inch that is sharp at 700 px, where one point is 1.4 px
 DPI = 200
@@ -17,7 +23,9 @@ DPI = 200
 GREY = "#777777"
 INK = "#222222"
 BASE = "#444444"  # of what all else is compared with
-PALETTE = [sns.color_palette("colorblind")[place] for place in (0, 1, 2, 4, 9, 3, 5)]
+# From seaborn's "colorblind"; the last two come late because they are close to the second.
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#56b4e9", "#d55e00", "#ca9161"]
+DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5))]
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in the name of an arm is no formula
     "font.size": 11,
@@ -37,22 +45,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.9,
     "lines.solid_capstyle": "round",
 }
-
-
-class Plot(NamedTuple):
-    """One figure.
-
-    Attributes:
-        name: file name without its ending.
-        title: a few words.
-        caption: what is drawn, for whoever cannot see it too.
-        png: the image.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
+styled = mpl.rc_context(STYLE)  # decorates a function that draws
 
 
 def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
@@ -83,3 +76,57 @@ def png(made: Figure) -> bytes:
     out = io.BytesIO()
     made.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def plot(made: Figure, handles: Sequence[Artist], name: str, title: str, caption: str) -> Plot:
+    """The finished plot of a figure, with a legend of the handles above it."""
+    legend(made, handles)
+    return Plot(name, title, caption, png(made))
+
+
+def key(label: str, color: Any = GREY, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], color=color, label=label, **style)
+
+
+def appearance(index: int) -> dict[str, Any]:
+    """Colour and dash of a curve: seven colours and four dashes make 28 that can be told apart."""
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One row for every name, the first on top."""
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 28) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.grid(axis="y", visible=False)
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"], at: Sequence[float] = ()) -> None:
+    """A logarithmic axis in plain numbers.
+
+    Args:
+        axes: whose.
+        which: of its two axes.
+        at: where its marks are; if none are given at 1, 2 and 5 times powers of ten, or at these alone where the axis
+            spans more than three decades.
+    """
+    axis = _logarithmic(axes, which)
+    low, high = axis.get_view_interval()
+    subs = (1,) if high > 1e3 * low else (1, 2, 5)
+    axis.set_major_locator(FixedLocator(list(at)) if len(at) else LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def powers_of_ten(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis marked 10^k; the style reads no formulas."""
+    axis = _logarithmic(axes, which)
+    raised = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: "10" + f"{math.log10(value):.0f}".translate(raised)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> Axis:
+    axes.set(**{f"{which}scale": "log"})
+    return axes.xaxis if which == "x" else axes.yaxis

@@ -1,8 +1,9 @@
-"""A table that is built once and shown in the terminal, in Markdown and in a report."""
+"""Tables that are built once and shown in the terminal, in Markdown and on a page, and the numbers in their cells."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -34,12 +35,47 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table that does not know yet where it is shown."""
+    """A table as data, for whatever draws it."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        texts: Iterable[str],
+        numbers: Iterable[str],
+        rows: Iterable[Iterable[Cell | str]],
+        note: str = "",
+    ) -> "Grid":
+        """A table whose columns of text come before those of numbers; text is a cell without a tone.
+
+        >>> Grid.of("Slopes", ["method"], ["slope"], [["ERM", "0.5"], ["DRRho", Cell("1.0", "best")]]).rows[0]
+        (Cell(text='ERM', tone=''), Cell(text='0.5', tone=''))
+        """
+        columns = (*(Column(name, number=False) for name in texts), *map(Column, numbers))
+        cells = (tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+        return cls(title, columns, tuple(cells), note)
+
+
+def number(value: float, decimals: int = 2, sign: bool = False) -> str:
+    """A number with a typographic minus.
+
+    >>> number(1234.5, 1), number(-0.001), number(0.5, 1, sign=True)
+    ('1,234.5', '0.00', '+0.5')
+    """
+    if not math.isfinite(value):
+        return str(value).replace("-", MINUS)
+    return format(value, f"{'+' if sign else ''}z,.{decimals}f").replace("-", MINUS)
+
+
+def span(estimate: Any, decimals: int = 2) -> str:
+    """``0.81 [0.70, 0.98]``, of what has value, low and high; a zero keeps its sign, which verdicts hang on."""
+    value, low, high = (f"{x:.{decimals}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]".replace("-", MINUS)
 
 
 def to_rich(grid: Grid) -> Table:
@@ -52,15 +88,15 @@ def to_rich(grid: Grid) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for place, column in enumerate(grid.columns):
+    for index, column in enumerate(grid.columns):
         # Where the terminal is narrow, headings break between words and numbers do not break at all.
-        whole = column.name.split() + [row[place].text for row in grid.rows] * (column.number or place == 0)
+        unbroken = column.name.split() + [row[index].text for row in grid.rows] * (column.number or index == 0)
         table.add_column(
             Text(column.name),
             justify="right" if column.number else "left",
             overflow="fold",
-            min_width=max(map(len, whole)),
-            no_wrap=place == 0,  # names of arms
+            min_width=max(map(len, unbroken)),
+            no_wrap=index == 0,  # names of arms
         )
     for row in grid.rows:
         table.add_row(*(Text(cell.text, style=_STYLES[cell.tone]) for cell in row))
@@ -81,5 +117,5 @@ def _bold(cell: Cell) -> str:
     return f"**{cell.text}**" if cell.tone == "best" else cell.text
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _line(texts: Iterable[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"

@@ -1,54 +1,64 @@
-"""The report of a check: one answer, with the numbers, figures and methods behind it, in every usual form."""
+"""Reports: what a run, a check or a study has to say as data, and the one place that draws it.
 
+The terminal shows tables and sentences, a page (HTML that needs nothing else, neither network nor script) everything,
+Markdown all but pictures of models, JSON what a program may want.
+"""
+
+import base64
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from steering import atomic_files
 from steering.errors import UserError
 from steering.reports.environment import environment
-from steering.reports.figures import Plot
 from steering.reports.grid import Cell, Column, Grid, to_markdown, to_rich
-from steering.reports.page import facts, page
+
+
+class Plot(NamedTuple):
+    """One picture."""
+
+    name: str  # file name without its ending
+    title: str  # a few words
+    caption: str  # what is drawn, for whoever cannot see it too
+    png: bytes  # the image
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found out. All texts are plain, without markup.
+    """What a run or a check says. All texts are plain, without markup."""
 
-    Attributes:
-        title: a few words.
-        question: what was asked, one or two sentences.
-        verdict: the answer in one sentence.
-        command: what makes this report again.
-        findings: further sentences, the most important first.
-        cautions: what to be careful about in these very numbers.
-        grids: tables.
-        plots: figures.
-        method: paragraphs on data, seeds, intervals and definitions, with their source.
-        limits: what a check of this kind cannot tell.
-        numbers: all that a program may want: dicts, lists, strings, numbers and None.
-    """
-
-    title: str
-    question: str
-    verdict: str
-    command: str
-    findings: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
+    title: str  # a few words
+    question: str  # what was asked or run, one or two sentences
+    verdict: str  # the answer in one sentence
+    command: str  # what makes this report again
+    findings: list[str] = field(default_factory=list)  # further sentences, the most important first
+    cautions: list[str] = field(default_factory=list)  # what to be careful about in these very numbers
+    grids: list[Grid] = field(default_factory=list)  # tables
+    plots: list[Plot] = field(default_factory=list)  # drawings of numbers
+    exhibits: list[Plot] = field(default_factory=list)  # pictures of what models do, for the page alone
+    # Tables that the terminal leaves out and a page shows after the plots.
+    details: list[Grid] = field(default_factory=list)
+    # Paragraphs on data, seeds, intervals and definitions, with their source.
     method: list[str] = field(default_factory=list)
-    limits: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)  # what a check of this kind cannot tell
+    # All that a program may want: dicts, lists, dataclasses, strings, numbers, arrays and None.
     numbers: dict[str, Any] = field(default_factory=dict)
+    config: str = ""  # settings as text
+    # Versions and hardware; this process's where a report is written without any.
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+# -------------------------------------------------------------------------------------------------------- folders
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Writes ``report.html``, ``report.md``, ``report.json`` and ``plots/``; each is whole or as it was.
+    """Writes ``report.html``, ``report.md``, ``report.json`` and ``plots/``; each is complete or as it was.
 
     Returns:
         The path of the page.
@@ -56,15 +66,55 @@ def write(report: Report, folder: Path) -> Path:
     Raises:
         RunError: the disk is full or read-only.
     """
-    machine = environment()
+    report = report if report.environment else replace(report, environment=environment())
+    atomic_files.write(folder / "report.md", markdown(report))
+    atomic_files.write(folder / "report.json", json.dumps(_plain(as_json(report)), indent=1) + "\n")
+    return write_page(report, folder)
+
+
+def write_page(report: Report, folder: Path) -> Path:
+    """Writes ``report.html`` and ``plots/`` alone, as of a run; otherwise like ``write``."""
     for plot in report.plots:
         atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
-    atomic_files.write(folder / "report.md", markdown(report))
-    atomic_files.write(
-        folder / "report.json", json.dumps(_plain(as_json(report) | {"environment": machine}), indent=1) + "\n"
-    )
-    template = Path(__file__).parent / "findings.html"
-    return atomic_files.write(folder / "report.html", page(template, report=report, machine=facts(machine)))
+    return atomic_files.write(folder / "report.html", page([report], report.title, report.question))
+
+
+def read(folder: Path) -> Report:
+    """The report that ``write`` put into a folder.
+
+    Raises:
+        UserError: there is none, or its files do not belong together.
+    """
+    try:
+        content = json.loads((folder / "report.json").read_text())
+        content |= {name: list(map(_grid, content[name])) for name in ("grids", "details") if name in content}
+        content["plots"] = [Plot(**plot, png=_picture(folder, plot["name"])) for plot in content["plots"]]
+        return Report(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no complete report (report.json and plots): {error}") from None
+
+
+def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
+    """Writes several reports as one: ``report.html``, ``report.md``, ``report.json`` and ``plots/``.
+
+    Returns:
+        The path of the page.
+    """
+    numbered = [
+        replace(report, plots=[plot._replace(name=f"{number}-{plot.name}") for plot in report.plots])
+        for number, report in enumerate(reports, start=1)
+    ]
+    for plot in (plot for report in numbered for plot in report.plots):
+        atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
+    texts = [f"# {title}\n", *(f"#{markdown(report)}" for report in numbered)]
+    atomic_files.write(folder / "report.md", "\n".join(texts))
+    content = {"title": title, "command": command, "reports": list(map(as_json, numbered))}
+    atomic_files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
+    about = f"{len(reports)} reports, made by {command}"
+    return atomic_files.write(folder / "report.html", page(reports, title, about))
+
+
+# ---------------------------------------------------------------------------------------------------------- forms
 
 
 def show(report: Report, console: Console) -> None:
@@ -79,12 +129,24 @@ def show(report: Report, console: Console) -> None:
         console.print(f"caution: {caution}", markup=False, highlight=False, style="yellow")
 
 
+def page(reports: Sequence[Report], title: str, about: str) -> str:
+    """One HTML page; several reports get a table of what they say and a part each."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
+    templates.filters["image"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    templates.filters["flat"] = _flat
+    return templates.get_template("report.html").render(reports=reports, title=title, about=about)
+
+
 def markdown(report: Report) -> str:
-    """The report for a README or a notebook; figures are linked from ``plots/``."""
+    """The report for a README or a notebook; plots are linked from ``plots/``."""
     blocks = [f"# {report.title}", report.question, f"**{report.verdict}**", *report.findings]
     blocks += [_list("Read with care:", report.cautions)] if report.cautions else []
     blocks += [to_markdown(grid).strip() for grid in report.grids]
     blocks += [f"![{plot.title}](plots/{plot.name}.png)\n\n*{plot.caption}*" for plot in report.plots]
+    blocks += [to_markdown(grid).strip() for grid in report.details]
     blocks += ["## How it was measured", *report.method] if report.method else []
     blocks += ["## What this cannot tell", _list("", report.limits)] if report.limits else []
     blocks += [f"    {report.command}"]
@@ -92,67 +154,36 @@ def markdown(report: Report) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The words and numbers of a report, without its figures."""
-    names = ("title", "question", "verdict", "findings", "cautions", "command", "method", "limits", "numbers")
-    plots = [{"name": plot.name, "title": plot.title, "caption": plot.caption} for plot in report.plots]
-    return {name: getattr(report, name) for name in names} | {"grids": list(map(asdict, report.grids)), "plots": plots}
+    """The words and numbers of a report, without its pictures."""
+    content = asdict(report)
+    del content["exhibits"]
+    return content | {"plots": [{"name": p.name, "title": p.title, "caption": p.caption} for p in report.plots]}
 
 
-def read(folder: Path) -> Report:
-    """The report that ``write`` put into a folder.
-
-    Raises:
-        UserError: there is none, or its files do not belong together.
-    """
-    try:
-        found = json.loads((folder / "report.json").read_text())
-        grids = [
-            Grid(
-                grid["title"],
-                tuple(Column(**column) for column in grid["columns"]),
-                tuple(tuple(Cell(**cell) for cell in row) for row in grid["rows"]),
-                grid["note"],
-            )
-            for grid in found.pop("grids")
-        ]
-        plots = [Plot(**plot, png=_picture(folder, plot["name"]).read_bytes()) for plot in found.pop("plots")]
-        del found["environment"]
-        return Report(**found, grids=grids, plots=plots)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no whole report (report.json and plots): {error}") from None
-
-
-def _picture(folder: Path, name: str) -> Path:
-    """The file of a plot, which no report can have outside its folder."""
-    if Path(name).name != name:
-        raise ValueError(f"a plot named {name!r}")
-    return folder / "plots" / f"{name}.png"
-
-
-def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
-    """Writes several reports as one: ``report.html``, ``report.md``, ``report.json`` and ``plots/``.
-
-    Returns:
-        The path of the page.
-    """
-    for place, report in enumerate(reports, start=1):
-        for plot in report.plots:
-            atomic_files.write(folder / "plots" / f"{place}-{plot.name}.png", plot.png)
-    renamed = [
-        replace(report, plots=[plot._replace(name=f"{place}-{plot.name}") for plot in report.plots])
-        for place, report in enumerate(reports, start=1)
-    ]
-    atomic_files.write(
-        folder / "report.md", "\n".join([f"# {title}\n", *(f"#{markdown(report)}" for report in renamed)])
-    )
-    content = {"title": title, "command": command, "reports": [as_json(report) for report in renamed]}
-    atomic_files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
-    template = Path(__file__).parent / "joined.html"
-    return atomic_files.write(folder / "report.html", page(template, reports=reports, title=title, command=command))
+def _flat(value: Any) -> str:
+    """Something known of a machine in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _list(head: str, lines: list[str]) -> str:
     return "\n".join([head, *[""] * bool(head), *(f"- {line}" for line in lines)]).strip()
+
+
+def _grid(content: dict[str, Any]) -> Grid:
+    columns = tuple(Column(**column) for column in content["columns"])
+    rows = tuple(tuple(Cell(**cell) for cell in row) for row in content["rows"])
+    return Grid(content["title"], columns, rows, content["note"])
+
+
+def _picture(folder: Path, name: str) -> bytes:
+    """The file of a plot, which no report can have outside its folder."""
+    if Path(name).name != name:
+        raise ValueError(f"a plot named {name!r}")
+    return (folder / "plots" / f"{name}.png").read_bytes()
 
 
 def _plain(value: Any) -> Any:

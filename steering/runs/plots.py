@@ -1,267 +1,227 @@
-"""The figures of a run, as PNG bytes: only those for which the run has data."""
+"""The plots of a run, as PNG bytes: only those for which the run has data."""
 
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from steering.reports.figures import BASE, GREY, INK, PALETTE, STYLE, Plot, figure, legend, png
+from steering.reports.figures import BASE, INK, appearance, figure, key, name_rows, plot, styled
+from steering.reports.report import Plot
 from steering.runs.statistics import interval
 from steering.runs.summary import Summary
 from steering.runs.table import is_share, metric_format, unit
 
 BINS = 40  # points of a diagnostic curve, so that the noise of single batches does not hide it
-DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5))]
 
-# Arm -> seed -> place on the x axis -> value. A line that was written twice (a resumed run) counts once.
-Curves = dict[str, dict[int, dict[int, float]]]
-Marks = dict[str, dict[str, Any]]
+PANELS = {
+    "effective": (
+        "effective sample\nsize of the weights",
+        "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted.",
+    ),
+    "gated": ("gated rows", "Gated are rows whose weights average less than a half."),
+    "scale": ("scale of the\nreference loss", "Below, how much of the reference loss is subtracted."),
+    "temperature": ("temperature", "Last, the temperature, where an arm learns or finds one."),
+}
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # by arm: positions [k] on the x axis, values [seeds, k]
 
 
 def draw(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Draws every figure the run has data for.
+    """Draws every plot the run has data for.
 
     Args:
         summary: final numbers of the run.
         records: lines of metrics.jsonl.
     """
-    sets = [_final(summary), _learning(summary, records), _concentration(summary, records)]
+    plots = [_final(summary), _learning(summary, records), _concentration(summary, records)]
     facts = dict.fromkeys(fact for record in records for fact in record.get("facts") or {})
-    return [plot for plot in (*sets, *(_fact(summary, records, fact) for fact in facts)) if plot]
+    return [made for made in (*plots, *(_fact(summary, records, fact) for fact in facts)) if made]
 
 
-# ------------------------------------------------------------------------------------------------- figures
+# --------------------------------------------------------------------------------------------------- plots
 
 
+@styled
 def _final(summary: Summary) -> Plot | None:
     """Final headline metric of every trained arm, seeds as dots."""
     name = summary.headline
     metric = summary.metrics[name]
-    found = {arm: list(s.by_seed(name).values()) for arm, s in summary.arms.items() if s.kind == "trained"}
-    found = {arm: values for arm, values in found.items() if values and np.isfinite(values).all()}
-    if not found:
+    values = {arm: list(s.by_seed(name).values()) for arm, s in summary.arms.items() if s.kind == "trained"}
+    values = {arm: numbers for arm, numbers in values.items() if numbers and np.isfinite(numbers).all()}
+    if not values:
         return None
     factor = metric_format(summary, name).factor
-    with mpl.rc_context(STYLE):
-        page, ((axes,),) = figure(height=0.9 + 0.42 * len(found))
-        marks = _marks(summary)
-        for row, (arm, values) in enumerate(found.items()):
-            _dots(axes, row, [factor * value for value in values], marks[arm]["color"])
-        handles = _dot_handles(summary.seeds)
-        handles += _levels(axes, summary, vertical=True)
-        axes.set_yticks(range(len(found)), [textwrap.fill(arm, 24) for arm in found])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(found) - 0.45, -0.55)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(_label(summary))
-        legend(page, handles)
-        image = png(page)
+    made, ((axes,),) = figure(height=0.9 + 0.42 * len(values))
+    for row, (arm, numbers) in enumerate(values.items()):
+        _dots(axes, row, [factor * value for value in numbers], _appearances(summary)[arm]["color"])
+    handles = []
+    if summary.seeds > 1:
+        handles = [
+            key("mean and 95 % interval", linewidth=2.6, marker="o", markersize=7, markeredgewidth=0),
+            key("seed", linestyle="", marker="o", markersize=4.5, markeredgewidth=0, alpha=0.5),
+        ]
+    name_rows(axes, list(values))
+    handles += _reference_lines(axes, summary, vertical=True)
+    axes.set_xlabel(_label(summary))
     caption = f"{_capital(metric.label)} at the end of training. "
     if summary.seeds > 1:
         caption += "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
     else:
         caption += "One seed, hence no interval."
-    return Plot("final", f"Final {metric.label}", caption, image)
+    return plot(made, handles, "final", f"Final {metric.label}", caption)
 
 
+@styled
 def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Headline metric against samples trained on; needs evaluations during training."""
     name = summary.headline
-    metric = summary.metrics[name]
-    factor = metric_format(summary, name).factor
-    curves = _curves(records, "samples", lambda r: _times((r.get("evaluation") or {}).get(name), factor))
-    curves = {arm: seeds for arm, seeds in curves.items() if arm in summary.arms}
-    if max((len(curve) for seeds in curves.values() for curve in seeds.values()), default=0) < 2:
+    curves = _curves(records, "samples", lambda r: (r.get("evaluation") or {}).get(name))
+    curves = {arm: curve for arm, curve in curves.items() if arm in summary.arms}
+    if max((len(x) for x, _ in curves.values()), default=0) < 2:
         return None
-    with mpl.rc_context(STYLE):
-        page, ((axes,),) = figure(height=3.9)
-        handles = _lines(axes, summary, curves)
-        handles += _levels(axes, summary, vertical=False)
-        axes.set_ylabel(_label(summary))
-        axes.set_xlabel("samples trained on")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        legend(page, handles)
-        image = png(page)
+    made, ((axes,),) = figure(height=3.9)
+    handles = _lines(axes, summary, curves, factor=metric_format(summary, name).factor)
+    handles += _reference_lines(axes, summary, vertical=False)
+    axes.set_ylabel(_label(summary))
+    axes.set_xlabel("samples trained on")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     caption = (
-        f"{_capital(metric.label)} on held-out data while training.{_band(summary)} "
+        f"{_capital(summary.metrics[name].label)} on held-out data while training.{_band(summary)} "
         "Samples that were scored but not chosen are not counted."
     )
-    return Plot("learning", "Learning curves", caption, image)
+    return plot(made, handles, "learning", "Learning curves", caption)
 
 
+@styled
 def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Effective sample size, gated rows, reference scale and temperature over steps, one below the other."""
-    effective, gated, scale, temperature = (
-        _curves(records, "step", lambda r, name=name: r.get(name))
-        for name in ("effective", "gated", "scale", "temperature")
-    )
-    scale = {arm: curves for arm, curves in scale.items() if arm in summary.arms and summary.arms[arm].subtracts}
-    panels = [
-        ("effective sample\nsize of the weights", effective, True),
-        ("gated rows", gated if _moves(gated) else {}, True),
-        ("scale of the\nreference loss", scale, False),
-        ("temperature", temperature if _moves(temperature) else {}, False),
-    ]
-    panels = [(label, curves, share) for label, curves, share in panels if curves]
+    curves = {name: _curves(records, "step", lambda r, name=name: r.get(name)) for name in PANELS}
+    curves["scale"] = {
+        arm: curve for arm, curve in curves["scale"].items() if arm in summary.arms and summary.arms[arm].subtracts
+    }
+    for name in ("gated", "temperature"):  # worth a panel only if they move
+        if not any(np.ptp(values) > 0 for _, values in curves[name].values()):
+            curves[name] = {}
+    panels = [name for name, by_arm in curves.items() if by_arm]
     if not panels:
         return None
-    with mpl.rc_context(STYLE):
-        page, all_axes = figure(height=0.8 + 2.1 * len(panels), rows=len(panels), sharex=True)
-        handles: dict[str, Line2D] = {}
-        for (axes,), (label, curves, share) in zip(all_axes, panels, strict=True):
-            handles |= {str(line.get_label()): line for line in _lines(axes, summary, _binned(curves))}
-            axes.set_ylabel(label)
-            axes.set_ylim(0, 1.04 if share else None)
-            if share:
-                axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        all_axes[-1][0].set_xlabel("step")
-        legend(page, [handles[arm] for arm in summary.arms if arm in handles])
-        image = png(page)
-    caption = "How few samples carry the weight: 100 % is equal weights, 10 % as if a tenth of them counted."
-    names = [label for label, _, _ in panels]
-    caption += " Gated are rows whose weights average less than a half." if "gated rows" in names else ""
-    caption += " Below, how much of the reference loss is subtracted." if scale else ""
-    caption += " Last, the temperature, where an arm learns or finds one." if "temperature" in names else ""
-    caption += _band(summary)
-    return Plot("concentration", "Concentration of the weights", caption, image)
+    made, rows = figure(height=0.8 + 2.1 * len(panels), rows=len(panels), sharex=True)
+    handles: dict[str, Line2D] = {}
+    for (axes,), name in zip(rows, panels, strict=True):
+        handles |= {str(line.get_label()): line for line in _lines(axes, summary, _binned(curves[name]))}
+        axes.set_ylabel(PANELS[name][0])
+        axes.set_ylim(0, 1.04 if name in ("effective", "gated") else None)
+        if name in ("effective", "gated"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    rows[-1][0].set_xlabel("step")
+    caption = " ".join(PANELS[name][1] for name in panels) + _band(summary)
+    ordered = [handles[arm] for arm in summary.arms if arm in handles]
+    return plot(made, ordered, "concentration", "Concentration of the weights", caption)
 
 
+@styled
 def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> Plot | None:
     """Mean of one fact over all samples trained on so far; the records hold it running and weighted."""
     curves = _binned(_curves(records, "step", lambda r: (r.get("facts") or {}).get(fact)))
     if not curves:
         return None
-    share = is_share(y for seeds in curves.values() for curve in seeds.values() for y in curve.values())
-    with mpl.rc_context(STYLE):
-        page, ((axes,),) = figure(height=3.3)
-        handles = _lines(axes, summary, curves)
-        axes.set_ylabel(f"{fact} samples so far" if share else f"{fact} so far")
-        axes.set_xlabel("step")
-        if share:
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        legend(page, handles)
-        image = png(page)
+    share = is_share(y for _, values in curves.values() for y in values.flat)
+    made, ((axes,),) = figure(height=3.3)
+    handles = _lines(axes, summary, curves)
+    axes.set_ylabel(f"{fact} samples so far" if share else f"{fact} so far")
+    axes.set_xlabel("step")
+    if share:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     title = f"Share of {fact} samples" if share else f"Mean {fact}"
     among = "among" if share else "of"
     caption = f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
-    return Plot("fact-" + re.sub(r"\W+", "-", fact), title, caption, image)
+    return plot(made, handles, "fact-" + re.sub(r"\W+", "-", fact), title, caption)
 
 
 # --------------------------------------------------------------------------------------------------- data
 
 
 def _curves(
-    records: Iterable[Mapping[str, Any]], place: str, read: Callable[[Mapping[str, Any]], float | None]
+    records: Iterable[Mapping[str, Any]], position: str, read: Callable[[Mapping[str, Any]], float | None]
 ) -> Curves:
-    """Collects one number of the records by arm, seed and place; what is missing or no number is left out."""
-    curves: Curves = {}
+    """Collects one number of the records at the positions where every seed of an arm has it.
+
+    Fewer seeds towards the end would bend the mean for no reason but who is missing. A line that was written twice (a
+    resumed run) counts once; what is missing or no number is left out.
+    """
+    arms: dict[str, dict[int, dict[int, float]]] = {}
     for record in records:
         value = read(record)
         if value is not None and math.isfinite(value):
-            seeds = curves.setdefault(str(record["arm"]), {})
-            seeds.setdefault(int(record["seed"]), {})[int(record[place])] = float(value)
+            seeds = arms.setdefault(str(record["arm"]), {})
+            seeds.setdefault(int(record["seed"]), {})[int(record[position])] = float(value)
+    curves = {}
+    for arm, seeds in arms.items():
+        x = sorted(set.intersection(*map(set, seeds.values())))
+        if x:
+            curves[arm] = np.array(x), np.array([[curve[at] for at in x] for curve in seeds.values()])
     return curves
 
 
-def _moves(curves: Curves) -> bool:
-    """Whether any of the curves is worth a panel: not all of its values are the same."""
-    return any(len(set(curve.values())) > 1 for seeds in curves.values() for curve in seeds.values())
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
 def _binned(curves: Curves) -> Curves:
-    """Averages neighbouring places, the same ones in all arms and seeds, until at most BINS are left."""
-    places = sorted({x for seeds in curves.values() for curve in seeds.values() for x in curve})
-    together = math.ceil(len(places) / BINS)
-    chunks = [places[first : first + together] for first in range(0, len(places), together or 1)]
-    middle = {x: round(sum(chunk) / len(chunk)) for chunk in chunks for x in chunk}
+    """Averages neighbouring positions where there are more than BINS."""
 
-    def average(curve: dict[int, float]) -> dict[int, float]:
-        bins: dict[int, list[float]] = {}
-        for x, value in sorted(curve.items()):
-            bins.setdefault(middle[x], []).append(value)
-        return {x: math.fsum(values) / len(values) for x, values in bins.items()}
+    def averaged(values: np.ndarray) -> np.ndarray:
+        parts = np.array_split(values, min(BINS, values.shape[-1]), axis=-1)
+        return np.stack([part.mean(-1) for part in parts], -1)
 
-    return {arm: {seed: average(curve) for seed, curve in seeds.items()} for arm, seeds in curves.items()}
-
-
-def _over_seeds(seeds: dict[int, dict[int, float]]) -> tuple[list[int], np.ndarray]:
-    """Places where every seed has a value, and the values ``[seeds, places]``.
-
-    Fewer seeds towards the end would bend the mean for no reason but who is missing.
-    """
-    places = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    return places, np.array([[curve[x] for x in places] for curve in seeds.values()])
+    return {arm: (averaged(x), averaged(values)) for arm, (x, values) in curves.items()}
 
 
 # ------------------------------------------------------------------------------------------------ drawing
 
 
-def _marks(summary: Summary) -> Marks:
-    """Colour and dash of every arm, the same in all figures; colours that the colour-blind can tell apart.
+def _appearances(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Colour and dash of every trained arm, the same in all plots.
 
     The baseline is dark grey, so that what is new stands out against what is known.
     """
-    others = [arm for arm, s in summary.arms.items() if s.kind == "trained" and arm != summary.baseline]
-    marks: Marks = {summary.baseline: {"color": BASE, "linestyle": "-"}}
-    for place, arm in enumerate(others):
-        dash = DASHES[place % len(DASHES)]  # four dashes, seven colours: 28 looks
-        marks[arm] = {"color": PALETTE[place % len(PALETTE)], "linestyle": dash}
-    return marks
+    trained = [arm for arm, s in summary.arms.items() if s.kind == "trained"]
+    others = [arm for arm in trained if arm != summary.baseline]
+    return {
+        arm: {"color": BASE, "linestyle": "-"} if arm == summary.baseline else appearance(others.index(arm))
+        for arm in trained
+    }
 
 
-def _lines(axes: Axes, summary: Summary, curves: Curves) -> list[Line2D]:
+def _lines(axes: Axes, summary: Summary, curves: Curves, factor: float = 1.0) -> list[Line2D]:
     """One line an arm, the mean of its seeds, over a band from the lowest seed to the highest."""
-    marks, handles = _marks(summary), []
-    for arm in summary.arms:
-        if arm not in marks or not curves.get(arm):
+    handles = []
+    for arm, style in _appearances(summary).items():
+        if arm not in curves:
             continue
-        x, values = _over_seeds(curves[arm])
-        if not x:
-            continue
-        (line,) = axes.plot(x, values.mean(0), label=arm, zorder=3, **marks[arm])
-        line.set_marker("o" if len(x) <= 2 else "")
+        x, values = curves[arm][0], factor * curves[arm][1]
+        handles += axes.plot(x, values.mean(0), label=arm, zorder=3, marker="o" if len(x) <= 2 else "", **style)
         if len(values) > 1:
-            low, high = values.min(0), values.max(0)
-            axes.fill_between(x, low, high, color=marks[arm]["color"], alpha=0.13, linewidth=0, zorder=2)
-        handles.append(line)
+            band = values.min(0), values.max(0)
+            axes.fill_between(x, *band, color=style["color"], alpha=0.13, linewidth=0, zorder=2)
     axes.margins(x=0.01)
     return handles
 
 
 def _dots(axes: Axes, row: int, values: list[float], color: Any) -> None:
     """The seeds of one arm, their mean and its interval, in one row."""
-    found = interval(values)
+    over_seeds = interval(values)
     if len(values) > 1:
         spread = row + 0.24 + 0.04 * np.resize([-1, 1], len(values))
         axes.scatter(values, spread, s=16, color=color, alpha=0.4, linewidths=0, zorder=3)
-    if found.low is not None and found.high is not None:
-        axes.hlines(row, found.low, found.high, color=color, linewidth=2.6, zorder=4)
-    axes.scatter([found.mean], [row], s=52, color=color, edgecolors="white", linewidths=0.9, zorder=5)
+    if over_seeds.low is not None and over_seeds.high is not None:
+        axes.hlines(row, over_seeds.low, over_seeds.high, color=color, linewidth=2.6, zorder=4)
+    axes.scatter([over_seeds.mean], [row], s=52, color=color, edgecolors="white", linewidths=0.9, zorder=5)
 
 
-def _dot_handles(seeds: int) -> list[Line2D]:
-    if seeds == 1:
-        return []
-    style: dict[str, Any] = {"color": GREY, "marker": "o", "markeredgewidth": 0}
-    return [
-        Line2D([], [], linewidth=2.6, markersize=7, label="mean and 95 % interval", **style),
-        Line2D([], [], linestyle="", markersize=4.5, alpha=0.5, label="seed", **style),
-    ]
-
-
-def _levels(axes: Axes, summary: Summary, *, vertical: bool) -> list[Line2D]:
+def _reference_lines(axes: Axes, summary: Summary, *, vertical: bool) -> list[Line2D]:
     """Lines for the reference and, beside final values, chance.
 
     One too far off would squeeze what is compared; it is only named, with the direction in which it lies.
@@ -274,15 +234,15 @@ def _levels(axes: Axes, summary: Summary, *, vertical: bool) -> list[Line2D]:
     levels += [("chance", chance, (0, (1, 1.5)))] if vertical and chance is not None else []
     low, high = axes.get_xlim() if vertical else axes.get_ylim()
     handles = []
-    for words, level, dash in levels:
-        place = level * style.factor
-        label = f"{words} {style.number(level)}"
-        if low - 0.5 * (high - low) <= place <= high + 0.5 * (high - low):
-            line = (axes.axvline if vertical else axes.axhline)(place, zorder=2.5)
+    for noun, level, dash in levels:
+        position = level * style.factor
+        label = f"{noun} {style.number(level)}"
+        if low - 0.5 * (high - low) <= position <= high + 0.5 * (high - low):
+            line = (axes.axvline if vertical else axes.axhline)(position, zorder=2.5)
             line.set(color=INK, linewidth=1.2, linestyle=dash, label=label)
         else:
-            marker = ("<" if vertical else "v") if place < low else (">" if vertical else "^")
-            line = Line2D([], [], color=INK, linestyle="", marker=marker, label=f"{label} (off the axis)")
+            marker = ("<" if vertical else "v") if position < low else (">" if vertical else "^")
+            line = key(f"{label} (off the axis)", INK, linestyle="", marker=marker)
         handles.append(line)
     return handles
 
@@ -292,9 +252,9 @@ def _label(summary: Summary) -> str:
     return unit(metric.label, metric) + (" (lower is better)" if metric.better == "low" else "")
 
 
-def _capital(words: str) -> str:
+def _capital(text: str) -> str:
     """The first letter large, the others as they are."""
-    return words[:1].upper() + words[1:]
+    return text[:1].upper() + text[1:]
 
 
 def _band(summary: Summary) -> str:

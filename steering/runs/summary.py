@@ -15,57 +15,34 @@ class _Record(Strict):
 
 
 class Result(_Record):
-    """One arm trained with one seed.
+    """One arm trained with one seed."""
 
-    Attributes:
-        seed: repetition; equal seeds are paired between arms.
-        metrics: what ``Task.evaluate`` returned at the end.
-        samples: samples in gradient steps, counted as often as they were used.
-        candidates: samples that were scored to choose those; equal to ``samples`` without a selector.
-        facts: mean of every fact over the samples that were trained on (``wrong: 0.3``).
-        cpu_seconds: of training, without evaluation.
-        scale: last scale of the reference loss.
-        effective: mean effective sample size of the weights, as a share of the batch.
-        variance_ratio: Var(loss - scale * reference) / Var(loss) of the training batches.
-        cautions: what the engine warns of, for this arm and seed.
-        seconds: wall-clock time since the arm was begun or, after an interruption, taken up again.
-        skipped: how often a sample could not be used, by reason, in the whole run up to here.
-    """
-
-    seed: int
-    metrics: dict[str, float]
-    samples: int = 0
-    candidates: int = 0
+    seed: int  # repetition; equal seeds are paired between arms
+    metrics: dict[str, float]  # what Task.evaluate returned at the end
+    samples: int = 0  # samples in gradient steps, counted as often as they were used
+    candidates: int = 0  # samples that were scored to choose those; equal to samples without a selector
+    # Mean of every fact over the samples that were trained on (wrong: 0.3).
     facts: dict[str, float] = Field(default_factory=dict)
-    cpu_seconds: float = 0.0
-    scale: float | None = None
-    effective: float | None = None
-    variance_ratio: float | None = None
-    cautions: list[str] = Field(default_factory=list)
-    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of training, without evaluation
+    scale: float | None = None  # last scale of the reference loss
+    effective: float | None = None  # mean effective sample size of the weights, as a share of the batch
+    variance_ratio: float | None = None  # Var(loss - scale * reference) / Var(loss) of the training batches
+    cautions: list[str] = Field(default_factory=list)  # what the engine warns of, for this arm and seed
+    seconds: float = 0.0  # wall-clock time since the arm was begun or, after an interruption, taken up again
+    # How often a sample could not be used, by reason, in the whole run up to here.
     skipped: dict[str, int] = Field(default_factory=dict)
 
 
 class ArmSummary(_Record):
-    """One row of the comparison.
+    """One row of the comparison."""
 
-    Attributes:
-        kind: ``reference`` is only evaluated, everything else is trained.
-        rule: weights of the losses, as a constructor call.
-        selector: choice of samples, as a constructor call; None takes all.
-        subtract: whether the rule saw the loss minus the reference's.
-        distill: weight of the distillation from the reference, or from a teacher.
-        selector_uses_reference: False for a selector that looks at the target's loss alone.
-        results: one for every finished seed.
-    """
-
-    kind: Literal["reference", "trained"] = "trained"
-    rule: str | None = None
-    selector: str | None = None
-    subtract: bool = False
-    distill: float = 0.0
-    selector_uses_reference: bool = True
-    results: list[Result]
+    kind: Literal["reference", "trained"] = "trained"  # reference is only evaluated, everything else is trained
+    rule: str | None = None  # weights of the losses, as a constructor call
+    selector: str | None = None  # choice of samples, as a constructor call; None takes all
+    subtract: bool = False  # whether the rule saw the loss minus the reference's
+    distill: float = 0.0  # weight of the distillation from the reference, or from a teacher
+    selector_uses_reference: bool = True  # False for a selector that looks at the target's loss alone
+    results: list[Result]  # one for every finished seed
 
     @property
     def subtracts(self) -> bool:
@@ -80,8 +57,7 @@ class ArmSummary(_Record):
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Values of one metric, by seed, in the order of the seeds."""
-        found = {r.seed: r.metrics[metric] for r in self.results if metric in r.metrics}
-        return dict(sorted(found.items()))
+        return dict(sorted((r.seed, r.metrics[metric]) for r in self.results if metric in r.metrics))
 
     def interval(self, metric: str) -> Interval | None:
         """Mean of one metric over seeds; None where there is no result."""
@@ -90,29 +66,17 @@ class ArmSummary(_Record):
 
 
 class Summary(_Record):
-    """A whole run: every arm with every seed, and how to read the numbers.
+    """A whole run: every arm with every seed, and how to read the numbers."""
 
-    Attributes:
-        task: constructor call of the task.
-        command: what was typed.
-        started: ISO time.
-        seconds: wall-clock time of all arms and seeds together.
-        baseline: the arm that differences are taken against.
-        metrics: how to read each metric; the first one is the headline.
-        arms: by name, in the order of the tables.
-        cautions: sentences of the engine for whoever reads the numbers.
-        skipped: how often a sample could not be used, by reason.
-    """
-
-    task: str
-    command: str
-    started: str
-    seconds: float
-    baseline: str
-    metrics: dict[str, Metric]
-    arms: dict[str, ArmSummary]
-    cautions: list[str] = Field(default_factory=list)
-    skipped: dict[str, int] = Field(default_factory=dict)
+    task: str  # constructor call of the task
+    command: str  # what was typed
+    started: str  # ISO time
+    seconds: float  # wall-clock time of all arms and seeds together
+    baseline: str  # the arm that differences are taken against
+    metrics: dict[str, Metric]  # how to read each metric; the first one is the headline
+    arms: dict[str, ArmSummary]  # by name, in the order of the tables
+    cautions: list[str] = Field(default_factory=list)  # sentences of the engine for whoever reads the numbers
+    skipped: dict[str, int] = Field(default_factory=dict)  # how often a sample could not be used, by reason
 
     @property
     def headline(self) -> str:
@@ -127,9 +91,10 @@ class Summary(_Record):
     def gain(self, arm: str, against: str, metric: str | None = None) -> Interval | None:
         """Paired difference over the seeds both have, positive where ``arm`` is better; None without any."""
         metric = metric or self.headline
-        mine, theirs = self.arms[arm].by_seed(metric), self.arms[against].by_seed(metric)
-        shared = [seed for seed in mine if seed in theirs]
+        a, b = self.arms[arm].by_seed(metric), self.arms[against].by_seed(metric)
+        shared = [seed for seed in a if seed in b]
         if not shared:
             return None
-        a, b = [mine[seed] for seed in shared], [theirs[seed] for seed in shared]
-        return paired_difference(a, b, self.metrics[metric].better)
+        return paired_difference(
+            [a[seed] for seed in shared], [b[seed] for seed in shared], self.metrics[metric].better
+        )

@@ -1,13 +1,16 @@
 """The tables of a run."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Column, Grid, Tone
+from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Column, Grid, Tone, number
 from steering.runs.statistics import Interval, interval
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.settings import Metric
+
+NOTHING = Cell(MISSING, "quiet")
+TableColumn = tuple[Column, list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Format:
     """How the numbers of one metric are written, alike in every row."""
 
     factor: float
-    places: int
+    decimals: int
 
     @classmethod
     def of(cls, metric: Metric, values: Iterable[float]) -> "Format":
@@ -27,22 +30,21 @@ class Format:
 
     def finer(self) -> "Format":
         """One decimal more, for differences."""
-        return Format(self.factor, self.places + 1)
+        return Format(self.factor, self.decimals + 1)
 
     def number(self, value: float, sign: bool = False) -> str:
-        if not math.isfinite(value):
-            return str(value)
-        return format(value * self.factor, f"{'+' if sign else ''}z,.{self.places}f").replace("-", MINUS)
+        return number(value * self.factor, self.decimals, sign)
 
-    def interval(self, values: Interval) -> str:
+    def interval(self, values: Interval, sign: bool = False) -> str:
         """Mean and half width, or the mean alone where there is no interval."""
-        mean = self.number(values.mean)
+        mean = self.number(values.mean, sign)
         return mean if values.half is None else f"{mean} {PLUS_MINUS} {self.number(values.half)}"
 
-
-def tables(summary: Summary) -> list[Grid]:
-    """What is shown of every run: the arms, then what can be said of their differences."""
-    return [grid for grid in (arms_table(summary), differences_table(summary)) if grid]
+    def ends(self, gain: Interval) -> str:
+        """The ends of the interval of a difference, without brackets."""
+        if gain.low is None or gain.high is None:
+            return "none"
+        return f"{self.number(gain.low, sign=True)} to {self.number(gain.high, sign=True)}"
 
 
 def metric_format(summary: Summary, name: str) -> Format:
@@ -62,52 +64,50 @@ def unit(label: str, metric: Metric) -> str:
 def arms_table(summary: Summary) -> Grid:
     """Final metrics, data and time of every arm; chance in the last row."""
     chance = any(metric.chance is not None for metric in summary.metrics.values())
-    names = [Cell(name) for name in summary.arms] + [Cell("chance", "quiet")] * chance
-    columns = [(Column("arm", number=False), names)]
-    columns += [_metric_column(summary, name) for name in summary.metrics]
-    columns += _fact_columns(summary)
-    rows = zip(*(cells for _, cells in columns), strict=False)
-    seeds = summary.seeds
-    return Grid(
-        title=f"Arms, mean of {seeds} seeds" if seeds > 1 else "Arms, one seed",
-        columns=tuple(column for column, _ in columns),
-        rows=tuple(rows),
-        note=f"{PLUS_MINUS} is half the 95 % t interval over seeds. Best mean in bold."
-        if seeds > 1
+    several = summary.seeds > 1
+    return _of_columns(
+        f"Arms, mean of {summary.seeds} seeds" if several else "Arms, one seed",
+        [
+            (Column("arm", number=False), [*map(Cell, summary.arms), *[Cell("chance", "quiet")] * chance]),
+            *(_metric_column(summary, name) for name in summary.metrics),
+            *_fact_columns(summary),
+        ],
+        f"{PLUS_MINUS} is half the 95 % t interval over seeds. Best mean in bold."
+        if several
         else "Best in bold. One seed gives no interval: another seed may order the arms differently.",
     )
 
 
-def _metric_column(summary: Summary, name: str) -> tuple[Column, list[Cell]]:
+def _metric_column(summary: Summary, name: str) -> TableColumn:
     """Every arm's mean, the best one marked, and the chance level in a last cell."""
     metric, style = summary.metrics[name], metric_format(summary, name)
-    found = [arm.interval(name) for arm in summary.arms.values()]
-    shown = [x.mean for x in found if x and math.isfinite(x.mean)]
-    best = style.number((max if metric.better == "high" else min)(shown)) if len(shown) > 1 else None
-    cells = []
-    for values in found:
+    intervals = [arm.interval(name) for arm in summary.arms.values()]
+    means = [x.mean for x in intervals if x and math.isfinite(x.mean)]
+    best = style.number((max if metric.better == "high" else min)(means)) if len(means) > 1 else None
+    column = []
+    for values in intervals:
         # Equal as printed is equal: a reader could not see which of two same numbers deserves the mark.
         tone: Tone = "best" if values and style.number(values.mean) == best else ""
-        cells.append(Cell(style.interval(values), tone) if values else Cell(MISSING, "quiet"))
+        column.append(Cell(style.interval(values), tone) if values else NOTHING)
     chance = MISSING if metric.chance is None else style.number(metric.chance)
-    return Column(unit(metric.label, metric)), [*cells, Cell(chance, "quiet")]
+    return Column(unit(metric.label, metric)), [*column, Cell(chance, "quiet")]
 
 
-def _fact_columns(summary: Summary) -> list[tuple[Column, list[Cell]]]:
+def _fact_columns(summary: Summary) -> list[TableColumn]:
     """What an arm was trained on and what that cost; samples scored only where that differs."""
     results = [r for arm in summary.arms.values() for r in arm.results]
-    columns = [_plain_column(summary, "samples trained on", lambda r: r.samples)]
+    made = [_plain_column(summary, "samples trained on", lambda r: r.samples, Format(1.0, 0))]
     if any(r.candidates > r.samples for r in results):
-        columns.append(_plain_column(summary, "samples scored", lambda r: r.candidates))
+        made.append(_plain_column(summary, "samples scored", lambda r: r.candidates, Format(1.0, 0)))
     for fact in dict.fromkeys(fact for r in results for fact in r.facts):
         share = is_share(r.facts[fact] for r in results if fact in r.facts)
         heading = f"{fact} samples, %" if share else fact
         style = Format(100.0, 1) if share else None
-        columns.append(_plain_column(summary, heading, lambda r, fact=fact: r.facts.get(fact), style))
-    columns.append(_plain_column(summary, "CPU seconds", lambda r: r.cpu_seconds))
+        made.append(_plain_column(summary, heading, lambda r, fact=fact: r.facts.get(fact), style))
+    made.append(_plain_column(summary, "CPU seconds", lambda r: r.cpu_seconds))
     if len({len(arm.results) for arm in summary.arms.values()}) > 1:
-        columns.append((Column("seeds"), [*(Cell(str(len(a.results))) for a in summary.arms.values()), Cell("")]))
-    return columns
+        made.append((Column("seeds"), [*(Cell(str(len(a.results))) for a in summary.arms.values()), Cell("")]))
+    return made
 
 
 def is_share(values: Iterable[float]) -> bool:
@@ -117,18 +117,23 @@ def is_share(values: Iterable[float]) -> bool:
 
 def _plain_column(
     summary: Summary, heading: str, read: Callable[[Result], float | None], style: Format | None = None
-) -> tuple[Column, list[Cell]]:
+) -> TableColumn:
     """The mean over seeds of something only trained arms have."""
     means = [_mean(arm, read) if arm.kind == "trained" else None for arm in summary.arms.values()]
-    shown = [mean for mean in means if mean is not None]
-    style = style or (Format(1.0, 0) if heading.startswith("samples") else Format.of(Metric(label=heading), shown))
-    cells = [Cell(MISSING, "quiet") if mean is None else Cell(style.number(mean)) for mean in means]
-    return Column(heading), [*cells, Cell("")]
+    style = style or Format.of(Metric(label=heading), [mean for mean in means if mean is not None])
+    column = [NOTHING if mean is None else Cell(style.number(mean)) for mean in means]
+    return Column(heading), [*column, Cell("")]
 
 
 def _mean(arm: ArmSummary, read: Callable[[Result], float | None]) -> float | None:
     values = [value for value in map(read, arm.results) if value is not None]
     return interval(values).mean if values else None
+
+
+def _of_columns(title: str, made: list[TableColumn], note: str = "") -> Grid:
+    """A table by its columns; those that have no cell for the last row shorten it."""
+    rows = zip(*(column for _, column in made), strict=False)
+    return Grid(title, tuple(heading for heading, _ in made), tuple(rows), note)
 
 
 # -------------------------------------------------------------------------------------------- differences
@@ -140,11 +145,10 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
     The reference belongs to the second kind: using it as it is would be cheaper than steering with it.
     """
     arms = summary.arms
-    trained = [name for name, arm in arms.items() if arm.kind == "trained"]
-    first = [(name, summary.baseline) for name in trained if name != summary.baseline and summary.baseline in arms]
-    steered = [name for name in trained if arms[name].steered]
+    trained = [name for name, arm in arms.items() if arm.kind == "trained" and name != summary.baseline]
+    first = [(name, summary.baseline) for name in trained if summary.baseline in arms]
     plain = [name for name, arm in arms.items() if not arm.steered and name != summary.baseline]
-    return first + [(name, other) for other in plain for name in steered if name != summary.baseline]
+    return first + [(name, other) for other in plain for name in trained if arms[name].steered]
 
 
 def differences_table(summary: Summary) -> Grid | None:
@@ -155,37 +159,19 @@ def differences_table(summary: Summary) -> Grid | None:
     for arm, other in pairs(summary):
         gain = summary.gain(arm, other)
         if gain and gain.seeds > 1:
-            words = (Cell(arm), Cell(other), Cell(gain.verdict, gain.verdict))
-            change = style.number(gain.mean, sign=True)
-            rows.append((*words, Cell(change), Cell(span(gain, style)), Cell(str(gain.seeds))))
+            numbers = [style.number(gain.mean, sign=True), style.ends(gain), str(gain.seeds)]
+            rows.append([arm, other, Cell(gain.verdict, gain.verdict), *numbers])
     if not rows:
         return None
     points = ", points" if metric.percent else ""
-    return Grid(
-        title=f"Differences in {metric.label}",
-        columns=(
-            Column("arm", number=False),
-            Column("against", number=False),
-            Column("verdict", number=False),
-            Column(f"gain{points}"),
-            Column("95 % interval"),
-            Column("seeds"),
-        ),
-        rows=tuple(rows),
-        note="Gains are paired by seed and positive where the arm is better; undecided where the interval "
-        f"covers zero. {_count(len(rows), 'interval')} of 95 %, not corrected for their number.",
+    return Grid.of(
+        f"Differences in {metric.label}",
+        ["arm", "against", "verdict"],
+        [f"gain{points}", "95 % interval", "seeds"],
+        rows,
+        "Gains are paired by seed and positive where the arm is better; undecided where the interval covers "
+        f"zero. {len(rows)} interval{'' if len(rows) == 1 else 's'} of 95 %, not corrected for their number.",
     )
-
-
-def span(gain: Interval, style: Format) -> str:
-    """The ends of an interval in words that need no brackets."""
-    if gain.low is None or gain.high is None:
-        return "none"
-    return f"{style.number(gain.low, sign=True)} to {style.number(gain.high, sign=True)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # ----------------------------------------------------------------------------------------------- settings
@@ -194,47 +180,38 @@ def _count(number: int, noun: str) -> str:
 def settings_table(summary: Summary) -> Grid:
     """What each arm is, and what its weights looked like in training, which is no evidence of success."""
     arms = summary.arms.values()
-    columns: list[tuple[Column, Sequence[Cell]]] = [
-        (Column("arm", number=False), [Cell(name) for name in summary.arms]),
-        (Column("rule", number=False), [_word(arm.rule) for arm in arms]),
-        (Column("selector", number=False), [_word(arm.selector) for arm in arms]),
-        (Column("uses the reference", number=False), [_uses(arm) for arm in arms]),
+
+    def texts(heading: str, values: Iterable[str | None], is_number: bool = False) -> TableColumn:
+        return Column(heading, is_number), [Cell(value) if value else NOTHING for value in values]
+
+    made = [
+        texts("arm", summary.arms),
+        texts("rule", (arm.rule for arm in arms)),
+        texts("selector", (arm.selector for arm in arms)),
+        texts("uses the reference", (_uses(arm) for arm in arms)),
+        texts("reference scale", (_scale(arm) for arm in arms), is_number=True),
     ]
-    numbers: list[tuple[str, Callable[[Result], float | None], Format]] = [
-        ("effective samples, %", lambda r: r.effective, Format(100.0, 1)),
-        ("variance ratio", lambda r: r.variance_ratio, Format(1.0, 2)),
-    ]
-    columns.append((Column("reference scale"), [_scale(arm) for arm in arms]))
     if any(arm.distill for arm in arms):
-        weights = [f"{arm.distill:g}" if arm.distill else None for arm in arms]
-        columns.append((Column("distillation"), [_word(weight) for weight in weights]))
-    for heading, read, style in numbers:
-        column, cells = _plain_column(summary, heading, read, style)
-        if any(cell.text not in ("", MISSING) for cell in cells):
-            columns.append((column, cells))
-    ratio = any(column.name == "variance ratio" for column, _ in columns)
-    return Grid(
-        title="What the arms are",
-        columns=tuple(column for column, _ in columns),
-        rows=tuple(zip(*(cells for _, cells in columns), strict=False)),
-        note="Variance ratio: Var(loss - scale x reference loss) / Var(loss) in training batches. Below one "
+        made.append(texts("distillation", (f"{arm.distill:g}" if arm.distill else None for arm in arms), True))
+    ratio = any(r.variance_ratio is not None for arm in arms for r in arm.results)
+    if any(r.effective is not None for arm in arms for r in arm.results):
+        made.append(_plain_column(summary, "effective samples, %", lambda r: r.effective, Format(100.0, 1)))
+    if ratio:
+        made.append(_plain_column(summary, "variance ratio", lambda r: r.variance_ratio, Format(1.0, 2)))
+    note = (
+        "Variance ratio: Var(loss - scale x reference loss) / Var(loss) in training batches. Below one "
         "the reference explains part of the loss; that alone does not mean that steering helps."
-        if ratio
-        else "",
     )
+    return _of_columns("What the arms are", made, note if ratio else "")
 
 
-def _word(text: str | None) -> Cell:
-    return Cell(text) if text else Cell(MISSING, "quiet")
-
-
-def _scale(arm: ArmSummary) -> Cell:
+def _scale(arm: ArmSummary) -> str | None:
     """The last scale, where it had any effect."""
     mean = _mean(arm, lambda r: r.scale) if arm.subtracts else None
-    return Cell(MISSING, "quiet") if mean is None else Cell(Format(1.0, 2).number(mean))
+    return None if mean is None else number(mean)
 
 
-def _uses(arm: ArmSummary) -> Cell:
+def _uses(arm: ArmSummary) -> str | None:
     if arm.kind == "reference":
-        return Cell(MISSING, "quiet")
-    return Cell("yes") if arm.steered else Cell("no")
+        return None
+    return "yes" if arm.steered else "no"

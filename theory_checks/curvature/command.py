@@ -251,5 +251,7 @@ def _report(title: str, question: str, command: str, sections: list[Section], nu
         method=[UNIT, *[correction] * (len(changes) > 1), *joined("method")],
         limits=[*LIMITS, *joined("limits")],
         numbers=numbers,
-        **{field: joined(field) for field in ("cautions", "grids", "plots")},
+        cautions=joined("cautions"),
+        grids=joined("grids"),
+        plots=joined("plots"),
     )

@@ -11,8 +11,8 @@ from steering.errors import UserError
 from steering.reports.report import show, write
 from steering.runs.folder import new_folder
 from steering.theory_checks.scaling import points as paper
+from steering.theory_checks.scaling.load_points import from_csv, from_runs
 from steering.theory_checks.scaling.points import Point
-from steering.theory_checks.scaling.reading import from_csv, from_runs
 from steering.theory_checks.scaling.report import report
 from steering.theory_checks.scaling.study import subset
 

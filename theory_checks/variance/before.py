@@ -17,7 +17,7 @@ from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
 from steering.theory_checks.variance.options import Options
 from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
-from steering.theory_checks.variance.words import short, span
+from steering.theory_checks.variance.verdicts import short, span
 from steering.training.seeds import untouched
 
 TEMPERATURES = {True: 0.07, False: 0.01}  # of the bundled pairs, which are few and small, and of others (the paper's)

@@ -8,7 +8,7 @@ from steering.reports.grid import Cell, Column, Grid, Tone
 from steering.theory_checks.bound.certificate import Certificate, certificate
 from steering.theory_checks.variance.bench import STAR, Collected
 from steering.theory_checks.variance.paired import Samples
-from steering.theory_checks.variance.words import short
+from steering.theory_checks.variance.verdicts import short
 
 DELTA = 0.05
 

@@ -15,7 +15,7 @@ from steering import atomic_files
 from steering.errors import RunError, UserError
 from steering.theory_checks.bootstrap import LEVEL
 from steering.theory_checks.variance.bench import Baseline
-from steering.theory_checks.variance.words import EARLY, short
+from steering.theory_checks.variance.verdicts import EARLY, short
 from steering.training.loop import Training
 from steering.training.seeds import untouched
 

@@ -23,7 +23,7 @@ from steering.theory_checks.variance.candidates import stand_in
 from steering.theory_checks.variance.losses import Scored
 from steering.theory_checks.variance.measure import FIGURES
 from steering.theory_checks.variance.models import Scaled, Trainer, split, steered_by, steered_by_shuffled
-from steering.theory_checks.variance.words import short
+from steering.theory_checks.variance.verdicts import short
 from steering.training.seeds import derive
 
 POOL = 1 / 3  # of the held-out samples, for references that have to be trained

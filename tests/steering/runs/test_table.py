@@ -13,14 +13,13 @@ from steering.runs.table import (
     differences_table,
     pairs,
     settings_table,
-    tables,
 )
 from steering.settings import Metric
 
 
 def column(grid, name):
-    place = [column.name for column in grid.columns].index(name)
-    return [row[place].text for row in grid.rows]
+    index = [column.name for column in grid.columns].index(name)
+    return [row[index].text for row in grid.rows]
 
 
 def best(grid):
@@ -95,21 +94,18 @@ def test_an_arm_without_results_keeps_its_row(run, arm):
     assert column(grid, "seeds") == ["2", "0", ""]
 
 
-def test_differences_are_paired_by_seed_not_by_place(run, arm):
-    """Seed 0 of kl is missing; by place its 0.7 would meet erm's 0.1."""
+def test_differences_are_paired_by_seed_not_by_position(run, arm):
+    """Seed 0 of kl is missing; by position its 0.7 would meet erm's 0.1."""
     late = [Result(seed=s, metrics={"accuracy": v}) for s, v in ((2, 0.8), (1, 0.7))]
     steered = ArmSummary(rule="kl", subtract=True, results=late)
     gain = run({"erm": arm([0.1, 0.5, 0.61]), "kl": steered}).gain("kl", "erm")
     assert gain.seeds == 2 and gain.mean == pytest.approx(0.195)
 
 
-@pytest.mark.parametrize(
-    ("kl", "verdict"),
-    [([0.6, 0.61, 0.62], "better"), ([0.4, 0.41, 0.42], "worse"), ([0.4, 0.5, 0.6], "undecided")],
-)
-def test_the_verdict_follows_the_interval(two_arms, kl, verdict):
-    grid = differences_table(two_arms([0.5, 0.505, 0.5], kl))
-    assert column(grid, "verdict") == [verdict]
+def test_the_verdict_follows_the_interval(two_arms):
+    cases = {"better": [0.6, 0.61, 0.62], "worse": [0.4, 0.41, 0.42], "undecided": [0.4, 0.5, 0.6]}
+    for verdict, kl in cases.items():
+        assert column(differences_table(two_arms([0.5, 0.505, 0.5], kl)), "verdict") == [verdict]
 
 
 def test_every_steered_arm_meets_every_one_that_is_not(run, arm):
@@ -125,9 +121,9 @@ def test_every_steered_arm_meets_every_one_that_is_not(run, arm):
     }
     against_baseline = {(name, "erm") for name in arms if name not in ("reference", "erm")}
     steered = {(a, b) for a in ("kl", "jest") for b in ("reference", "shifted", "dro", "hard")}
-    found = pairs(run(arms))
-    assert set(found) == against_baseline | steered
-    assert len(found) == len(set(found))
+    compared = pairs(run(arms))
+    assert set(compared) == against_baseline | steered
+    assert len(compared) == len(set(compared))
 
 
 def test_a_scale_without_effect_is_not_shown(run, arm):
@@ -143,7 +139,8 @@ def test_a_scale_without_effect_is_not_shown(run, arm):
 
 
 def test_markdown_and_terminal_hold_the_same_cells(two_arms):
-    for grid in [*tables(two_arms([0.5, 0.6], [0.8, 0.9])), settings_table(two_arms([0.5], [0.6]))]:
+    summary = two_arms([0.5, 0.6], [0.8, 0.9])
+    for grid in filter(None, (arms_table(summary), differences_table(summary), settings_table(summary))):
         cells = [cell.text for row in grid.rows for cell in row]
         assert all(text in shown(grid) and text in to_markdown(grid) for text in cells)
 

@@ -9,9 +9,11 @@ import time
 from typing import Any
 
 import pytest
+from report_pages import shown
 from rich.console import Console
 
 from steering import UserError
+from steering.reports.report import read
 from steering.theory_checks.curve.command import execute, planned, run
 from steering.theory_checks.curve.settings import SETTINGS, setting_of
 
@@ -53,7 +55,8 @@ def test_a_report_is_written_with_all_errors_and_gains(tmp_path, monkeypatch, ca
     numbers = json.loads((tmp_path / "report.json").read_text())["numbers"]
     assert set(numbers["errors"]) == {"erm", "drrho_kl", "shuffled", "reference"}
     assert len(numbers["errors"]["erm"]["40"]) == 2 and len(numbers["gains"]["erm"]) == 2
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"errors.png", "gains.png", "budget.png"}
+    made = read(tmp_path)
+    assert [plot.name for plot in made.plots] == ["errors", "gains", "budget"] and "docs/curve.md" in shown(made)
     lines = (tmp_path / "errors.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * (1 + 2 * 3) and lines[0].startswith("method,n,seed,error")
     assert "2 seeds are few" in capsys.readouterr().out

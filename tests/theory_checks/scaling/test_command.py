@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from report_pages import shown
 
 from steering import UserError
+from steering.reports.report import read
 from steering.theory_checks.scaling.command import run
 
 USUAL = {
@@ -18,14 +20,14 @@ USUAL = {
 }
 
 
-def told(tmp_path, *runs, **options) -> dict:
+def reported(tmp_path, *runs, **options) -> dict:
     run(runs, **(USUAL | {"out": tmp_path / "out"} | options))
     return json.loads((tmp_path / "out" / "report.json").read_text())
 
 
 def table(tmp_path, methods=("erm", "ours", "theirs")):
     rows = [
-        f"{m},{10**k},{2 * 10 ** (-k * (0.2 + 0.1 * place))}" for place, m in enumerate(methods) for k in range(1, 6)
+        f"{m},{10**k},{2 * 10 ** (-k * (0.2 + 0.1 * index))}" for index, m in enumerate(methods) for k in range(1, 6)
     ]
     path = tmp_path / "points.csv"
     path.write_text("\n".join(["method,compute,error", *rows]))
@@ -33,54 +35,55 @@ def table(tmp_path, methods=("erm", "ours", "theirs")):
 
 
 def test_without_arguments_the_published_points_are_fitted_twice_and_judged_twice(tmp_path):
-    found = told(tmp_path)
-    assert list(found["numbers"]["subsets"]) == ["published-six", "all"]
-    assert "undecided on published-six" in found["verdict"] and "steeper on all" in found["verdict"]
-    assert any("comes with the size of the model" in sentence for sentence in found["findings"])
-    assert (tmp_path / "out" / "plots" / "laws.png").exists() and (tmp_path / "out" / "plots" / "gaps.png").exists()
+    content = reported(tmp_path)
+    assert list(content["numbers"]["subsets"]) == ["published-six", "all"]
+    assert "undecided on published-six" in content["verdict"] and "steeper on all" in content["verdict"]
+    assert any("comes with the size of the model" in sentence for sentence in content["findings"])
+    made = read(tmp_path / "out")
+    assert [plot.name for plot in made.plots] == ["laws", "gaps"] and "docs/scaling.md" in shown(made)
 
 
 def test_a_named_subset_is_fitted_alone(tmp_path):
-    assert list(told(tmp_path, subset_name="all")["numbers"]["subsets"]) == ["all"]
+    assert list(reported(tmp_path, subset_name="all")["numbers"]["subsets"]) == ["all"]
 
 
 def test_conditions_are_named_in_the_report(tmp_path):
-    found = told(tmp_path, conditions=("model=ViT-B/32", "samples>=6e8"))
-    assert list(found["numbers"]["subsets"]) == ["model=ViT-B/32 and samples>=6e8"]
+    content = reported(tmp_path, conditions=("model=ViT-B/32", "samples>=6e8"))
+    assert list(content["numbers"]["subsets"]) == ["model=ViT-B/32 and samples>=6e8"]
 
 
 def test_every_method_of_a_file_is_compared_with_the_baseline(tmp_path):
-    gaps = told(tmp_path, csv=table(tmp_path))["numbers"]["subsets"]["all points"]["gaps"]
+    gaps = reported(tmp_path, csv=table(tmp_path))["numbers"]["subsets"]["all points"]["gaps"]
     assert {method: rows[0]["value"] for method, rows in gaps.items()} == {
         "ours": pytest.approx(0.1),
         "theirs": pytest.approx(0.2),
     }
-    gaps = told(tmp_path, csv=table(tmp_path), baseline="ours")["numbers"]["subsets"]["all points"]["gaps"]
+    gaps = reported(tmp_path, csv=table(tmp_path), baseline="ours")["numbers"]["subsets"]["all points"]["gaps"]
     assert gaps["erm"][0]["value"] == pytest.approx(-0.1)
 
 
 def test_one_method_alone_has_a_law_and_no_comparison(tmp_path):
-    found = told(tmp_path, csv=table(tmp_path, ("erm",)))
-    assert "The error of erm falls" in found["verdict"]
-    assert found["numbers"]["subsets"]["all points"]["gaps"] == {}
+    content = reported(tmp_path, csv=table(tmp_path, ("erm",)))
+    assert "The error of erm falls" in content["verdict"]
+    assert content["numbers"]["subsets"]["all points"]["gaps"] == {}
 
 
 def test_an_error_that_does_not_fall_is_no_law_and_saves_no_compute(tmp_path):
     path = tmp_path / "flat.csv"
     errors = {"erm": (0.2, 0.1, 0.2, 0.15), "ours": (0.1, 0.2, 0.1, 0.15)}
-    rows = [f"{method},{10**place},{error}" for method, line in errors.items() for place, error in enumerate(line)]
+    rows = [f"{method},{10**index},{error}" for method, line in errors.items() for index, error in enumerate(line)]
     path.write_text("\n".join(["method,compute,error", *rows]))
-    found = told(tmp_path, csv=path)
-    assert any("erm, ours does not clearly fall" in caution for caution in found["cautions"])
-    assert not any("would need" in sentence for sentence in found["findings"])
+    content = reported(tmp_path, csv=path)
+    assert any("erm, ours does not clearly fall" in caution for caution in content["cautions"])
+    assert not any("would need" in sentence for sentence in content["findings"])
 
 
 def test_points_of_one_run_have_no_interval_and_the_report_says_why(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("method,compute,error,run\nerm,1,0.5,a\nerm,2,0.4,a\nerm,4,0.3,a\n")
-    found = told(tmp_path, csv=path)
-    assert any("all points of erm are of one run" in caution for caution in found["cautions"])
-    assert not any("does not clearly fall" in caution for caution in found["cautions"])
+    content = reported(tmp_path, csv=path)
+    assert any("all points of erm are of one run" in caution for caution in content["cautions"])
+    assert not any("does not clearly fall" in caution for caution in content["cautions"])
 
 
 @pytest.mark.parametrize(
@@ -95,9 +98,9 @@ def test_points_of_one_run_have_no_interval_and_the_report_says_why(tmp_path):
 )
 def test_a_wrong_option_is_explained(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        told(tmp_path, **options)
+        reported(tmp_path, **options)
 
 
 def test_runs_and_a_file_do_not_go_together(tmp_path):
     with pytest.raises(UserError, match="not both"):
-        told(tmp_path, tmp_path, csv=table(tmp_path))
+        reported(tmp_path, tmp_path, csv=table(tmp_path))

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from report_pages import shown
 
 from steering import UserError
 from steering.clip.emoji_data import BUNDLE
+from steering.reports.report import read
 from steering.runs.folder import Stopped
 from steering.theory_checks.variance.command import run
 
@@ -45,8 +47,9 @@ def test_a_task_is_trained_measured_and_reported_and_its_run_gives_the_same(aske
     assert found["measured"]["erm"]["seeds"] == 2 and found["leak"]["found"] is False
     assert [course[-1]["ratio"] for course in found["along_training"]] == found["measured"]["erm"]["ratios"]
     assert list(found["certificates"]) == ["erm", "drrho_kl"]
-    for name in ("report.html", "report.md", *(f"plots/{plot}.png" for plot in ("ratios", "losses", "tails", "along"))):
-        assert (tmp_path / "report" / name).stat().st_size > 0
+    made = read(tmp_path / "report")
+    assert [plot.name for plot in made.plots] == ["ratios", "losses", "tails", "along"]
+    assert "docs/variance.md" in shown(made)
     said = capsys.readouterr().out
     assert "2 seeds are too few" in said and "report:" in said
     run(asked(target=str(tmp_path / "report" / "run"), out=tmp_path / "again"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steering.theory_checks.variance.measure import FIGURES, measure
 from steering.theory_checks.variance.paired import Samples
-from steering.theory_checks.variance.words import verdict
+from steering.theory_checks.variance.verdicts import verdict
 
 
 def rng(seed=0):

@@ -11,7 +11,7 @@ from steering.errors import UserError
 from steering.runs.summary import Summary
 from steering.theory_checks.scaling.points import FIELDS, Point
 
-NEEDED = FIELDS[:3]
+REQUIRED = FIELDS[:3]
 
 
 def from_csv(path: Path) -> list[Point]:
@@ -23,11 +23,11 @@ def from_csv(path: Path) -> list[Point]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            missing = [name for name in NEEDED if name not in (rows.fieldnames or [])]
+            missing = [name for name in REQUIRED if name not in (rows.fieldnames or [])]
             if missing:
                 raise UserError(
-                    f"{path} has no column {', '.join(missing)}: its first line must name {', '.join(NEEDED)} and may "
-                    f"name {', '.join(FIELDS[3:])}; it names {', '.join(rows.fieldnames or []) or 'nothing'}"
+                    f"{path} has no column {', '.join(missing)}: its first line must name {', '.join(REQUIRED)} and "
+                    f"may name {', '.join(FIELDS[3:])}; it names {', '.join(rows.fieldnames or []) or 'nothing'}"
                 )
             points = [_point(path, number, row) for number, row in enumerate(rows, 2)]
     except OSError as error:
@@ -40,19 +40,12 @@ def from_csv(path: Path) -> list[Point]:
 
 
 def _point(path: Path, line: int, row: dict[str, str | None]) -> Point:
-    method = (row["method"] or "").strip()
-    if not method:
+    texts = {name: (row.get(name) or "").strip() or None for name in FIELDS}
+    if texts["method"] is None:
         raise UserError(f"{path}, line {line}: the method has no name")
-    values = {name: _positive(path, line, name, row[name]) for name in ("compute", "error")}
-    samples = row.get("samples")
-    return Point(
-        method,
-        values["compute"],
-        values["error"],
-        (row.get("model") or "").strip() or None,
-        _positive(path, line, "samples", samples) if samples else None,
-        (row.get("run") or "").strip() or None,
-    )
+    compute, error = (_positive(path, line, name, row[name]) for name in ("compute", "error"))
+    samples = _positive(path, line, "samples", texts["samples"]) if texts["samples"] else None
+    return Point(texts["method"], compute, error, texts["model"], samples, texts["run"])
 
 
 def _positive(path: Path, line: int, name: str, text: str | None) -> float:
@@ -79,10 +72,8 @@ def from_runs(folders: Sequence[Path], unit: str, metric: str | None) -> list[Po
     points = []
     for folder in folders:
         summary = _summary(folder)
-        for arm, found in summary.arms.items():
-            if found.kind == "reference":
-                continue
-            for result in found.results:
+        for arm, trained in summary.arms.items():
+            for result in trained.results if trained.kind == "trained" else []:
                 compute = float(result.samples) if unit == "samples" else result.cpu_seconds
                 error = _error(folder, summary, metric or summary.headline, result.metrics)
                 if not compute > 0 or not error > 0:

@@ -3,8 +3,8 @@ import pytest
 from steering import UserError
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.settings import Metric
+from steering.theory_checks.scaling.load_points import from_csv, from_runs
 from steering.theory_checks.scaling.points import Point
-from steering.theory_checks.scaling.reading import from_csv, from_runs
 
 
 def table(tmp_path, text: str):
@@ -22,14 +22,10 @@ def test_a_table_becomes_points_with_what_it_names(tmp_path):
     "text, message",
     [
         ("method,error\na,1\n", "has no column compute: .* it names method, error"),
-        ("", "has no column method, compute, error"),
         ("method,compute,error\n", "no points below its first line"),
         ("method,compute,error\na,1,0\n", "line 2: error must be a number above 0 for its logarithm, got '0'"),
         ("method,compute,error\na,1,1\na,many,1\n", "line 3: compute must be a number above 0.*'many'"),
-        ("method,compute,error\na,1,nan\n", "line 2: error must be"),
-        ("method,compute,error\na,1\n", "line 2: error must be a number above 0.*None"),
         ("method,compute,error\n,1,1\n", "line 2: the method has no name"),
-        ("method,compute,error,samples\na,1,1,-4\n", "line 2: samples must be"),
     ],
 )
 def test_a_faulty_table_is_explained_in_one_line(tmp_path, text, message):
@@ -53,8 +49,8 @@ def summary(samples: int, **metric) -> Summary:
         "reference": ArmSummary(kind="reference", results=[Result(seed=3, metrics={"score": 0.9})]),
     }
     metrics = {"score": Metric(label="score", **metric)}
-    words = {"task": "t", "command": "c", "started": "s", "seconds": 1.0, "baseline": "erm"}
-    return Summary(metrics=metrics, arms=arms, **words)
+    about = {"task": "t", "command": "c", "started": "s", "seconds": 1.0, "baseline": "erm"}
+    return Summary(metrics=metrics, arms=arms, **about)
 
 
 def folder(tmp_path, made: Summary):
@@ -63,9 +59,9 @@ def folder(tmp_path, made: Summary):
 
 
 def test_a_run_gives_a_point_for_every_trained_arm_and_seed(tmp_path):
-    place = folder(tmp_path, summary(640, better="low"))
-    assert from_runs([place], "samples", None) == [Point("erm", 640, 0.8, None, 640, "seed 3")]
-    assert from_runs([place], "cpu", None)[0].compute == 2
+    made = folder(tmp_path, summary(640, better="low"))
+    assert from_runs([made], "samples", None) == [Point("erm", 640, 0.8, None, 640, "seed 3")]
+    assert from_runs([made], "cpu", None)[0].compute == 2
 
 
 def test_a_share_that_is_better_when_high_counts_as_one_minus_it(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from steering.theory_checks.bootstrap import Estimate
 from steering.theory_checks.variance.measure import Measured, Tails
-from steering.theory_checks.variance.words import answer, cautions, leak, of_seeds, short, span, verdict
+from steering.theory_checks.variance.verdicts import answer, cautions, leak, of_seeds, short, span, verdict
 
 CALM = Tails(0.01, 0.01, 3, 3)
 
@@ -16,17 +16,13 @@ def measured(value, low, high, tails=CALM, repetitions=12, deviations=1.0):
     return Measured(100, repetitions, figures, calm, None, None, 2.0, 2.0, tails, [value] * repetitions)
 
 
-@pytest.mark.parametrize(
-    ("interval", "word"),
-    [((0.3, 0.9), "smaller"), ((0.3, 1.1), "undecided"), ((1.01, 2), "larger"), ((1, 2), "undecided")],
-)
-def test_the_interval_decides_and_not_the_value(interval, word):
-    assert verdict(Estimate(0.5, *interval)) == word
+def test_the_interval_decides_and_not_the_value():
+    verdicts = {(0.3, 0.9): "smaller", (0.3, 1.1): "undecided", (1.01, 2): "larger", (1, 2): "undecided"}
+    assert {ends: verdict(Estimate(0.5, *ends)) for ends in verdicts} == verdicts
 
 
-@pytest.mark.parametrize(
-    ("found", "begins"),
-    [
+def test_every_outcome_has_its_sentence():
+    for one, begins in (
         (measured(0.7, 0.6, 0.8), "Expect no visible effect"),
         (measured(0.9, 0.7, 1.1), "Undecided"),
         (measured(2.0, 1.5, 3.0), "The loss varies more"),
@@ -34,10 +30,8 @@ def test_the_interval_decides_and_not_the_value(interval, word):
         (measured(1e-5, 1e-6, 1e-4), "The target is the reference"),
         (measured(0.2, 0.1, 0.3, Tails(0.2, 0.01, 3, 3)), "Unreliable"),
         (measured(0.2, 0.1, 0.3, Tails(0.01, 0.01, 3, 60)), "Unreliable"),
-    ],
-)
-def test_every_outcome_has_its_sentence(found, begins):
-    assert answer(found, "erm").startswith(begins)
+    ):
+        assert answer(one, "erm").startswith(begins)
 
 
 def test_a_ratio_around_a_half_does_not_decide_what_can_be_seen():
@@ -57,16 +51,16 @@ def test_the_predicted_factor_is_the_root_of_the_ratio():
 def test_a_reference_that_knows_the_training_data_is_found_and_a_fresh_one_is_not():
     chance = np.random.default_rng(0)
     fresh, train = chance.exponential(size=(2, 400))
-    assert not leak([(fresh, train)]).found
-    found = leak([(fresh, 0.2 * train)])
-    assert found.found and found.gap == pytest.approx(0.8, abs=0.2)
-    assert not leak([(0.2 * fresh, train)]).found, "higher losses in training are no leak"
+    assert not leak([(fresh, train)]).detected
+    leaked = leak([(fresh, 0.2 * train)])
+    assert leaked.detected and leaked.gap == pytest.approx(0.8, abs=0.2)
+    assert not leak([(0.2 * fresh, train)]).detected, "higher losses in training are no leak"
 
 
 def test_several_seeds_find_a_leak_that_one_leaves_open():
     chance = np.random.default_rng(1)
     seeds = [(chance.exponential(size=100), 0.8 * chance.exponential(size=100)) for _ in range(40)]
-    assert not leak(seeds[:1]).found and leak(seeds).found
+    assert not leak(seeds[:1]).detected and leak(seeds).detected
 
 
 def test_cautions_name_what_is_wrong():
@@ -82,20 +76,9 @@ def test_few_seeds_are_told():
     assert of_seeds(measured(0.2, 0.1, 0.3, repetitions=5)) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.9951, "1.00"),
-        (1.0, "1.00"),
-        (0.0831, "0.083"),
-        (60.67, "61"),
-        (3234.2, "3234"),
-        (0, "0"),
-        (4.49e-5, "4.5e-05"),
-    ],
-)
-def test_numbers_keep_the_digits_that_matter(value, text):
-    assert short(value) == text
+def test_numbers_keep_the_digits_that_matter():
+    texts = {0.9951: "1.00", 0.0831: "0.083", 60.67: "61", 3234.2: "3234", 0: "0", 4.49e-5: "4.5e-05"}
+    assert {value: short(value) for value in texts} == texts
 
 
 def test_an_interval_is_written_behind_its_value():
