@@ -56,7 +56,7 @@ def prepare(*, method: str, size: int, device: str, exact: bool = False) -> Work
     return work
 
 
-def _ours(sides: list[Tensor], *, known: bool = False, half: bool = False, **budget: int):
+def _ours(sides: list[Tensor], *, known: bool = False, half: bool = False, **budget: Any):
     size = len(sides[0])
     epsilon = EPSILON * size / (size - 1)
     memory = DualMemory(2 * size, gamma=RATE)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from steering.rules.rule import Recalling, Rule, Tempered
 from steering.running_variance import RunningVariance
 from steering.steered import Steered
 from steering.window import Window, window
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 LEAST_SHARE = 1 / 8  # of a row's entries that the weights may rest on without a caution
 
@@ -106,7 +109,7 @@ class Steerer:
 
     def __call__(
         self,
-        losses: Tensor | Pairs,
+        losses: "Tensor | Pairs | ArrayLike",
         reference: Any = None,
         *,
         ids: Any = None,
@@ -130,7 +133,7 @@ class Steerer:
         Raises:
             UserError: shapes that do not fit, or a memory without ids; on all ranks if it befalls one.
         """
-        losses = losses if is_pairs(losses) else tensor_of(losses, "losses")
+        losses = losses if is_pairs(losses) else tensor_of(losses, "losses")  # type: ignore[assignment]
         device = losses.left.device if is_pairs(losses) else losses.device
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
@@ -147,12 +150,12 @@ class Steerer:
             self._last = replace(steered, loss=steered.weighted_loss, weights=scale)  # not to hold the graph
         return steered
 
-    def weigh(self, losses: Tensor | Pairs, reference: Any = None, **more: Any) -> Window:
+    def weigh(self, losses: Tensor | Pairs, reference: Any = None, **options: Any) -> Window:
         """Settles the weights of a whole window of samples, so that micro-batches can be differentiated one by one.
 
         Args:
             losses: of the whole window, as of a call; no gradient is asked of them.
-            reference, more: as of a call.
+            reference, options: as of a call.
 
         Example:
             >>> steerer = Steerer("kl(temperature=1)")
@@ -162,7 +165,7 @@ class Steerer:
             >>> [round(float(gradient), 3) for gradient in part.grad]
             [0.107, 0.107]
         """
-        return window(losses, lambda leaves: self(leaves, reference, **more))
+        return window(losses, lambda leaves: self(leaves, reference, **options))
 
     # -- one call, step by step -----------------------------------------------------------------------------
 

@@ -24,6 +24,11 @@ class Arm(Strict):
         selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
         subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
         reference_scale: that scale, a number of at least 0 or ``auto``.
+        over: what weights are distributed over: ``batch``, all entries (tokens) of the batch, or ``rows``, those of
+            every sample for themselves; null is rows where samples have several entries.
+        average: whether the loss is the mean over samples (``rows``) or over their ``entries``; or ``groups(...)``,
+            weights over the task's groups that grow with their excess, with ``step_size`` and ``smoothing``.
+        grouping: what the task's groups are for: ``centre`` the excess within them, or a row for each (``rows``).
         gamma: weight of the newest dual in the moving average of duals (gamma of SogCLR, FastCLIP and DRRho-CLIP), at
             the end of its schedule; 1 remembers nothing. ``auto`` is min(1, 4.177 epochs^-0.7265), the rule of
             DRRho-CLIP's authors.
@@ -40,6 +45,9 @@ class Arm(Strict):
     selector: str | None = None
     subtract: bool = True
     reference_scale: Scale = 1.0
+    over: Literal["batch", "rows"] | None = None
+    average: Annotated[str, Field(pattern=r"^(rows|entries|groups(\(.*\))?)$")] = "rows"
+    grouping: Literal["centre", "rows"] | None = None
     gamma: Annotated[Share | Literal["auto"], Field(validation_alias=AliasChoices("gamma", "rate"))] = 1.0
     gamma_schedule: Annotated[
         Literal["constant", "cosine", "cosine_per_step"],

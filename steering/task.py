@@ -109,9 +109,8 @@ class Losses(NamedTuple):
                 f"target and reference have losses of the same entries of every sample, got {' and '.join(entries)}"
             )
         order = self.rows.argsort(stable=True)[rows.argsort(stable=True).argsort()]
-        parts = (None if part is None else part[order] for part in (self.values, self.mask, self.outputs))
-        values, mask, outputs = parts
-        return Losses(cast(Tensor, values), mask, outputs, rows, self.groups)
+        mask, outputs = (None if part is None else part[order] for part in (self.mask, self.outputs))
+        return Losses(cast(Tensor, self.values)[order], mask, outputs, rows, self.groups)
 
     def per_sample(self, n: int) -> Tensor | Pairs:
         """The mean of every sample's own losses, ``[n]``, NaN where it has none; Pairs stay as they are.
@@ -185,7 +184,7 @@ def _cat(parts: "Sequence[Any]") -> Tensor | None:
 class Stream(Protocol):
     """Training batches without end, in an order that depends on the seed alone, and that can be resumed.
 
-    ``steering.training.loader.Shuffled`` is one for any data that can be looked up by id.
+    ``steering.training.loader.ShuffledLoader`` is one for any data that can be looked up by id.
     """
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -208,6 +207,8 @@ class Task(Protocol):
       ``reference`` among them.
     - ``export(model, folder) -> None``: writes a trained model in the form that other software loads.
     - ``skipped() -> dict[str, int]``: how many samples could not be read and were left out, by reason.
+    - ``population: int``: the n of a radius rho / n where it is not ``size``, such as the tokens of all samples for
+      arms whose weights are over the tokens of a batch.
     - ``stored(ids) -> Tensor``: of ``[n]`` ids, ``[n]`` bool, for which samples files have the reference's answers.
     """
 

@@ -23,7 +23,7 @@ class ByScore:
 
     keep: float
     name: ClassVar[str]
-    uses_reference: ClassVar[bool] = True
+    uses_reference = True
 
     def __post_init__(self):
         check_keep(self.name, self.keep)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from steering.distributed import all_gather, all_reduce_sum, fail_on_all_ranks, 
 from steering.dual_memory import DualMemory
 from steering.engine import Steerer
 from steering.errors import RunError, UserError
+from steering.groups import GroupWeights
+from steering.loss_rows import Average
 from steering.references.store import ReferenceLosses
 from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
@@ -70,8 +72,15 @@ class Training:
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
         self.gamma = GammaSchedule(arm, recipe, task.size)
         memory = DualMemory(task.rows, gamma=self.gamma(0), keep=not self.gamma.constant)
-        rule = registry.build("rules", arm.rule)
-        self.steerer = Steerer(rule, reference_scale=arm.reference_scale, population=task.size, memory=memory)
+        self.steerer = Steerer(
+            registry.build("rules", arm.rule),
+            reference_scale=arm.reference_scale,
+            population=getattr(task, "population", None) or task.size,
+            memory=memory,
+            over=arm.over,
+            average=_average(arm.average),
+            grouping=arm.grouping,
+        )
         self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
         self.counters = Counters()
         self.done = 0
@@ -145,10 +154,11 @@ class Training:
         """The divergence of the target's answers from the teacher's, a scalar in the unit of the steered loss."""
         values, rule = losses.values, self.steerer.rule
         if not is_pairs(values):
-            if losses.outputs is None or teacher.outputs is None:
-                raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
             answers = teacher.in_order_of(losses.rows).outputs
-            return distil(losses.outputs, answers, mask=losses.mask, rows=losses.rows)
+            if losses.outputs is None or answers is None:
+                raise UserError("this task gives no answers to distil (Losses.outputs): use a distill of 0")
+            average = "entries" if self.arm.average == "entries" else "rows"
+            return distil(losses.outputs, answers, mask=losses.mask, rows=losses.rows, average=average)
         assert is_pairs(teacher.values)
         if not isinstance(rule, Tempered):  # whose temperature is not the model's to learn
             values = Pairs(values.left, values.right, values.detach().scale)
@@ -244,6 +254,14 @@ def _target(task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:
         require("set_temperature", "be given a temperature to begin with")
         model.set_temperature(arm.temperature, learn=True)
     return model
+
+
+def _average(text: str) -> Average | GroupWeights:
+    """What an arm's ``average`` names."""
+    name, arguments = registry.parse(text)
+    if name == "groups":
+        return GroupWeights(**arguments)
+    return cast(Average, text)
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:

@@ -66,7 +66,8 @@ def test_micro_batches_of_pairs_add_up_to_the_whole_batch(rule):
 
     def features(index):
         scale = 3 + model.mean().exp()
-        return Pairs(*(normalize(side[index] @ model, dim=-1) for side in inputs), scale)
+        left, right = (normalize(side[index] @ model, dim=-1) for side in inputs)
+        return Pairs(left, right, scale)
 
     whole, parts = steerers(rule)
     steered = whole(features(slice(None)), reference, ids=torch.arange(SIZE))

@@ -119,7 +119,7 @@ def test_steering_by_the_reference_beats_plain_training_dro_and_the_reference():
     for seed in range(8):
         task = Digits().seeded(seed)
         reference = ReferenceLosses(task)
-        errors = {"reference": task.evaluate(reference.model)["error"]}
+        errors = {"reference": evaluate(task, reference.model)["error"]}
         for name in ("erm", "dro", "drrho_kl"):
             training = Training(task, task.recipe.arms[name], task.recipe, reference=reference, seed=seed)
             for _ in range(task.recipe.steps):

@@ -1,3 +1,5 @@
+from typing import Any
+
 """Other training samples for the same problem: the contract of a task, ids of their own, nothing bound to old ids."""
 
 import torch
@@ -23,8 +25,8 @@ def test_the_samples_are_those_that_were_given_under_new_ids_also_when_given_twi
 
 
 def test_what_is_bound_to_the_old_ids_is_left_out():
-    task = exchange(Blobs(samples=60), with_teacher=lambda: None, stored=lambda ids: ids > 0)
-    task = train_on(task, training_samples(task))
+    drawn = exchange(Blobs(samples=60), with_teacher=lambda: None, stored=lambda ids: ids > 0)
+    task: Any = train_on(drawn, training_samples(drawn))
     assert task.with_teacher is None and task.stored is None
 
 

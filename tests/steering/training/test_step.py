@@ -1,0 +1,60 @@
+"""What an arm's settings make of a step: rows, averages, groups."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.functional import cross_entropy
+
+from steering import GroupWeights, Steerer
+from steering.settings import Arm
+from steering.task import Losses, exchange
+
+
+def grouped(task):
+    """The same task with its classes as groups."""
+
+    def losses(model, batch):
+        return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"), groups=batch["y"])
+
+    return exchange(task, losses=losses)
+
+
+@pytest.mark.parametrize(
+    "settings, options",
+    [
+        ({"grouping": "centre"}, {"grouping": "centre"}),
+        ({"grouping": "rows"}, {"grouping": "rows"}),
+        ({"grouping": "rows", "average": "entries"}, {"grouping": "rows", "average": "entries"}),
+        ({"average": "groups(step_size=0.1)"}, {"average": GroupWeights(step_size=0.1)}),
+    ],
+    ids=["centre", "rows", "entries", "weights"],
+)
+def test_an_arm_weighs_by_the_groups_of_its_task(make_training, toy, settings, options):
+    task = grouped(toy(noisy=False))
+    training = make_training(task, rule="kl(temperature=0.5)", **settings)
+    batch = next(make_training(task, rule="uniform").stream)
+    with torch.no_grad():
+        losses, reference = (
+            task.losses(model, batch).values for model in (training.model, training.reference.as_model())
+        )
+    expected = Steerer("kl(temperature=0.5)", **options)(losses, reference, groups=batch["y"]).loss
+    assert training.step()["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_weights_over_groups_are_part_of_a_checkpoint(make_training, toy):
+    one, other = (make_training(grouped(toy()), rule="uniform", average="groups()") for _ in range(2))
+    one.step()
+    other.load_state_dict(one.state_dict())
+    assert one.step()["loss"] == other.step()["loss"]
+
+
+def test_a_radius_may_be_of_the_tokens_and_not_of_the_samples(make_training, toy):
+    tokens = exchange(toy(), population=10**6)
+    assert make_training(tokens, rule="kl(rho=8)").steerer.population == 10**6
+    assert make_training(toy(), rule="kl(rho=8)").steerer.population == 24
+
+
+@pytest.mark.parametrize("setting", [{"average": "samples"}, {"grouping": "all"}, {"over": "tokens"}], ids=str)
+def test_an_arm_that_averages_over_nothing_known_is_refused(setting):
+    with pytest.raises(ValidationError):
+        Arm(**setting)
