@@ -21,7 +21,7 @@ from torch import nn
 
 from steering import Batch, Losses
 from steering.settings import Arm, Metric, Recipe
-from steering.training.loader import Shuffled
+from steering.training.loader import ShuffledLoader
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Line:
         return model
 
     def stream(self, batch, *, seed):
-        return Shuffled(self._load, size=self.samples, batch=batch, seed=seed)
+        return ShuffledLoader(self._load, size=self.samples, batch=batch, seed=seed)
 
     def losses(self, model, batch):
         return Losses((model(batch["x"]) - batch["y"]).square()[:, 0])

@@ -1,6 +1,6 @@
-from typing import Any
-
 """Other training samples for the same problem: the contract of a task, ids of their own, nothing bound to old ids."""
+
+from typing import Any
 
 import torch
 
