@@ -14,10 +14,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 
 def names_of_tests() -> set[str]:
-    paths = (ROOT / "tests").rglob("test_*.py")
-    return {
-        node.name for path in paths for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)
-    }
+    bodies = [ast.parse(path.read_text()).body for path in (ROOT / "tests").rglob("test_*.py")]
+    return {node.name for body in bodies for node in body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
