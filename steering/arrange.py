@@ -9,6 +9,8 @@ from torch.nn.functional import pad
 from steering.errors import UserError
 from steering.loss_rows import LossRows
 
+MOST_PADDED = 1 << 26  # entries of a padded matrix, however few of them there really are
+MOST_GROUPS = 1 << 20
 Over = Literal["batch", "rows"]
 Grouping = Literal["centre", "rows"]
 
@@ -33,7 +35,9 @@ def arrange(
     groups: Any = None,
     over: Over | None = None,
     grouping: Grouping | None = None,
-    row_count: int = 0,
+    row_count: int | None = None,
+    group_count: int = 0,
+    squeeze: bool = True,
 ) -> LossRows:
     """Puts losses into rows.
 
@@ -46,31 +50,33 @@ def arrange(
         over: whether weights are distributed over the batch or within every row; by default within every row that is
             told apart.
         grouping: what groups are for: ``centre``, or ``rows``, one row a group.
-        row_count: rows at least, some of which may have no entries.
+        row_count: number of rows, where it is known; some of them may have no entries.
+        group_count: groups at least, some of which may have no entries.
+        squeeze: whether ``[n, 1]`` without a mask is ``[n]``.
 
     Raises:
         UserError: shapes that do not fit.
     """
     shape = losses.shape
-    if losses.dim() == 2 and losses.shape[1] == 1 and over != "rows" and rows is None:
+    if losses.is_complex() or losses.dtype == torch.bool:
+        raise UserError(f"losses are real numbers, got {losses.dtype}")
+    if squeeze and losses.dim() == 2 and losses.shape[1] == 1 and over != "rows" and rows is None and mask is None:
         losses = losses[:, 0]  # one number a sample, as a network with one output gives it
     if losses.dim() not in (1, 2):
         raise UserError(f"losses are [n], [rows, columns] or [entries] and not empty, got {list(shape)}")
     values = losses if losses.dtype == torch.float64 else losses.float()
     reference = _like(reference, values, shape)
     mask = None if mask is None else _mask(mask, values, shape)
-    lines = None if rows is None else _whole(rows, "rows", values)
-    if lines is not None and lines.shape != values.shape:
-        raise UserError(f"rows name the row of every loss, {list(values.shape)}, got {list(lines.shape)}")
+    lines = None if rows is None else _row_numbers(rows, values, row_count, compact=groups is None)
     group = None if groups is None else _groups_of_entries(groups, lines, values)
     if grouping is not None and group is None:
         raise UserError("this steerer groups its samples: steerer(..., groups=groups), a whole number for each of them")
     if grouping == "rows":
         assert group is not None
-        return _padded(values, reference, mask, None, row=group, shape=shape, row_count=row_count, shared=True)
+        return _padded(values, reference, mask, None, row=group, shape=shape, row_count=group_count, shared=True)
     group = group if grouping == "centre" else None
     if lines is not None and over != "batch":
-        return _padded(values, reference, mask, group, row=lines, shape=shape, row_count=row_count, shared=False)
+        return _padded(values, reference, mask, group, row=lines, shape=shape, row_count=row_count or 0, shared=False)
     if over == "rows" and values.dim() == 1:
         raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
     if values.dim() == 1 or over == "batch":
@@ -105,6 +111,11 @@ def _padded(
     count = max(row_count, int(flat.max()) + 1 if len(flat) else 0)
     lengths = flat.bincount(minlength=count)
     width = max(1, int(lengths.max())) if count else 1
+    if count * width > max(MOST_PADDED, 64 * len(flat)):
+        raise UserError(
+            f"{count} rows of which the longest has {width} entries take too much padding for {len(flat)} entries: put "
+            f"rows of like lengths into a batch"
+        )
     order = flat.argsort(stable=True)
     starts = lengths.cumsum(0) - lengths
     column = torch.empty_like(flat)
@@ -139,20 +150,35 @@ def _like(reference: Any, values: Tensor, shape: torch.Size) -> Tensor | None:
 
 
 def _whole(numbers: Any, name: str, values: Tensor) -> Tensor:
+    """Whole numbers from 0 on; of none the type does not matter."""
     numbers = tensor_of(numbers, name).to(values.device)
-    if numbers.is_floating_point() or numbers.dtype == torch.bool or (numbers.numel() and int(numbers.min()) < 0):
+    if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool or int(numbers.min()) < 0):
         raise UserError(f"{name} are whole numbers from 0 on, got {numbers.dtype} from {numbers.min().item()} on")
     return numbers.long()
 
 
+def _row_numbers(rows: Any, values: Tensor, row_count: int | None, *, compact: bool) -> Tensor:
+    """The row of every entry; numbered without gaps where nothing else goes by these numbers."""
+    numbers = _whole(rows, "rows", values)
+    if numbers.shape != values.shape:
+        raise UserError(f"rows name the row of every loss, {list(values.shape)}, got {list(numbers.shape)}")
+    if row_count is None:
+        return numbers.unique(return_inverse=True)[1] if compact else numbers
+    if numbers.numel() and int(numbers.max()) >= row_count:
+        raise UserError(f"rows are the places of their ids, from 0 to {row_count - 1}, got {int(numbers.max())}")
+    return numbers
+
+
 def _groups_of_entries(groups: Any, lines: Tensor | None, values: Tensor) -> Tensor:
     """The group of every entry, shaped like the losses, from that of every sample or row."""
-    lines = torch.arange(len(values), device=values.device) if lines is None else lines
     groups = _whole(groups, "groups", values)
-    if groups.shape == values.shape:
+    if groups.numel() and int(groups.max()) >= MOST_GROUPS:
+        raise UserError(f"groups are numbered from 0 to {MOST_GROUPS - 1} at most, got {int(groups.max())}")
+    if lines is None and groups.shape == values.shape:
         return groups
+    lines = torch.arange(len(values), device=values.device) if lines is None else lines
     samples = int(lines.max()) + 1 if lines.numel() else 0
     if groups.dim() != 1 or len(groups) < samples:
-        raise UserError(f"groups are one number a sample, {samples} here, got {list(groups.shape)}")
+        raise UserError(f"groups are one number a sample (row), {samples} here, got {list(groups.shape)}")
     of_lines = groups[lines]
     return of_lines if of_lines.shape == values.shape else of_lines[:, None].expand(values.shape)

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from steering.arrange import tensor_of
 from steering.contrastive.distillation import pair_divergence
 from steering.contrastive.pairs import Pairs, is_pairs
+from steering.distributed import all_gather_numbers, fail_on_all_ranks
 from steering.engine import Steerer
 from steering.errors import UserError
 from steering.loss_rows import Average
@@ -47,14 +50,39 @@ def distil(
         >>> round(float(distil(scores, torch.tensor([[0.0, 0.0], [9.0, 0.0]]), mask=[True, False])), 6)
         0.0
     """
-    if is_pairs(student) and is_pairs(teacher) and len(student.left) == len(teacher.left):
+    fail_on_all_ranks(lambda: _check(student, teacher))
+    if is_pairs(student) and is_pairs(teacher):
+        shapes = all_gather_numbers([len(student.left), student.left.shape[1], teacher.left.shape[1]])
+        if any(shape != shapes[0] for shape in shapes):
+            raise UserError(f"all processes hold as many pairs of the same widths to distil, got {shapes} by rank")
         return pair_divergence(student, teacher, budget=budget)
-    if is_pairs(student) or is_pairs(teacher) or student.shape != teacher.shape or student.dim() < 2:
+    assert isinstance(student, Tensor) and isinstance(teacher, Tensor)
+    student = student if student.dtype == torch.float64 else student.float()
+    teacher = teacher.detach().to(student)
+    if mask is not None:  # whatever the scores are under padding
+        hidden = ~tensor_of(mask, "the mask").to(student.device).bool()[..., None]
+        student, teacher = student.masked_fill(hidden, 0), teacher.masked_fill(hidden, 0)
+    log_p, log_q = F.log_softmax(teacher, -1), F.log_softmax(student, -1)
+    p = log_p.exp()
+    gaps = log_p.masked_fill(p == 0, 0) - log_q.masked_fill(
+        p == 0, 0
+    )  # a class that the teacher forbids counts for nothing
+    return Steerer(Uniform(), average=average).eval()((p * gaps).sum(-1), mask=mask, rows=rows).loss
+
+
+def _check(student: Tensor | Pairs, teacher: Tensor | Pairs) -> None:
+    """Refuses answers that do not fit together."""
+    if is_pairs(student) and is_pairs(teacher):
+        fit = len(student.left) == len(teacher.left)
+    elif isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        fit = student.shape == teacher.shape and student.dim() >= 2
+    else:
+        fit = False
+    if not fit:
         raise UserError(f"a teacher's answers are like the student's, got {_kind(teacher)} for {_kind(student)}")
-    teacher_log_probabilities = F.log_softmax(teacher.detach().to(student), -1)
-    divergences = F.kl_div(F.log_softmax(student, -1), teacher_log_probabilities, reduction="none", log_target=True)
-    return Steerer(Uniform(), average=average).eval()(divergences.sum(-1), mask=mask, rows=rows).loss
 
 
 def _kind(answers: Tensor | Pairs) -> str:
-    return f"{len(answers.left)} pairs" if is_pairs(answers) else f"scores {list(answers.shape)}"
+    if is_pairs(answers):
+        return f"{len(answers.left)} pairs"
+    return f"scores {list(answers.shape)}" if isinstance(answers, Tensor) else f"a {type(answers).__name__}"

@@ -24,20 +24,20 @@ class DualMemory:
 
     def __init__(self, size: int = 1, *, gamma: float = 1.0, keep: bool = False):
         if size < 1:
-            raise UserError(f"Levels needs a size of at least 1, got {size}")
+            raise UserError(f"DualMemory needs a size of at least 1, got {size}")
         self.size, self.keep = size, keep
         self.gamma = gamma
         self.table: Tensor | None = None  # [size, width]; NaN where nothing was written yet
 
     @property
     def gamma(self) -> float:
-        return self._rate
+        return self._gamma
 
     @gamma.setter
     def gamma(self, value: float) -> None:
         if not 0 < value <= 1:
             raise UserError(f"the gamma of a moving average lies above 0 and at most 1, got {value:g}")
-        self._rate = float(value)
+        self._gamma = float(value)
 
     def read(self, ids: Tensor) -> Tensor | None:
         """Remembered duals, ``[rows] -> [rows, width]``, NaN where unset; None before the first write."""
@@ -48,11 +48,12 @@ class DualMemory:
             self.table = self.table.to(ids.device)  # of a checkpoint
         return self.table[ids.to(self.table.device)].to(ids.device)
 
-    def write(self, ids: Tensor, duals: Tensor) -> None:
+    def write(self, ids: Tensor, duals: Tensor, counted: Tensor | None = None) -> None:
         """Remembers ``[rows, width]`` under ``[rows]`` ids, both the same on every rank.
 
-        An id that comes twice keeps the mean. A table of up to a gibibyte lives where the first duals came from, and
-        on a GPU nothing here waits for it. A larger one is kept once a machine and written by the first process there.
+        An id that comes twice keeps the mean of those that are ``counted``, ``[rows]`` of ones and zeros. A table of up
+        to a gibibyte lives where the first duals came from, and on a GPU nothing here waits for it. A larger one is
+        kept once a machine and written by the first process there.
         """
         self.check(ids)
         if self.table is None:
@@ -61,10 +62,12 @@ class DualMemory:
             return
         ids, duals = ids.to(self.table.device), duals.to(self.table)
         ordered, order = ids.sort()
-        place = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
-        sums = torch.zeros_like(duals).index_add_(0, place, duals[order])
-        times = torch.zeros_like(duals[:, 0]).index_add_(0, place, torch.ones_like(duals[:, 0]))
-        self.table.index_copy_(0, ordered, (sums / times.clamp(min=1)[:, None])[place])
+        first = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
+        duals = duals[order]
+        times = torch.ones_like(duals[:, 0]) if counted is None else counted.to(duals)[order]
+        sums = torch.zeros_like(duals).index_add_(0, first, duals.masked_fill(times[:, None] == 0, 0))
+        total = torch.zeros_like(times).index_add_(0, first, times)[first, None]
+        self.table.index_copy_(0, ordered, torch.where(total > 0, sums[first] / total.clamp(min=1), duals))
 
     @property
     def _shared(self) -> bool:
@@ -85,10 +88,10 @@ class DualMemory:
         """Refuses ids that have no place here; on a GPU the device does so itself, without waiting."""
         if ids.device.type != "cpu" or not ids.numel():
             return
-        for place in (int(ids.min()), int(ids.max())):
-            if not 0 <= place < self.size:
+        for number in (int(ids.min()), int(ids.max())):
+            if not 0 <= number < self.size:
                 raise UserError(
-                    f"id {place} does not fit a memory of {self.size} duals: give DualMemory the number of rows "
+                    f"id {number} does not fit a memory of {self.size} duals: give DualMemory the number of rows "
                     f"of the data set (2 n for n pairs), and ids from 0 on"
                 )
 

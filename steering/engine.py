@@ -3,18 +3,19 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
 from steering import registry
+from steering.agreement import Matrix, agree
 from steering.arrange import Grouping, Over, arrange, tensor_of
 from steering.contrastive.pair_rows import PairRows
 from steering.contrastive.pairs import Pairs, is_pairs
 from steering.distributed import all_gather, all_gather_numbers, world_size
 from steering.dual_memory import DualMemory
-from steering.errors import Elsewhere, UserError
+from steering.errors import UserError
 from steering.groups import GroupWeights
 from steering.loss_rows import Average
 from steering.rules.rule import Recalling, Rule, Tempered
@@ -74,16 +75,11 @@ class Steerer:
         grouping: Grouping | None = None,
         budget: int | None = None,
     ):
-        if reference_scale != "auto" and (isinstance(reference_scale, str) or not math.isfinite(reference_scale)):
-            raise UserError(f"reference_scale is a number or 'auto', got {reference_scale!r}")
-        if over not in (None, "batch", "rows"):
-            raise UserError(f"weights are distributed over 'batch' or 'rows', got {over!r}")
-        if not isinstance(average, GroupWeights) and average not in ("rows", "entries"):
-            raise UserError(f"average is 'rows', 'entries' or GroupWeights(...), got {average!r}")
         grouping = "rows" if isinstance(average, GroupWeights) else grouping
-        if grouping not in (None, "centre", "rows"):
-            raise UserError(f"grouping is 'centre' or 'rows', got {grouping!r}")
+        _check_options(reference_scale, population, memory, over, average, grouping)
         self.rule: Rule | Tempered = registry.build("rules", rule) if isinstance(rule, str) else rule
+        if isinstance(self.rule, type) or not isinstance(self.rule, Rule | Tempered):
+            raise UserError(f"a rule is KL(rho=80) or 'kl(rho=80)' say, got {self.rule!r}")
         self._tempered = self.rule if isinstance(self.rule, Tempered) else None  # asking a protocol takes time
         self._recalls = isinstance(self.rule, Recalling)
         self.reference_scale, self.population, self.budget = reference_scale, population, budget
@@ -133,8 +129,8 @@ class Steerer:
         Raises:
             UserError: shapes that do not fit, or a memory without ids; on all ranks if it befalls one.
         """
-        losses = losses if is_pairs(losses) else tensor_of(losses, "losses")  # type: ignore[assignment]
-        device = losses.left.device if is_pairs(losses) else losses.device
+        device = losses.left.device if is_pairs(losses) else getattr(losses, "device", "cpu")
+        device = torch.device(device)  # NumPy's is a word
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
                 return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups)
@@ -169,29 +165,24 @@ class Steerer:
 
     # -- one call, step by step -----------------------------------------------------------------------------
 
-    def _arranged(self, losses, reference, ids, mask, rows, groups) -> "tuple[Matrix, Tensor | None]":
-        """The losses as rows that all ranks agree on, and the places of these rows in the memory if it is used."""
-        matrix, index, trouble = None, None, None
-        try:
+    def _arranged(self, losses, reference, ids, mask, rows, groups) -> tuple[Matrix, Tensor | None]:
+        """The losses as rows that all ranks agree on, and the index of these rows in the memory if it is used."""
+        index: Tensor | None = None
+
+        def make() -> Matrix:
+            nonlocal index
             matrix = self._matrix(losses, reference, ids, mask, rows, groups)
             if self._remembers:
                 index = matrix.memory_index(None if ids is None else tensor_of(ids, "ids"))
                 self.memory.check(index)
-        except UserError as error:
-            trouble = error
-        if world_size() == 1:
-            if trouble is not None:
-                raise trouble
-            assert matrix is not None
-            return matrix.agreed([matrix.header()]), index
-        kind = 0 if matrix is None or trouble is not None else KINDS.index(matrix.kind)
-        header = [0] * 4 if matrix is None else matrix.header()
-        matrix = _agreed(matrix, all_gather_numbers([kind, int(reference is not None), *header]), trouble)
+            return matrix
+
+        matrix = agree(make)
         if index is not None and matrix.shared:
             index = matrix.memory_index(None)  # there may be rows that only other ranks have entries of
         return matrix, index
 
-    def _matrix(self, losses, reference, ids, mask, rows, groups) -> "Matrix":
+    def _matrix(self, losses, reference, ids, mask, rows, groups) -> Matrix:
         if reference is not None and is_pairs(losses) != is_pairs(reference):
             raise UserError(
                 f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
@@ -205,22 +196,24 @@ class Steerer:
         if is_pairs(losses):
             if mask is not None or rows is not None or groups is not None:
                 raise UserError("Pairs know their own mask and rows, and have no groups; got another one")
+            if self.grouping is not None or self.over == "batch":
+                raise UserError("the rows of Pairs are their anchors: over='batch' and groups are for other losses")
             return PairRows(losses, reference, self.budget)
-        least = len(tensor_of(ids, "ids")) if ids is not None and rows is not None else 0
-        if isinstance(self.average, GroupWeights) and self.average.values is not None:
-            least = len(self.average.values)
+        group_weights = self.average.values if isinstance(self.average, GroupWeights) else None
         return arrange(
-            losses,
+            tensor_of(losses, "losses"),
             reference,
             mask=mask,
             rows=rows,
             groups=groups,
             over=self.over,
             grouping=self.grouping,
-            row_count=least,
+            row_count=len(tensor_of(ids, "ids")) if ids is not None and rows is not None else None,
+            group_count=0 if group_weights is None else len(group_weights),
+            squeeze=self.memory.size == 1,
         )
 
-    def _scale(self, matrix: "Matrix") -> tuple[Tensor, Tensor | float]:
+    def _scale(self, matrix: Matrix) -> tuple[Tensor, Tensor | float]:
         """The factor of the reference loss, a scalar, and the same as a number if it is one; updates the variances."""
         sample = matrix.variance_sample()
         if sample is None:
@@ -243,16 +236,16 @@ class Steerer:
         if not is_pairs(losses):
             raise UserError(
                 f"{self.rule!r} takes its temperature from the scale of Pairs, got losses of shape "
-                f"{list(losses.shape)}: use kl(temperature=...) for these"
+                f"{list(tensor_of(losses, 'losses').shape)}: use kl(temperature=...) for these"
             )
-        temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double()
+        temperature = 1 / torch.as_tensor(losses.scale, device=losses.left.device).double().reshape(())
         return self._tempered.at(temperature.detach(), _negatives(losses)), temperature
 
     @property
     def _remembers(self) -> bool:
         return self.memory.gamma < 1 or self.memory.keep or self._recalls
 
-    def _duals(self, matrix: "Matrix", rule: Rule, scale: Tensor | float, index: Tensor | None, unit: Tensor | int):
+    def _duals(self, matrix: Matrix, rule: Rule, scale: Tensor | float, index: Tensor | None, unit: Tensor | int):
         """Fresh duals, and the same blended with the remembered ones, ``[rows, width]``.
 
         What is remembered is the dual over ``unit``: at a temperature that changes log u lasts, and not t log u.
@@ -270,11 +263,11 @@ class Steerer:
         dual = torch.where(old.isnan() | blended.isnan(), dual, blended)
         dual = torch.where(fresh.filled, dual, old)  # an empty row has nothing new to tell
         if self.training:
-            kept = dual / unit
+            kept = torch.cat([dual / unit, fresh.filled.to(dual)], -1)
             if not matrix.shared:
                 sizes = [numbers[0] for numbers in all_gather_numbers([len(index)])]
                 index, kept = all_gather(index, sizes), all_gather(kept, sizes)
-            self.memory.write(index, kept)
+            self.memory.write(index, kept[:, :-1], kept[:, -1])
         return fresh, dual
 
     def _with_figures(
@@ -283,7 +276,7 @@ class Steerer:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
         figures_of: Callable[[Tensor], Mapping[str, Any]] | None = getattr(rule, "figures", None)  # see Figures
         figures = {} if figures_of is None else figures_of(dual)
-        risk = figures.get("objective")
+        risk = figures.get("objective") if self.average == "rows" and self.grouping != "centre" else None
         if temperature is not None and self._tempered is not None:
             loss = self._tempered.objective(steered.loss, dual, temperature, negatives)
             steered, risk = replace(steered, loss=loss), None
@@ -306,12 +299,12 @@ class Steerer:
         """What the running figures warn of, one line each: a reference that adds noise, collapse."""
         lines = []
         size, share = self.effective_sample_size.tolist()
-        if 0 < size < 2 or (0 < share < LEAST_SHARE and not self._anchors):  # few negatives of an anchor are near
+        if share < 1 and (0 < size < 2 or (0 < share < LEAST_SHARE and not self._anchors)):  # few negatives are near
             lines.append(
                 f"the weights rest on {size:.1f} samples of a row (effective sample size, {share:.0%} of them): "
                 f"use a smaller rho, a larger temperature or a larger alpha"
             )
-        if self.variance.values is None:
+        if self.variance.values is None or not float(self.variance.values[0]) > 0 or self.reference_scale == 0:
             return lines
         best = float(self.variance.best_scale())
         scale = best if isinstance(self.reference_scale, str) else self.reference_scale
@@ -331,6 +324,7 @@ class Steerer:
 
     def state_dict(self) -> dict:
         return {
+            "rule": repr(self.rule),
             "memory": self.memory.state_dict(),
             "variance": self.variance.state_dict(),
             "scale": self.scale,
@@ -340,6 +334,13 @@ class Steerer:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes over what another steerer of the same rule remembered, gamma included.
+
+        Raises:
+            UserError: duals of another rule, weights over groups that are missing, or a memory of other data.
+        """
+        if state["memory"]["table"] is not None and state["rule"] != repr(self.rule):
+            raise UserError(f"the checkpoint remembers duals of {state['rule']}, this steerer's rule is {self.rule!r}")
         self.memory.load_state_dict(state["memory"])
         self.variance.load_state_dict(state["variance"])
         self.scale, self._last, self._restored = state["scale"], None, state["effective_sample_size"]
@@ -348,49 +349,23 @@ class Steerer:
             self.average.load_state_dict(state["group_weights"])
 
 
-class Matrix(Protocol):
-    """The losses of a batch and of its reference, in rows, as the engine sees them: LossRows or PairRows.
-
-    Attributes:
-        shared: whether every rank has a part of the same rows, whose duals are the same on every rank.
-        kind: in words.
-    """
-
-    @property
-    def shared(self) -> bool: ...
-    @property
-    def kind(self) -> str: ...
-    def header(self) -> list[int]: ...
-    def agreed(self, headers: list[list[int]]) -> "Matrix": ...
-    def variance_sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None: ...
-    def memory_index(self, ids: Tensor | None) -> Tensor: ...
-    def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> Any: ...
-    def steer(self, rule: Rule, fresh: Any, dual: Tensor, scale: Tensor, average: Any, *, frozen: bool) -> Steered: ...
-
-
-KINDS = ("nothing", "one row over all processes", "rows", "pairs")
-
-
-def _agreed(matrix: Matrix | None, everyone: list[list[int]], trouble: UserError | None) -> Matrix:
-    """The rows as all ranks see them, given the kind, the reference and the header of every rank.
-
-    Raises:
-        UserError, Elsewhere: on every rank, where one of them failed or gives something else than the others.
-    """
-    if trouble is not None:
-        trouble.local = True
-        raise trouble
-    if matrix is None or any(not numbers[0] for numbers in everyone):
-        raise Elsewhere("another process of this run failed and says why")
-    for words, values in (
-        ("losses of one kind", [KINDS[numbers[0]] for numbers in everyone]),
-        ("reference losses, or none of them", ["with" if numbers[1] else "without" for numbers in everyone]),
-    ):
-        if len(set(values)) > 1:
-            raise UserError(f"all processes give {words}, got {', '.join(values)} (by rank)")
-    return matrix.agreed([numbers[2:] for numbers in everyone])
-
-
 def _negatives(losses: Tensor | Pairs) -> int:
     """Negatives of every anchor of Pairs, at least 1."""
     return max(1, len(losses.left) * world_size() - 1) if is_pairs(losses) else 1
+
+
+def _check_options(reference_scale, population, memory, over, average, grouping) -> None:
+    """Refuses options of a Steerer that are none."""
+    number = isinstance(reference_scale, int | float) and math.isfinite(reference_scale)
+    if reference_scale != "auto" and not number:
+        raise UserError(f"reference_scale is a number or 'auto', got {reference_scale!r}")
+    if population is not None and not (isinstance(population, int | float) and population >= 1):
+        raise UserError(f"population is a number of samples, at least 1, got {population!r}")
+    if memory is not None and not isinstance(memory, DualMemory):
+        raise UserError(f"memory is DualMemory(size, gamma=...), got {memory!r}")
+    if over not in (None, "batch", "rows"):
+        raise UserError(f"weights are distributed over 'batch' or 'rows', got {over!r}")
+    if not isinstance(average, GroupWeights) and average not in ("rows", "entries"):
+        raise UserError(f"average is 'rows', 'entries' or GroupWeights(...), got {average!r}")
+    if grouping not in (None, "centre", "rows"):
+        raise UserError(f"grouping is 'centre' or 'rows', got {grouping!r}")

@@ -30,13 +30,14 @@ def centre(excess: Tensor, groups: Tensor, mask: Tensor | None, count: int) -> T
 class GroupWeights:
     """Weights over groups that grow exponentially with the mean excess of a group.
 
-    With the reference's losses subtracted these are the domain weights of DoReMi (Xie et al. 2023, section 2, algorithm
-    1), without them group DRO's (Sagawa et al. 2020, algorithm 1): after every batch
+    With the reference's losses subtracted these are like the domain weights of DoReMi (Xie et al. 2023, section 2),
+    without them like group DRO's (Sagawa et al. 2020, algorithm 1): after every batch
 
         weight_g <- weight_g exp(step_size max(mean excess of g, 0)),
 
-    normalised, then mixed with a little of the uniform weights. A batch is the mean of its groups' losses by the
-    weights of those that are in it.
+    normalised, then mixed with a little of the uniform weights. DoReMi clips the excess of every token, here it is the
+    mean that is clipped; and a batch is the mean of its groups' losses by the weights of those groups alone that are in
+    it, so that the size of the loss does not depend on which are.
 
     Args:
         step_size: of the exponentiated gradient, per unit of the loss, above 0; 1 in DoReMi, 0.01 in group DRO.
@@ -77,7 +78,8 @@ class GroupWeights:
             old = torch.cat([old, old.new_full((count - len(old),), 1 / len(old))])
         old = old.to(excess.device) / old.sum()
         if not frozen:
-            raised = old.log() + self.step_size * excess.double().clamp(min=0).masked_fill(~present, 0)
+            counted = present & excess.isfinite()  # a step that overflowed says nothing of its groups
+            raised = old.log() + self.step_size * excess.double().clamp(min=0).masked_fill(~counted, 0)
             old = (1 - self.smoothing) * raised.softmax(0) + self.smoothing / count
             self.values = old
         shown = old.masked_fill(~present, 0)
@@ -86,5 +88,7 @@ class GroupWeights:
     def state_dict(self) -> dict:
         return {"values": self.values}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict | None) -> None:
+        if state is None:
+            raise UserError("the checkpoint has no weights over groups: was it made with another average?")
         self.values = state["values"]

@@ -1,6 +1,6 @@
 """Losses that are given one by one, in rows: each row is what one distribution of weights is taken over."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from steering.agreement import DTYPES, KINDS, Header
 from steering.distributed import all_gather, all_reduce_sum, rank, world_size
 from steering.errors import UserError
 from steering.groups import GroupWeights, centre
@@ -50,8 +51,7 @@ class LossRows:
             every row lies on one rank.
         groups: of every entry, ``[rows, columns]`` int64, if the excess is to be centred within them.
         group_count: number of groups that the excess is centred within, the same on every rank.
-        sizes: columns of every rank, where rows are shared.
-        sample_every: one in so many entries is enough to estimate variances from.
+        headers: what all ranks hold, once they have agreed.
     """
 
     values: Tensor
@@ -62,36 +62,44 @@ class LossRows:
     shared: bool = False
     groups: Tensor | None = None
     group_count: int = 0
-    sizes: tuple[int, ...] | None = None
-    sample_every: int = 1
+    headers: tuple[Header, ...] = ()
 
     @property
-    def kind(self) -> str:
-        return "one row over all processes" if self.shared else "rows"
+    def sizes(self) -> tuple[int, ...]:
+        """Columns of every rank, where rows are shared."""
+        return tuple(header.columns for header in self.headers)
 
     # -- agreement between ranks ----------------------------------------------------------------------------
 
-    def header(self) -> list[int]:
-        """Whole numbers that ranks tell each other before they exchange tensors: is masked, rows, columns, groups."""
+    def header(self) -> Header:
+        """What the other ranks have to know."""
+        kind, dtype = (
+            KINDS.index("one row over all processes" if self.shared else "rows"),
+            DTYPES.index(self.values.dtype),
+        )
         groups = 0 if self.groups is None or not self.groups.numel() else int(self.groups.max()) + 1
-        return [int(self.mask is not None), *self.values.shape, groups]
+        rows, columns = self.values.shape
+        return Header(kind, dtype, int(self.reference is not None), int(self.mask is not None), rows, columns, groups)
 
-    def agreed(self, headers: list[list[int]]) -> "LossRows":
+    def agreed(self, headers: Sequence[Header]) -> "LossRows":
         """The rows as all ranks see them, given the header of every rank.
 
         Raises:
             UserError: on every rank, where all have none.
         """
-        masked, counts, columns, groups = zip(*headers, strict=True)
-        entries = sum(rows * width for rows, width in zip(counts, columns, strict=True))
-        if not entries:
+        filled = [header for header in headers if header.rows * header.columns]
+        if not filled:
             raise UserError(f"losses are [n], [rows, columns] or [entries] and not empty, got {list(self.shape)}")
-        rows = self._with_rows(max(counts)) if self.shared else self
-        if self.shared and self.mask is None and any(masked):
+        rows = self._with_rows(max(header.rows for header in headers)) if self.shared else self
+        if self.shared and rows.mask is None and any(header.masked for header in headers):
             rows = replace(rows, mask=torch.ones_like(rows.values, dtype=torch.bool))
-        sizes = columns if self.shared else None
-        every = math.ceil(entries / VARIANCE_ENTRIES)
-        return replace(rows, group_count=max(groups), sizes=sizes, sample_every=every)
+        return replace(
+            rows,
+            values=rows.values.to(DTYPES[filled[0].dtype]),
+            reference=None if rows.reference is None else rows.reference.to(DTYPES[filled[0].dtype]),
+            group_count=max(header.last for header in headers),
+            headers=tuple(headers),
+        )
 
     def _with_rows(self, count: int) -> "LossRows":
         """The same with empty rows for groups that other ranks have."""
@@ -108,34 +116,38 @@ class LossRows:
     # -- variances and memory -------------------------------------------------------------------------------
 
     def variance_sample(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Rows of losses, of reference losses, and their mask, to estimate variances from; None without reference."""
+        """Rows of losses, of reference losses, and their mask, to estimate variances from; None without reference.
+
+        Of a large batch these are some entries of the only row, or some rows, drawn at random: the same ones however
+        the batch is split between ranks.
+        """
         if self.reference is None:
             return None
-        parts = [self.values.detach(), self.reference, self.mask]
-        if self.sample_every > 1:
-            parts = [None if part is None else self._thinned(part) for part in parts]
+        parts: list[Tensor | None] = [self.values.detach(), self.reference, self.mask]
+        sizes = self.sizes
+        if sum(header.rows * header.columns for header in self.headers) > VARIANCE_ENTRIES and len(self.values) != 0:
+            parts, sizes = self._sampled(parts)
+        if self.shared and world_size() > 1:
+            parts = [None if part is None else self._gathered(part, sizes) for part in parts]
         losses, reference, mask = parts
         assert losses is not None and reference is not None
-        if self.shared and world_size() > 1:
-            sizes = None if self.sample_every == 1 else self._thinned_sizes()
-            losses, reference = self._gathered(losses, sizes), self._gathered(reference, sizes)
-            mask = None if mask is None else self._gathered(mask, sizes)
         return losses, reference, mask
 
-    def _thinned(self, part: Tensor) -> Tensor:
-        """One in ``sample_every`` entries of a shared row, or of the rows; the same entries on any number of ranks."""
-        if not self.shared:
-            return part[:: self.sample_every] if len(part) > self.sample_every else part[:, :: self.sample_every]
-        assert self.sizes is not None
-        return part[:, -sum(self.sizes[: rank()]) % self.sample_every :: self.sample_every]
-
-    def _thinned_sizes(self) -> list[int]:
-        assert self.sizes is not None
-        starts = [sum(self.sizes[:place]) for place in range(len(self.sizes))]
-        return [
-            len(range(-start % self.sample_every, size, self.sample_every))
-            for start, size in zip(starts, self.sizes, strict=True)
-        ]
+    def _sampled(self, parts: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[int, ...]]:
+        """A part of the columns of a shared row, or of the rows, and how many of them every rank has."""
+        if self.shared and len(self.values) > 1:
+            return parts, self.sizes
+        counts = self.sizes if self.shared else tuple(header.rows for header in self.headers)
+        width = 1 if self.shared else max(header.columns for header in self.headers)
+        ends = torch.tensor(counts).cumsum(0)
+        total, number = int(ends[-1]), -(-VARIANCE_ENTRIES // width)
+        if total <= number:
+            return parts, self.sizes
+        chosen = torch.randint(total, (number,), generator=torch.Generator().manual_seed(total)).sort().values
+        owners = torch.searchsorted(ends, chosen, right=True)
+        own = (chosen[owners == rank()] - (ends[rank()] - counts[rank()])).to(self.values.device)
+        parts = [None if part is None else part.index_select(1 if self.shared else 0, own) for part in parts]
+        return parts, tuple(owners.bincount(minlength=len(counts)).tolist())
 
     def memory_index(self, ids: Tensor | None) -> Tensor:
         """Where in the memory the dual of every row lives, ``[rows]``."""
@@ -155,8 +167,8 @@ class LossRows:
         else:
             excess = torch.sub(values, self.reference, alpha=scale)
         if self.groups is not None:
-            excess = centre(self._hidden(excess, 0), self.groups, self.mask, self.group_count)
-        return self._hidden(excess)
+            excess = centre(self._fill(excess, 0), self.groups, self.mask, self.group_count)
+        return self._fill(excess)
 
     def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> FreshDuals:
         """Duals of the batch; ``remembered`` are those of the memory, NaN where there is none."""
@@ -187,7 +199,7 @@ class LossRows:
         """The steered loss, with the weights that the duals imply."""
         with torch.no_grad():
             settled = fresh.weights is not None and dual is fresh.dual
-            weights = fresh.weights if settled else self._hidden(rule.weights(fresh.excess, dual), 0)
+            weights = fresh.weights if settled else self._fill(rule.weights(fresh.excess, dual), 0)
             assert weights is not None
             entries = self._entries(weights)
             first = entries if settled and rule.normalised else weights.sum(-1)
@@ -195,7 +207,7 @@ class LossRows:
             if self.shared and world_size() > 1:
                 first, second, entries = all_reduce_sum(torch.stack([first, second, entries]))
             share = self._share(entries, average, fresh.excess, frozen)
-        loss = (torch.linalg.vecdot(weights, self._hidden(self.values, 0)) * share).sum()
+        loss = (torch.linalg.vecdot(weights, self._fill(self.values, 0)) * share).sum()
         weighted_loss = loss.detach()
         if self.reference is not None:
             with torch.no_grad():
@@ -208,7 +220,7 @@ class LossRows:
         """Weighted mean of the excess, a scalar."""
         if self.groups is not None:  # whose means were taken off
             assert self.reference is not None
-            excess = self._hidden(self.values.detach() - scale.to(self.values) * self.reference, 0)
+            excess = self._fill(self.values.detach() - scale.to(self.values) * self.reference, 0)
         return (torch.linalg.vecdot(weights, excess) * share).sum()
 
     def _share(self, entries: Tensor, average: Average | GroupWeights, excess: Tensor, frozen: bool) -> Tensor | float:
@@ -228,7 +240,7 @@ class LossRows:
 
     def _row_means(self, excess: Tensor, entries: Tensor) -> Tensor:
         """Mean excess of every row over all ranks, ``[rows]``."""
-        sums = self._hidden(excess, 0).sum(-1, dtype=torch.float64)
+        sums = self._fill(excess, 0).sum(-1, dtype=torch.float64)
         return (all_reduce_sum(sums) if self.shared else sums) / entries.clamp(min=1)
 
     def _population(self, population: int | None, mask: Tensor) -> Population:
@@ -243,32 +255,32 @@ class LossRows:
     # -- the matrix -----------------------------------------------------------------------------------------
 
     @cached_property
-    def _hole(self) -> Tensor:
+    def _excluded(self) -> Tensor:
         """Where there is no entry."""
         assert self.mask is not None
         return ~self.mask
 
     @cached_property
-    def _counts(self) -> Tensor:
+    def _entry_counts(self) -> Tensor:
         """Own entries of every row, ``[rows, 1]``."""
         assert self.mask is not None
         return true_entries(self.mask)
 
-    def _hidden(self, values: Tensor, by: float = NEVER) -> Tensor:
+    def _fill(self, values: Tensor, by: float = NEVER) -> Tensor:
         """The same with something else where there is no entry."""
-        return values if self.mask is None else values.masked_fill(self._hole, by)
+        return values if self.mask is None else values.masked_fill(self._excluded, by)
 
     def _filled(self) -> Tensor:
         if self.mask is None:
             return torch.ones(len(self.values), 1, dtype=torch.bool, device=self.values.device)
-        return self._counts > 0
+        return self._entry_counts > 0
 
     def _entries(self, like: Tensor) -> Tensor:
         if self.mask is None:
             return like.new_full(like.shape[:1], like.shape[1])
-        return self._counts[:, 0].to(like)
+        return self._entry_counts[:, 0].to(like)
 
-    def _gathered(self, part: Tensor, sizes: list[int] | None = None) -> Tensor:
+    def _gathered(self, part: Tensor, sizes: tuple[int, ...] | None = None) -> Tensor:
         """Shared rows with the columns of all ranks, ``[rows, all columns]``."""
         if world_size() == 1:
             return part
@@ -277,14 +289,14 @@ class LossRows:
     def _as_given(self, matrix: Tensor) -> Tensor:
         """Values of the entries in the shape of the losses."""
         if self.index is None:
-            return matrix.reshape(self.shape)
+            return matrix.reshape(self.shape) if self.shape.numel() else matrix.new_zeros(self.shape)
         return matrix.reshape(-1)[self.index].reshape(self.shape)
 
 
 def sample_ids(ids: Tensor | None, rows: int) -> Tensor:
     """The ids, which a memory cannot do without, ``[rows]`` int64."""
     if ids is None:
-        raise UserError("a memory with a gamma below 1 needs the samples' ids: steerer(..., ids=ids)")
+        raise UserError("what is remembered of every sample needs its id: steerer(..., ids=ids)")
     if ids.shape != (rows,) or ids.is_floating_point():
         raise UserError(
             f"ids are {rows} whole numbers, one for every sample, got {ids.dtype} of shape {list(ids.shape)}"

@@ -173,12 +173,19 @@ class Losses(NamedTuple):
                 f"losses with their rows (Losses.rows)"
             )
         rows = [None if part.rows is None else part.rows + sum(sizes[:k]) for k, part in enumerate(parts)]
-        values, mask, outputs, _, groups = (_cat(column) for column in zip(*parts, strict=True))
-        return Losses(cast(Tensor, values), mask, outputs, _cat(rows), groups)
+        values, masks, outputs, _, groups = (list(column) for column in zip(*parts, strict=True))
+        if any(mask is not None for mask in masks):  # a part without padding may have none
+            pairs = zip(masks, values, strict=True)
+            masks = [torch.ones_like(x, dtype=torch.bool) if mask is None else mask for mask, x in pairs]
+        return Losses(cast(Tensor, _cat(values)), _cat(masks), _cat(outputs), _cat(rows), _cat(groups))
 
 
 def _cat(parts: "Sequence[Any]") -> Tensor | None:
-    return None if any(part is None for part in parts) else torch.cat(list(parts))
+    """All parts as one, None where there are none."""
+    missing = [part is None for part in parts]
+    if any(missing) != all(missing):
+        raise UserError("either every batch has outputs, rows and groups of its losses, or none: some are missing here")
+    return None if any(missing) else torch.cat(list(parts))
 
 
 class Stream(Protocol):

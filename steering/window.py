@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steering.contrastive.pairs import Pairs, leaves_of, with_leaves
+from steering.arrange import tensor_of
+from steering.contrastive.pairs import Pairs, is_pairs, leaves_of, with_leaves
 from steering.errors import UserError
 from steering.steered import Steered
 
@@ -34,7 +35,7 @@ class Window:
             losses: of the micro-batch, with gradient, in the form that the window was given in.
             index: where they are in the window: samples ``[k]`` or a slice; entries if the window was given with rows.
         """
-        parts = leaves_of(losses)
+        parts = leaves_of(losses if is_pairs(losses) else tensor_of(losses, "losses"))
         if len(parts) != len(self.gradients):
             raise UserError("a micro-batch is given in the form of its window: losses, or Pairs with a scale alike")
         total = torch.zeros((), device=parts[0].device)
@@ -58,8 +59,15 @@ def window(losses: Tensor | Pairs, steer: Callable[[Tensor | Pairs], Steered]) -
         losses: of the whole window.
         steer: gives the Steered of losses with a gradient.
     """
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves_of(losses)]
-    with torch.enable_grad():
+    losses = losses if is_pairs(losses) else tensor_of(losses, "losses")
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [_with_gradient(leaf) for leaf in leaves_of(losses)]
         steered = steer(with_leaves(losses, leaves))
         gradients = torch.autograd.grad(steered.loss, leaves, allow_unused=True, materialize_grads=True)
     return Window(replace(steered, loss=steered.loss.detach()), gradients)
+
+
+def _with_gradient(leaf: Tensor) -> Tensor:
+    """The same numbers, which may come from inference mode or be whole, as a leaf."""
+    leaf = leaf.detach()
+    return (leaf.clone() if leaf.is_floating_point() else leaf.float()).requires_grad_()

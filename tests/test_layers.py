@@ -23,6 +23,7 @@ ORDER = [
     ["steering.curvature"],
     ["steering.distributed"],
     ["steering.dual_memory", "steering.running_variance", "steering.rules", "steering.steered", "steering.groups"],
+    ["steering.agreement"],
     ["steering.loss_rows", "steering.arrange", "steering.contrastive.pairs"],
     ["steering.selectors", "steering.window"],
     ["steering.contrastive"],

@@ -6,12 +6,14 @@ finds the duals. The weights are constants of the gradient, so the loss is linea
 pass turns the weights into the gradient of the features by two products a tile; no similarity is ever differentiated.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from steering.agreement import DTYPES, KINDS, Header
 from steering.contrastive.contrast import Contrast, Sides, sides, similarity
 from steering.contrastive.pairs import Pairs, anchors
 from steering.contrastive.passes import AnchorDuals, Pass, TileWeights, pass_of
@@ -56,7 +58,6 @@ class PairRows:
     """
 
     shared = False
-    kind = "pairs"
 
     def __init__(self, pairs: Pairs, reference: Pairs | None, budget: int | None = None):
         both = [pairs] if reference is None else [pairs, reference]
@@ -64,6 +65,9 @@ class PairRows:
         if len(set(counts)) != 1 or not counts[0]:
             raise UserError(f"target and reference losses must be of the same samples, got pairs of {counts} features")
         for features in both:
+            if features.left.dim() != 2 or features.right.dim() != 2:
+                shapes = [list(side.shape) for side in features[:2]]
+                raise UserError(f"left and right features are [n, width], got {shapes[0]} and {shapes[1]}")
             if features.left.shape != features.right.shape:
                 widths = features.left.shape[1:], features.right.shape[1:]
                 raise UserError(f"left and right features must have the same width, got {widths[0]} and {widths[1]}")
@@ -72,18 +76,23 @@ class PairRows:
         self.target = sides(pairs)
         self.reference = None if reference is None else sides(reference, like=self.target[0])
 
-    def header(self) -> list[int]:
-        """Whole numbers that ranks tell each other before they exchange tensors: pairs and widths."""
+    def header(self) -> Header:
+        """What the other ranks have to know."""
         reference_width = 0 if self.reference is None else self.reference[0].shape[1]
-        return [*self.target[0].shape, reference_width, 0]
+        dtype, reference = DTYPES.index(self.target[0].dtype), int(self.reference is not None)
+        return Header(KINDS.index("pairs"), dtype, reference, 0, *self.target[0].shape, reference_width)
 
-    def agreed(self, headers: list[list[int]]) -> "PairRows":
+    def agreed(self, headers: Sequence[Header]) -> "PairRows":
         """The rows as all ranks see them, with everyone's right features.
 
         Raises:
             UserError: on every rank, where ranks hold unlike numbers of pairs or widths.
         """
-        for what, values in zip(("pairs", "features", "reference features"), zip(*headers, strict=True), strict=False):
+        for what, values in (
+            ("pairs", [header.rows for header in headers]),
+            ("features", [header.columns for header in headers]),
+            ("reference features", [header.last for header in headers]),
+        ):
             if len(set(values)) > 1:
                 raise UserError(
                     f"all processes must hold as many {what}, got {', '.join(map(str, values))} by rank: drop the "

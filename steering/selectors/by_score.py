@@ -125,7 +125,8 @@ class ReferenceOnly(ByScore):
     name = "reference_only"
 
     def score(self, losses, reference, generator):
-        return -per_candidate(self.name, reference)
+        losses = per_candidate(self.name, reference)
+        return torch.where(losses.isneginf(), losses, -losses)
 
 
 @dataclass(frozen=True)

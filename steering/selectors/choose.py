@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from steering.arrange import tensor_of
 from steering.contrastive.pairs import Pairs, is_pairs
 from steering.errors import UserError
 
@@ -20,16 +21,24 @@ def per_candidate(selector: str, losses: Tensor | Pairs | None) -> Tensor:
         selector: for the message.
         losses: ``[n]``, ``[n, columns]`` with NaN where there is no entry, or Pairs.
 
+    Returns:
+        ``[n]``, -inf for a candidate without entries, from which there is nothing to learn.
+
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one of ``[n]`` is NaN.
     """
     if losses is None:
         raise UserError(f"{selector} needs the reference's losses of the candidates, got None")
     if is_pairs(losses):
         return losses.per_sample()
+    losses = tensor_of(losses, "losses")
     if losses.dim() not in (1, 2):
         raise UserError(f"{selector} chooses by losses [n], [n, columns] or Pairs, got {list(losses.shape)}")
-    return losses if losses.dim() == 1 else losses.nanmean(-1).nan_to_num(nan=-torch.inf)  # nothing to learn from
+    if losses.dim() == 1:
+        if losses.isnan().any():
+            raise UserError(f"{selector} needs a loss of every candidate, got NaN at {_first(losses.isnan())}")
+        return losses
+    return losses.nanmean(-1).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def excess(selector: str, losses: Tensor | Pairs, reference: Tensor | Pairs | None) -> Tensor:
@@ -40,11 +49,23 @@ def excess(selector: str, losses: Tensor | Pairs, reference: Tensor | Pairs | No
             f"{selector} compares losses of the same candidates, got {len(scores)} of the target and "
             f"{len(reference_scores)} of the reference"
         )
+    if not is_pairs(losses) and not is_pairs(reference):
+        one, other = (tensor_of(x, "losses").isnan() for x in (losses, reference))
+        if one.shape == other.shape and not torch.equal(one, other.to(one.device)):
+            unlike = (one != other.to(one.device)).reshape(len(one), -1).any(-1)
+            raise UserError(f"{selector} compares losses of the same entries, got others for {_first(unlike)}")
     return torch.where(scores.isneginf(), scores, scores - reference_scores.to(scores))
+
+
+def _first(where: Tensor) -> str:
+    """The first three candidates of ``[n]`` bool."""
+    return "candidates " + ", ".join(map(str, where.nonzero()[:3, 0].tolist()))
 
 
 def largest(scores: Tensor, number: int) -> Tensor:
     """Indices of the ``number`` largest of ``[n]`` scores, the first of equals first."""
+    if number > len(scores):
+        raise UserError(f"{number} are to be chosen of {len(scores)} candidates: draw more of them")
     return scores.argsort(descending=True, stable=True)[:number]
 
 

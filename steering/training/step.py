@@ -145,7 +145,7 @@ class Training:
 
     def _steer(self, losses: Losses, reference: Losses | None, batch: Batch) -> Steered:
         self.steerer.memory.gamma = self.gamma(self.done)
-        values = None if reference is None else reference.in_order_of(losses.rows).values
+        values = None if reference is None else fail_on_all_ranks(lambda: _same_entries(losses, reference, batch))
         return self.steerer(
             losses.values, values, ids=batch.ids, mask=losses.mask, rows=losses.rows, groups=losses.groups
         )
@@ -254,6 +254,19 @@ def _target(task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:
         require("set_temperature", "be given a temperature to begin with")
         model.set_temperature(arm.temperature, learn=True)
     return model
+
+
+def _same_entries(losses: Losses, reference: Losses, batch: Batch) -> Tensor | Pairs:
+    """The reference's losses of the target's entries; nothing may stand in the place of one that is missing."""
+    reference = reference.in_order_of(losses.rows)
+    if reference.mask is None:
+        return reference.values
+    missing = ~reference.mask if losses.mask is None else losses.mask.bool() & ~reference.mask
+    if missing.any():
+        sums = Losses(missing.double(), rows=losses.rows).per_sample(len(batch))
+        ids = ", ".join(map(str, batch.ids[cast(Tensor, sums) > 0][:3].tolist()))
+        raise UserError(f"the reference has no loss for entries that the target has, of sample ids {ids}")
+    return reference.values
 
 
 def _average(text: str) -> Average | GroupWeights:

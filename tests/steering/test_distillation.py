@@ -90,3 +90,23 @@ def test_tokens_count_by_their_mask_and_not_by_the_length_of_their_text():
     rows = torch.tensor([0, 0, 0, 1])
     packed = distil(student[mask.bool()], teacher[mask.bool()], rows=rows, average="entries")
     assert torch.allclose(packed, by_entries)
+
+
+def test_classes_that_the_teacher_forbids_count_for_nothing():
+    student = torch.zeros(1, 3, requires_grad=True)
+    loss = distil(student, torch.tensor([[0.0, 1.0, -torch.inf]]))
+    two = torch.tensor([0.0, 1.0]).softmax(-1)
+    assert torch.allclose(loss, (two * (two.log() + torch.tensor(3.0).log())).sum())
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+def test_answers_in_half_precision_are_compared_in_single():
+    student, teacher = torch.randn(2, 64, 2000).bfloat16()
+    assert torch.allclose(distil(student, teacher), distil(student.float(), teacher.float()))
+
+
+def test_what_stands_under_padding_reaches_no_gradient():
+    student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
+    teacher[1] = torch.nan
+    (gradient,) = torch.autograd.grad(distil(student, teacher, mask=[True, False]), student)
+    assert gradient[0].any() and (gradient[1] == 0).all()

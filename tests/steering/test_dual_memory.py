@@ -58,7 +58,7 @@ def test_a_wrong_rate_is_explained_at_once_and_later(gamma):
 
 
 def test_a_memory_of_nothing_is_explained():
-    with pytest.raises(UserError, match="Levels needs a size of at least 1, got 0"):
+    with pytest.raises(UserError, match="DualMemory needs a size of at least 1, got 0"):
         DualMemory(0)
 
 

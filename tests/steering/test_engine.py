@@ -287,15 +287,37 @@ def test_losses_that_do_not_fit_are_explained(call, message):
         call(Steerer(Uniform()))
 
 
-def test_an_unknown_scale_is_explained():
-    for scale in ("best", float("nan")):
-        with pytest.raises(UserError, match=f"reference_scale is a number or 'auto', got {scale!r}"):
-            Steerer(Uniform(), reference_scale=scale)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"reference_scale": "best"}, "reference_scale is a number or 'auto', got 'best'"),
+        ({"reference_scale": float("nan")}, "reference_scale is a number or 'auto', got nan"),
+        ({"reference_scale": None}, "reference_scale is a number or 'auto', got None"),
+        ({"population": 0}, "population is a number of samples, at least 1, got 0"),
+        ({"memory": 0.5}, r"memory is DualMemory\(size, gamma=...\), got 0.5"),
+        ({"rule": KL}, "a rule is .* say, got <class"),
+        ({"rule": 3}, "a rule is .* say, got 3"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none_are_explained(options, message):
+    with pytest.raises(UserError, match=message):
+        Steerer(**{"rule": Uniform()} | options)
+
+
+def test_duals_of_another_rule_are_refused():
+    states = []
+    for rule in (KL(temperature=1.0), CVaR(alpha=0.5)):
+        steerer = Steerer(rule, memory=DualMemory(gamma=0.5))
+        steerer(torch.rand(4))
+        states.append(steerer)
+    with pytest.raises(UserError, match=r"remembers duals of KL\(.*\), this steerer's rule is CVaR"):
+        states[1].load_state_dict(states[0].state_dict())
 
 
 @pytest.mark.parametrize("losses", [torch.zeros(1, 3), torch.zeros(2, 3), pairs()], ids=type)
 def test_a_memory_without_ids_is_explained(losses):
-    with pytest.raises(UserError, match=r"needs the samples' ids: steerer\(..., ids=ids\)"):
+    with pytest.raises(UserError, match=r"of every sample needs its id: steerer\(..., ids=ids\)"):
         Steerer(KL(temperature=1.0), memory=DualMemory(9, gamma=0.5))(losses)
 
 

@@ -79,7 +79,10 @@ def test_weights_over_groups_are_in_the_checkpoint():
     [
         (lambda s: s(torch.zeros(2), groups=[0, 1]), "excess by group needs the reference's losses, got None"),
         (lambda s: s(torch.zeros(2), torch.zeros(2)), r"groups its samples: steerer\(..., groups=groups\)"),
-        (lambda s: s(torch.zeros(2), torch.zeros(2), groups=[0]), r"groups are one number a sample, 2 here, got \[1\]"),
+        (
+            lambda s: s(torch.zeros(2), torch.zeros(2), groups=[0]),
+            r"one number a sample \(row\), 2 here",
+        ),
         (lambda s: s(torch.zeros(2), torch.zeros(2), groups=[0, -1]), "groups are whole numbers from 0 on"),
         (lambda s: s(*[Pairs(torch.zeros(2, 2), torch.zeros(2, 2))] * 2, groups=[0, 1]), "Pairs .* have no groups"),
         (lambda s: Steerer(Uniform(), grouping=cast(Any, "all")), "grouping is 'centre' or 'rows', got 'all'"),
@@ -94,3 +97,27 @@ def test_groups_that_do_not_fit_are_explained(call, message):
 def test_group_dro_asks_for_no_reference():
     steerer = Steerer(Uniform(), average=GroupWeights(step_size=1.0, smoothing=0.0), reference_scale=0)
     assert float(steerer(torch.tensor([math.log(2), 0.0]), groups=[0, 1]).loss) == pytest.approx(2 / 3 * math.log(2))
+
+
+def test_groups_of_packed_rows_are_one_a_row_however_many_entries_there_are():
+    """Rows 2, 0 and 1 of one entry each; group 0 has row 0, group 1 rows 1 and 2."""
+    steerer = Steerer(Uniform(), grouping="rows")
+    losses, rows = torch.tensor([5.0, 1.0, 2.0]), torch.tensor([2, 0, 1])
+    assert steerer(losses, torch.zeros(3), rows=rows, groups=[0, 1, 1]).loss == (1 + (2 + 5) / 2) / 2
+
+
+def test_a_step_that_overflowed_leaves_the_weights_alone():
+    weights = GroupWeights(step_size=1.0, smoothing=0.0)
+    steerer = Steerer(Uniform(), average=weights)
+    steerer(torch.tensor([math.nan, 1.0]), torch.zeros(2), groups=[0, 1])
+    loss = steerer(torch.tensor([1.0, 1.0]), torch.zeros(2), groups=[0, 1]).loss
+    assert loss == 1 and weights.values is not None and weights.values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"grouping": "centre"}, {"over": "batch"}, {"average": GroupWeights()}], ids=["centre", "batch", "weights"]
+)
+def test_pairs_have_rows_of_their_own(options):
+    pairs = Pairs(torch.eye(3), torch.eye(3))
+    with pytest.raises(UserError, match="the rows of Pairs are their anchors"):
+        Steerer("kl(temperature=1)", **options)(pairs, pairs)

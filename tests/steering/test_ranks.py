@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from steering import KL, ChiSquare, CVaR, DualMemory, GroupWeights, Pairs, Steerer, Uniform, UserError, dual_memory
 from steering.contrastive.pairs import leaves_of, with_leaves
+from steering.distillation import distil
 from steering.distributed import all_reduce_sum, rank, world_size
 from steering.errors import RunError
 from steering.rules import GlobalContrastive, Individual, InfoNCE
@@ -135,6 +136,21 @@ def everything() -> dict[str, dict]:
     return {name: train(*scenario) for name, scenario in scenarios().items()}
 
 
+def large() -> dict[str, torch.Tensor]:
+    """Variances of more entries than are looked at, in rows and in one; a rank may have none, in another precision."""
+    losses = torch.randn(70, 600, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    part = slice(*[70 * end // 8 for end in SPLITS[world_size()][rank() : rank() + 2]])
+    own = losses[part]
+    own = own if len(own) else own.float()
+    variances = {}
+    for name, values in (("large rows", own), ("one large row", own.reshape(-1))):
+        steerer = Steerer(KL(temperature=1.0), reference_scale="auto", population=1000)
+        steerer(values, values.square())
+        assert steerer.variance.values is not None
+        variances[name] = steerer.variance.values
+    return variances
+
+
 def faults() -> dict[str, str]:
     """What every rank is told where the ranks do not fit together, or one of them makes a mistake."""
     first = rank() == 0
@@ -148,6 +164,14 @@ def faults() -> dict[str, str]:
         "a wrong id here alone": lambda: Steerer(Uniform(), memory=remembering)(
             torch.zeros(1, 2), ids=[9 if first else 1]
         ),
+        "losses of none here alone": lambda: Steerer(Uniform())(None if first else torch.zeros(2)),
+        "features of none here alone": lambda: Steerer(Uniform())(
+            Pairs(*(torch.zeros(3) if first else torch.zeros(3, 2) for _ in range(2)))
+        ),
+        "unlike precisions": lambda: Steerer(Uniform())(
+            torch.zeros(2, dtype=torch.float64 if first else torch.float32)
+        ),
+        "answers of none here alone": lambda: distil(torch.zeros(2, 3), torch.zeros(2, 4 if first else 3)),
         "nothing anywhere": lambda: Steerer(Uniform())(torch.zeros(0)),
     }
     messages = {}
@@ -163,7 +187,7 @@ def one_rank(place: int, folder: str, ranks: int, near: int) -> None:
     torch.set_num_threads(1)
     dual_memory.NEAR = near
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=place, world_size=ranks)
-    torch.save(everything() | {"faults": faults()}, f"{folder}/rank{place}.pt")
+    torch.save(everything() | {"faults": faults(), "large": large()}, f"{folder}/rank{place}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -192,6 +216,12 @@ def test_several_ranks_steer_as_one(alone, together, name):
             assert torch.allclose(results[name][figure], expected, rtol=1e-12, atol=1e-12), figure
 
 
+def test_variances_of_a_large_batch_are_those_of_one_process(together):
+    for name, expected in large().items():
+        for results in together:
+            assert torch.allclose(results["large"][name], expected, rtol=1e-12), name
+
+
 def test_ranks_that_do_not_fit_together_are_told_so_everywhere(together):
     sizes = ", ".join(["3", *["2"] * (len(together) - 1)])
     for number, results in enumerate(together):
@@ -199,6 +229,9 @@ def test_ranks_that_do_not_fit_together_are_told_so_everywhere(together):
         assert f"UserError: all processes must hold as many pairs, got {sizes} by rank" in messages["unlike pairs"]
         assert "UserError: all processes give losses of one kind, got one row over all" in messages["unlike kinds"]
         assert "got with, without" in messages["a reference here alone"]
+        assert "UserError: all processes give losses of one precision, got float64, fl" in messages["unlike precisions"]
+        for name in ("losses of none", "features of none", "answers of none"):
+            assert messages[f"{name} here alone"].startswith("Elsewhere" if number else "UserError"), name
         for name, words in (
             ("a wrong mask here alone", "the mask is"),
             ("a wrong id here alone", "id 9 does not"),

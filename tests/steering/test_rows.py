@@ -132,13 +132,13 @@ def test_a_document_without_tokens_keeps_its_place_among_the_ids():
 
 
 def test_variances_of_a_large_batch_are_estimated_from_a_part_of_it():
-    losses, reference = torch.randn(60_000), torch.randn(60_000)
+    """Also of one with a period: every third loss is 5, so Var(loss) is 50 / 9."""
+    losses = torch.zeros(60_000)
+    losses[::3] = 5
     steerer = Steerer(KL(temperature=1.0))
-    steerer(losses, reference)
-    part = Steerer(KL(temperature=1.0))
-    part(losses[::4], reference[::4])
-    assert steerer.variance.values is not None and part.variance.values is not None
-    assert torch.equal(steerer.variance.values, part.variance.values)
+    steerer(losses, losses + torch.randn(60_000))
+    assert steerer.variance.values is not None
+    assert steerer.variance.values[:2].tolist() == pytest.approx([50 / 9, 50 / 9 + 1], rel=0.03)
 
 
 def test_arrays_and_lists_are_taken_as_well():
@@ -171,3 +171,37 @@ def test_arrays_and_lists_are_taken_as_well():
 def test_rows_that_do_not_fit_are_explained(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_padding_rows_leave_the_dual_of_the_sample_alone_whose_id_they_bear():
+    steerers = [Steerer(KL(temperature=1.0), memory=DualMemory(3, gamma=0.5)) for _ in range(2)]
+    losses, mask = torch.rand(4, 3), torch.tensor([1, 1, 0, 0], dtype=torch.bool)[:, None].expand(4, 3)
+    for _ in range(2):
+        steerers[0](losses[:2], ids=[0, 1])
+        steerers[1](losses, ids=[0, 1, 0, 0], mask=mask)
+    tables = [steerer.memory.table for steerer in steerers]
+    assert tables[0] is not None and tables[1] is not None
+    assert torch.equal(tables[0][:2], tables[1][:2])
+
+
+def test_a_padded_batch_of_one_column_is_still_rows():
+    """Temperature 1, gamma 1/2: document 3 had exponentials of 2 and has 4, its weight is 4 / 3."""
+    steerer = Steerer(KL(temperature=1.0), memory=DualMemory(5, gamma=0.5))
+    steerer(torch.tensor([[2.0, 2.0]]).log(), ids=[3])
+    again = steerer(torch.tensor([[4.0]]).log(), ids=[3])
+    assert float(again.weights) == pytest.approx(4 / 3)
+
+
+def test_numbers_of_rows_may_be_anything_where_nothing_goes_by_them():
+    steered = Steerer(Uniform())(torch.tensor([6.0, 2.0, 1.0]), rows=torch.tensor([10**12, 10**12, 7]))
+    assert steered.loss == 2.5
+
+
+def test_rows_too_unlike_to_be_padded_are_refused_before_memory_is_gone():
+    rows = torch.cat([torch.zeros(10_000, dtype=torch.long), torch.arange(1, 10_001)])
+    with pytest.raises(UserError, match="10001 rows of which the longest has 10000 entries take too much padding"):
+        Steerer(Uniform())(torch.zeros(20_000), rows=rows)
+
+
+def test_rows_without_columns_have_no_weights():
+    assert Steerer(Uniform())(torch.zeros(3, 0)).weights.shape == (3, 0)

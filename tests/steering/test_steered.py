@@ -129,6 +129,13 @@ def test_few_near_negatives_of_an_anchor_are_no_collapse():
     assert 2 < float(steerer.effective_sample_size[0]) < 199 / 8 and steerer.cautions() == []
 
 
+def test_rows_of_a_single_entry_and_equal_losses_call_for_no_caution():
+    steerer = Steerer(Uniform())
+    steerer(torch.rand(3, 1), torch.rand(3, 1), mask=torch.ones(3, 1))
+    steerer(torch.ones(5), torch.ones(5))
+    assert steerer.cautions() == []
+
+
 def test_weights_that_rest_on_one_sample_are_cautioned():
     steerer = Steerer(KL(temperature=0.01))
     steerer(torch.tensor([0.0, 1.0, 5.0]))

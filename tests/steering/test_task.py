@@ -92,3 +92,11 @@ def test_losses_of_another_number_of_samples_are_refused():
 def test_parts_of_unlike_columns_are_refused():
     with pytest.raises(UserError, match=r"losses of \[\(3,\), \(4,\)\] columns: pad every sample alike, or give flat"):
         Losses.concatenate([Losses(torch.zeros(2, 3)), Losses(torch.zeros(2, 4))], [2, 2])
+
+
+def test_parts_with_and_without_padding_become_one_batch():
+    full, padded = Losses(torch.ones(1, 2)), Losses(torch.ones(1, 2), mask=torch.tensor([[True, False]]))
+    mask = Losses.concatenate([full, padded], [1, 1]).mask
+    assert mask is not None and mask.tolist() == [[True, True], [True, False]]
+    with pytest.raises(UserError, match="either every batch has outputs, rows and groups of its losses, or none"):
+        Losses.concatenate([full, Losses(torch.ones(1, 2), groups=torch.zeros(1, dtype=torch.long))], [1, 1])

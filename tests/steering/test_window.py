@@ -115,3 +115,13 @@ def test_selecting_and_weighing_together_in_a_loop_of_ones_own():
 def test_a_micro_batch_that_does_not_fit_its_window_is_explained(part, message):
     with pytest.raises(UserError, match=message):
         Steerer(Uniform()).weigh(torch.zeros(4)).loss(part, slice(0, 2))
+
+
+def test_a_window_may_be_of_anything_that_holds_numbers():
+    steerer = Steerer("kl(temperature=1)")
+    expected = steerer.weigh(torch.tensor([3.0, 1.0])).gradients[0]
+    with torch.inference_mode():
+        inner = torch.tensor([3.0, 1.0])
+        assert torch.equal(steerer.weigh(inner).gradients[0], expected)
+    for losses in ([3, 1], torch.tensor([3, 1]), inner):
+        assert torch.equal(steerer.weigh(losses).gradients[0], expected)  # type: ignore[arg-type]

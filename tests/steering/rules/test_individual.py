@@ -85,7 +85,7 @@ def test_every_anchor_of_pairs_comes_to_a_temperature_of_its_own():
 
 
 def test_without_ids_it_is_refused():
-    with pytest.raises(UserError, match="needs the samples' ids"):
+    with pytest.raises(UserError, match="every sample needs its id"):
         Steerer(Individual(), memory=DualMemory(6))(torch.zeros(6, 3))
 
 

@@ -118,3 +118,18 @@ def test_losses_of_other_candidates_are_refused():
 def test_a_missing_reference_is_named():
     with pytest.raises(UserError, match="top_k needs the reference's losses of the candidates, got None"):
         choose(TopK(), LOSSES, None)
+
+
+def test_what_the_reference_does_not_know_is_refused_and_not_chosen_first():
+    nan = torch.nan
+    with pytest.raises(UserError, match="needs a loss of every candidate, got NaN at candidates 1"):
+        choose(TopK(), torch.tensor([1.0, 2, 3]), torch.tensor([0, nan, 0]))
+    with pytest.raises(UserError, match="compares losses of the same entries, got others for candidates 0"):
+        choose(TopK(), torch.tensor([[1.0, 9], [2, 2]]), torch.tensor([[1.0, nan], [0, 0]]))
+    empty = torch.tensor([[1.0, 1], [nan, nan], [3, 3]])
+    assert choose(ReferenceOnly(keep=0.5), empty, empty, number=3) == [0, 2, 1], "one without entries comes last"
+
+
+def test_more_than_there_are_cannot_be_chosen():
+    with pytest.raises(UserError, match="7 are to be chosen of 5 candidates"):
+        choose(TopK(), number=7)

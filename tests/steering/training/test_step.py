@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
-from steering import GroupWeights, Steerer
+from steering import GroupWeights, Steerer, UserError
 from steering.settings import Arm
 from steering.task import Losses, exchange
 
@@ -58,3 +58,18 @@ def test_a_radius_may_be_of_the_tokens_and_not_of_the_samples(make_training, toy
 def test_an_arm_that_averages_over_nothing_known_is_refused(setting):
     with pytest.raises(ValidationError):
         Arm(**setting)
+
+
+def test_a_reference_without_a_loss_is_never_a_loss_of_nothing(make_training, toy):
+    """Excess must not become the loss: ids are named."""
+    inner = toy()
+
+    def losses(model, batch):
+        values = inner.losses(model, batch).values
+        return Losses(torch.stack([values, values], -1))
+
+    values = torch.zeros(24, 2)
+    values[:, 1] = torch.nan
+    task = exchange(inner, losses=losses, reference=lambda: values)
+    with pytest.raises(UserError, match="the reference has no loss for entries that the target has, of sample ids"):
+        make_training(task, rule="kl(temperature=0.5)").step()
