@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from steering.clip import build_emoji, emoji_data
+from steering.clip import emoji_data
 from steering.clip.emoji_data import BUNDLE, SPLITS, TOKENIZER, concepts, emoji_shard
 from steering.errors import RunError, UserError
 
@@ -357,37 +357,3 @@ def test_the_licences_name_everybody_and_every_change():
         "END OF TERMS AND CONDITIONS",
     ):
         assert phrase in texts
-
-
-# ---- the builder
-
-
-def test_a_keyword_becomes_plain_text_or_nothing():
-    arguments = ["\u00c5land_islands", "o\u2019clock", "\u201cfree", "10:00", ":D"]
-    assert [build_emoji.plain(word) for word in arguments] == ["aland islands", "o'clock", "free", "10:00", ""]
-
-
-def test_four_captions_differ_even_without_a_keyword():
-    captions = build_emoji.captions({"name": "red circle", "subcategory": "geometric"}, ["red", "", "geometric"])
-    assert captions[:2] == ["red circle", "an emoji of red circle, geometric"]
-    assert captions[2:] == ["red circle, geometric", "geometric: red"]
-    assert build_emoji.captions({"name": "fork", "subcategory": "tool"}, [])[3] == "tool: fork"
-
-
-def test_a_missing_tarball_is_named_with_the_command_that_fetches_it(tmp_path):
-    with pytest.raises(SystemExit, match=r"emojilib-4.0.3.tgz is not there.*npm pack emojilib@4.0.3"):
-        build_emoji.read_package(tmp_path, "emojilib@4.0.3")
-
-
-def test_a_sheet_keeps_every_picture_in_its_place(tmp_path):
-    """45 pictures fill one row of 44 and begin a second."""
-    colours = [(5 * n, 255 - 5 * n, 7, 255) for n in range(45)]
-    pictures = []
-    for colour in colours:
-        stream = io.BytesIO()
-        Image.new("RGBA", (64, 64), colour).save(stream, "PNG")
-        pictures.append(stream.getvalue())
-    build_emoji.write_sheet(tmp_path / "sheet.webp", pictures)
-    sheet = Image.open(tmp_path / "sheet.webp")
-    assert sheet.size == (44 * 32, 2 * 32)
-    assert [sheet.getpixel((n % 44 * 32 + 16, n // 44 * 32 + 16)) for n in range(45)] == colours

@@ -3,7 +3,7 @@
     npm pack emoji-datasource-google@16.0.0
     npm pack emoji-datasource-twitter@16.0.0
     npm pack emojilib@4.0.3
-    python -m steering.clip.build_emoji TARBALL_DIR OUT_DIR
+    python -m scripts.build_emoji TARBALL_DIR OUT_DIR
 
 takes two minutes on one core, nearly all of it WebP's search for the smallest lossless file, and ends with
 
@@ -56,7 +56,7 @@ SMALL_WORDS = frozenset("a an and as at be by for from in into is it its of off 
 
 def main(argv: list[str] | None = None) -> int:
     """Reads the tarballs, writes the four files and prints their sizes."""
-    parser = argparse.ArgumentParser(prog="python -m steering.clip.build_emoji", description="Builds the emoji.")
+    parser = argparse.ArgumentParser(prog="python -m scripts.build_emoji", description="Builds the emoji.")
     parser.add_argument("tarballs", type=Path, metavar="TARBALL_DIR", help="folder with the npm tarballs")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write to")
     options = parser.parse_args(argv)
