@@ -147,15 +147,8 @@ def _samples(split: str, wrong: int) -> Iterator[dict[str, str | bytes]]:
     replaced = {pair.key for pair in sorted(chosen, key=lambda pair: _draw("wrong", pair))[:wrong]}
     for pair in chosen:
         concept = pair.concept
-        facts = {
-            "emoji": concept.emoji,
-            "name": concept.name,
-            "category": concept.category,
-            "subcategory": concept.subcategory,
-            "concept": concept.index,
-            "caption": pair.caption,
-            "wrong": pair.key in replaced,
-        }
+        facts = {name: getattr(concept, name) for name in ("emoji", "name", "category", "subcategory")}
+        facts |= {"concept": concept.index, "caption": pair.caption, "wrong": pair.key in replaced}
         text = _foreign(pair, chosen, pictures).text if facts["wrong"] else pair.text
         yield {
             "__key__": pair.key,

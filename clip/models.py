@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -48,6 +47,8 @@ class Towers(nn.Module):
 
     Attributes:
         preprocessing: image size, mean and standard deviation per channel, and how to resize.
+        preprocess: takes a picture to what the image tower is given in evaluation, ``[3, h, w]``; fit for other
+            processes.
     """
 
     def __init__(
@@ -64,7 +65,11 @@ class Towers(nn.Module):
         self.clip: Any = clip
         self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
         self.arch, self.source = arch, source
-        self.preprocessing = _preprocessing(clip)
+        preprocessing: Any = open_clip.get_model_preprocess_cfg(clip)
+        tuples: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
+        self.preprocessing = PreprocessCfg(**tuples)  # two of them can be compared
+        transform: Any = image_transform_v2(self.preprocessing, is_train=False)
+        self.preprocess: Transform = transform
         self.initial_log_scale = 0.0
         size, largest = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
         if size > largest:
@@ -97,19 +102,6 @@ class Towers(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens of n texts, ``[n, context]`` int64; longer ones are cut."""
         return self.tokenizer(list(texts))
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture as the image tower takes it in evaluation, ``[3, h, w]``."""
-        return self._transform(image)
-
-    def val_transform(self) -> Transform:
-        """``preprocess`` as an object of its own, for loaders in other processes."""
-        transform: Any = image_transform_v2(self.preprocessing, is_train=False)
-        return transform
-
-    @cached_property
-    def _transform(self) -> Transform:
-        return self.val_transform()
 
     @property
     def temperature(self) -> float:
@@ -183,8 +175,7 @@ def build(name: str, *, temperature: float | None = None) -> Towers:
     Raises:
         UserError: no such architecture, or it needs a package that is not installed.
     """
-    arch = architecture(name)
-    towers = make(arch, source=f"{arch} with random weights")
+    towers = make(arch := architecture(name), source=f"{arch} with random weights")
     return towers if temperature is None else towers.set_temperature(temperature)
 
 
@@ -294,13 +285,6 @@ def _loading(source: str) -> Iterator[None]:
                 f".safetensors or a state_dict, the forms in which open_clip downloads them"
             ) from error
         raise UserError(f"cannot load {source}: {one_line(error)}") from error
-
-
-def _preprocessing(clip: nn.Module) -> PreprocessCfg:
-    """A model's preprocessing, in tuples throughout, so that two can be compared."""
-    config: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip)
-    values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in config.items()}
-    return PreprocessCfg(**values)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ ADAM_OF_CLIP = {"betas": [0.9, 0.98], "adam_epsilon": 1e-6}
 DRRHO = {"rule": "kl(temperature=0.01, epsilon=1e-4)", "reference_scale": 1.0}
 PLAIN = {"rule": "info_nce()", "subtract": False}
 OPENCLIP = {**PLAIN, "temperature": 0.07}  # where it begins to be learned
+FASTCLIP = {"weight_decay": 0.1, "warmup": 10_000, "precision": "fp16", "checkpoint_every": 2000}
 JEST = {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2)"}
 
 
@@ -67,10 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         batch=1024,
         learning_rate=1e-3,
         scalar_lr_factor=0.2,
-        weight_decay=0.1,
-        warmup=10_000,
-        precision="fp16",
-        checkpoint_every=2000,
+        **FASTCLIP,
     ),
     # steer run clip --preset fastclip-cc12m --data 'cc12m/{00000..01242}.tar' --ref openai/ViT-B-32
     # FastCLIP's CC12M: ViT-B/32, 33 passes over 9.2 million pairs. Published for v1: DataComp average 30.65.
@@ -83,10 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         batch=2048,
         learning_rate=4e-4,
         scalar_lr_factor=0.25,
-        weight_decay=0.1,
-        warmup=10_000,
-        precision="fp16",
-        checkpoint_every=2000,
+        **FASTCLIP,
     ),
     # steer run clip --preset one-gpu --data 'shards/{000..099}.tar' --ref openai/ViT-B-32
     # A ViT-B/32 from scratch on one GPU, DRRho-CLIP against open_clip's loss. Ours, not published. Not run here.

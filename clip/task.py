@@ -125,9 +125,8 @@ class Clip:
 
     @property
     def _temperature(self) -> float:
-        if self.temperature is not None:
-            return self.temperature
-        return 0.07 if self._bundled else 0.01
+        usual = 0.07 if self._bundled else 0.01
+        return usual if self.temperature is None else self.temperature
 
     @property
     def _weights(self) -> list[float]:
@@ -175,7 +174,8 @@ class Clip:
         return target.set_temperature(target.temperature if kept else self._temperature, learn=True)
 
     def _fresh(self) -> Towers:
-        return build(self._architecture) if self.init is None else load(self.init)
+        usual = EMOJI if self._bundled else "ViT-B-32"
+        return load(self.init) if self.init is not None else build(self.model or usual)
 
     @property
     def refs(self) -> list[str]:
@@ -250,10 +250,6 @@ class Clip:
         order = torch.randperm(self.size, generator=generator(0, "training pairs")).tolist()
         left_out = set(self._held_out)
         return PairSet(self.shards, sorted(i for i in order[: number + len(left_out)] if i not in left_out)[:number])
-
-    @property
-    def _architecture(self) -> str:
-        return self.model or (EMOJI if self._bundled else "ViT-B-32")
 
     @cached_property
     def shards(self) -> Shards:

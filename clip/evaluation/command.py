@@ -16,7 +16,6 @@ from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
 from steering.clip.export import CONFIG
-from steering.clip.models import Towers
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
 from steering.distributed import rank, world_size
@@ -32,21 +31,11 @@ from steering.training.seeds import untouched
 
 @dataclass(frozen=True)
 class Model:
-    """A model to evaluate.
-
-    Attributes:
-        name: of its arm, or of the model.
-        seed: of its repetition; None outside runs.
-        ref: as ``load_reference`` takes it.
-    """
+    """A model to evaluate: its name, or that of its arm; the seed of its repetition, None outside runs; where it is."""
 
     name: str
     seed: int | None
     ref: str
-
-    def load(self) -> Towers:
-        with untouched():
-            return load_reference(self.ref)
 
     @property
     def label(self) -> str:
@@ -55,12 +44,7 @@ class Model:
 
 @dataclass
 class Results:
-    """Shares of every model.
-
-    Attributes:
-        metrics: how to read the shares.
-        shares: every model's, by metric.
-    """
+    """How to read the metrics, and the shares of every model by metric."""
 
     metrics: Mapping[str, Metric]
     shares: dict[Model, dict[str, Share]] = field(default_factory=dict)
@@ -88,12 +72,12 @@ def run(
     """Evaluates models and prints their shares; the arguments are those of ``steer eval``."""
     folder = Path(target).expanduser()
     of_run = (folder / "config.yaml").is_file()
-    models = _of_run(folder, arms) if of_run else _one(target, arms)
+    if arms is not None and not of_run:
+        raise UserError(f"--arms chooses among the arms of a run folder, and {target} is none: it has no config.yaml")
+    models = _of_run(folder, arms) if of_run else [Model(target, None, target)]
     with process_group(device_named(device)) as chosen:
-        if data is None and zeroshot is None and of_run:
-            suites = _task(folder).suites
-        else:
-            suites = _suites(data, zeroshot, caption_field, bad_share)
+        of_task = data is None and zeroshot is None and of_run
+        suites = _task(folder).suites if of_task else _suites(data, zeroshot, caption_field, bad_share)
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=rank() > 0)
         results = evaluate(models, suites, chosen, work, console)
         console.print(to_rich(_grid(results)))
@@ -114,8 +98,9 @@ def evaluate(
     results = Results({name: metric for suite in suites for name, metric in suite.metrics.items()})
     for number, model in enumerate(models, 1):
         console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
-        towers = model.load().to(device)
-        results.shares[model] = measure(towers, suites, work)
+        with untouched():
+            towers = load_reference(model.ref)
+        results.shares[model] = measure(towers.to(device), suites, work)
     return results
 
 
@@ -135,12 +120,6 @@ def _of_run(folder: Path, arms: str | None) -> list[Model]:
             hint = did_you_mean(name, ordered) or "."
             raise UserError(f"{folder} has no exported arm {name!r}{hint} There are {', '.join(ordered)}")
     return [Model(name, seed, f"local-dir:{path}") for name in chosen for seed, path in sorted(exported[name].items())]
-
-
-def _one(ref: str, arms: str | None) -> list[Model]:
-    if arms is not None:
-        raise UserError(f"--arms chooses among the arms of a run folder, and {ref} is none: it has no config.yaml")
-    return [Model(ref, None, ref)]
 
 
 def _task(folder: Path) -> Clip:

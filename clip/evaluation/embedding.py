@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from steering.clip.data.images import REASONS, Undecodable
+from steering.clip.data.images import REASONS, Undecodable, decode, flatten
+from steering.clip.data.shards import Shards
 from steering.clip.data.skipped_samples import Skips, worker_errors
 from steering.clip.models import Towers, Transform
 from steering.distributed import (
@@ -84,6 +86,33 @@ class Pictures(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PairPictures:
+    """The pictures of pairs, on white.
+
+    Args:
+        shards: where they are.
+        ids: which of them.
+        captions: whether a pair is of no use without one.
+    """
+
+    shards: Shards
+    ids: Sequence[int]
+    captions: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, index: int) -> Image.Image:
+        picture = flatten(decode(self.shards.picture(self.ids[index])))
+        if self.captions:
+            self.shards.caption(self.ids[index])
+        return picture
+
+    def name(self, index: int) -> str:
+        return self.shards.name(self.ids[index])
+
+
 @dataclass
 class PictureSet:
     """Pictures to be embedded by one model after the other; those that cannot be read are left out and counted.
@@ -134,8 +163,14 @@ class PictureSet:
         kept = self._kept.setdefault(f"{towers.preprocessing} {work.block}", {})
         blocks = work.blocks(len(self.source))
         missing = [block for block in blocks if block.start not in kept]
-        dataset, workers = _Blocks(self.source, towers.val_transform(), missing), min(work.workers, len(missing))
-        loader = DataLoader(dataset, batch_size=None, generator=torch.Generator(), num_workers=workers)
+        load: Any = partial(_load_block, self.source, towers.preprocess)
+        loader = DataLoader(
+            cast(Any, missing),
+            batch_size=None,
+            collate_fn=load,
+            generator=torch.Generator(),
+            num_workers=min(work.workers, len(missing)),
+        )
         fresh = worker_errors(iter(loader))
         for block in blocks:
             images, states = kept[block.start] if block.start in kept else next(fresh)
@@ -193,16 +228,8 @@ def _attempt(source: Pictures, index: int) -> tuple[Image.Image | None, int]:
         return None, USABLE + 1 + REASONS.index(str(error))
 
 
-class _Blocks(Dataset):
-    """Preprocessed pictures of blocks, and the state of each picture."""
-
-    def __init__(self, source: Pictures, transform: Transform, blocks: Sequence[range]):
-        self.source, self.transform, self.blocks = source, transform, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        attempts = [_attempt(self.source, index) for index in self.blocks[number]]
-        images = [self.transform(image) for image, _ in attempts if image is not None]
-        return torch.stack(images) if images else torch.zeros(0), torch.tensor([state for _, state in attempts])
+def _load_block(source: Pictures, transform: Transform, block: range) -> tuple[Tensor, Tensor]:
+    """The preprocessed pictures of a block that can be read, and the states of all of them."""
+    attempts = [_attempt(source, index) for index in block]
+    images = [transform(image) for image, _ in attempts if image is not None]
+    return torch.stack(images) if images else torch.zeros(0), torch.tensor([state for _, state in attempts])

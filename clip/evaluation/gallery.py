@@ -53,7 +53,9 @@ def draw(
                 cell = axes[line][2 + number * (SHOWN + 1) + 1 + offset]
                 cell.imshow(pictures[shown])
                 if shown == match:
-                    _ring(cell)
+                    cell.axis("on")
+                    cell.set(xticks=[], yticks=[])
+                    plt.setp(list(cell.spines.values()), edgecolor="#009e73", linewidth=2.5)
     axes[0][1].set_title("asked for", fontsize=10)
     for number, name in enumerate(names):
         axes[0][2 + number * (SHOWN + 1) + 1].set_title(name, fontsize=11, fontweight="bold", loc="left")
@@ -61,16 +63,6 @@ def draw(
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _ring(cell) -> None:
-    """A green frame around a picture."""
-    cell.axis("on")
-    cell.set_xticks([])
-    cell.set_yticks([])
-    for side in cell.spines.values():
-        side.set_edgecolor("#009e73")
-        side.set_linewidth(2.5)
 
 
 def pick(names: Sequence[str], number: int) -> list[int]:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import open_clip
 from PIL import Image
@@ -14,7 +13,7 @@ from steering.clip.data.index import open_index
 from steering.clip.data.shard_files import ShardFiles
 from steering.clip.data.shards import Shards
 from steering.clip.data.sources import expand
-from steering.clip.evaluation.embedding import Pictures
+from steering.clip.evaluation.embedding import PairPictures, Pictures
 from steering.errors import RunError, UserError
 
 NAMES = "classnames.txt"
@@ -23,23 +22,19 @@ IMAGENET = "imagenet:"
 PLAIN = ("a photo of a {}.",)
 
 
-class LabelledPictures(Pictures, Protocol):
-    """Pictures on white, and the number of each one's class."""
-
-    labels: list[int]
-
-
 @dataclass(frozen=True)
 class Classes:
     """Pictures with a class each, and how to say the classes in a prompt.
 
     Attributes:
-        pictures: with their labels.
+        pictures: on white.
+        labels: the number of each picture's class.
         names: of the classes, by number.
         templates: sentences in which ``{}`` or ``{c}`` stands for a name.
     """
 
-    pictures: LabelledPictures
+    pictures: Pictures
+    labels: Sequence[int]
     names: Sequence[str]
     templates: Sequence[str]
 
@@ -72,17 +67,23 @@ def read_classes(source: str) -> Classes:
     if tars:
         if not names:
             raise UserError(f"{folder} has shards but no {NAMES}: write one, the name of a class a line, 0 first")
-        pictures: LabelledPictures = _Tars(tars, len(names))
+        shards = Shards(open_index(expand([str(path) for path in tars]), files=ShardFiles(0)))
+        pictures: Pictures = PairPictures(shards, range(len(shards)), captions=False)
+        labels = [_label(shards, number, len(names)) for number in range(len(shards))]
     else:
         kinds = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         numbers = _imagenet_numbers(kinds, folder) if imagenet else range(len(kinds))
         names = names or [kind.replace("_", " ") for kind in kinds]
         if not imagenet and len(names) != len(kinds):
             raise UserError(f"{folder} has {len(kinds)} folders of pictures, but {NAMES} has {len(names)} lines")
-        pictures = _Folders(folder, dict(zip(kinds, numbers, strict=True)))
-    if not pictures.labels:
+        pictures, labels = _Files([]), []
+        for kind, number in zip(kinds, numbers, strict=True):
+            files = (path for path in (folder / kind).rglob("*") if path.suffix[1:].lower() in PICTURES)
+            pictures.paths.extend(sorted(path for path in files if path.is_file()))
+            labels += [number] * (len(pictures) - len(labels))
+    if not labels:
         raise UserError(f"{folder} has no pictures: put them in a folder for every class, or in tars with .cls members")
-    return Classes(pictures, names, _templates(folder, imagenet))
+    return Classes(pictures, labels, names, _templates(folder, imagenet))
 
 
 def _templates(folder: Path, imagenet: bool) -> Sequence[str]:
@@ -121,20 +122,14 @@ def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
     return [numbers[kind] for kind in kinds]
 
 
-class _Folders:
-    """A folder of pictures for every class."""
+@dataclass(frozen=True)
+class _Files:
+    """Files of pictures."""
 
-    def __init__(self, folder: Path, numbers: dict[str, int]):
-        self.paths: list[Path] = []
-        self.labels: list[int] = []
-        for kind, number in numbers.items():
-            pictures = (path for path in (folder / kind).rglob("*") if path.suffix[1:].lower() in PICTURES)
-            files = sorted(path for path in pictures if path.is_file())
-            self.paths += files
-            self.labels += [number] * len(files)
+    paths: list[Path]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
         try:
@@ -146,32 +141,16 @@ class _Folders:
         return str(self.paths[index])
 
 
-class _Tars:
-    """Shards whose samples have the number of their class in ``.cls``."""
-
-    def __init__(self, tars: Sequence[Path], classes: int):
-        named = expand([str(path) for path in tars])
-        self.shards = Shards(open_index(named, files=ShardFiles(0)))
-        self.labels = [self._label(number, classes) for number in range(len(self.shards))]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> Image.Image:
-        return flatten(decode(self.shards.picture(index)))
-
-    def name(self, index: int) -> str:
-        return self.shards.name(index)
-
-    def _label(self, number: int, classes: int) -> int:
-        try:
-            content = self.shards.read(number).get("cls", b"").strip()
-        except Undecodable:
-            content = b""
-        if not content.isdigit() or int(content) >= classes:
-            got = repr(content[:20].decode(errors="replace")) if content else "none"
-            raise UserError(
-                f"{self.shards.name(number)} has no usable .cls member, got {got}: needed is the number of one of "
-                f"the {classes} classes, 0 to {classes - 1}"
-            )
-        return int(content)
+def _label(shards: Shards, number: int, classes: int) -> int:
+    """The number of a sample's class, which its member ``.cls`` holds."""
+    try:
+        content = shards.read(number).get("cls", b"").strip()
+    except Undecodable:
+        content = b""
+    if not content.isdigit() or int(content) >= classes:
+        got = repr(content[:20].decode(errors="replace")) if content else "none"
+        raise UserError(
+            f"{shards.name(number)} has no usable .cls member, got {got}: needed is the number of one of "
+            f"the {classes} classes, 0 to {classes - 1}"
+        )
+    return int(content)

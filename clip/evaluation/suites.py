@@ -1,7 +1,6 @@
 """What a target or a reference is evaluated on: pairs it never trained on, each model seeing them its own way."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -9,12 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steering.clip.data.images import decode, flatten
 from steering.clip.data.shards import Shards
 from steering.clip.data.skipped_samples import Skips
 from steering.clip.emoji_data import emoji_shard
 from steering.clip.evaluation import retrieval
-from steering.clip.evaluation.embedding import ALONE, PictureSet, Work, embed_classes, embed_texts
+from steering.clip.evaluation.embedding import ALONE, PairPictures, PictureSet, Work, embed_classes, embed_texts
 from steering.clip.evaluation.labelled_images import read_classes
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.models import Towers
@@ -23,30 +21,6 @@ from steering.settings import Metric
 TOP = 10  # the k of the headline's recall at k
 KS = (TOP, 5, 1)
 TOP_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class PairPictures:
-    """The pictures of pairs, on white; without a caption a pair is of no use.
-
-    Args:
-        shards: where they are.
-        ids: which of them.
-    """
-
-    shards: Shards
-    ids: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def load(self, index: int) -> Image.Image:
-        picture = flatten(decode(self.shards.picture(self.ids[index])))
-        self.shards.caption(self.ids[index])
-        return picture
-
-    def name(self, index: int) -> str:
-        return self.shards.name(self.ids[index])
 
 
 class PairSet:
@@ -236,7 +210,7 @@ class ZeroShotSuite:
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
         images = self.pictures.embed(towers, work)
         rows = embed_classes(towers, self.classes.prompts, work)
-        labels = torch.tensor(self.classes.pictures.labels, device=images.device)[self.pictures.usable]
+        labels = torch.tensor(self.classes.labels, device=images.device)[self.pictures.usable]
         ranks = retrieval.rank_own(images, rows, torch.arange(len(rows), device=rows.device), labels, work)
         first = ranks.hits(1)
         shares = {"top1": retrieval.share(first), "top5": retrieval.share(ranks.hits(TOP_CLASSES))}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from steering.clip.models import Towers, Transform
+from steering.clip.models import Towers
 from steering.contrastive.pairs import Pairs
 
 
@@ -20,7 +20,7 @@ class Views:
     """
 
     def __init__(self, models: Sequence[Towers]):
-        transforms = [model.val_transform() for model in models]
+        transforms = [model.preprocess for model in models]
         shapes = [(3, *model.preprocessing.input_size[1:]) for model in models]
         self.images = _Parts([asdict(model.preprocessing) for model in models], transforms, shapes)
         tokenizers = [model.tokenize for model in models]
@@ -73,6 +73,7 @@ class Ensemble(Towers):
         nn.Module.__init__(self)
         self.models: Any = nn.ModuleList(models)
         self.views = Views(models)
+        self.preprocess, self.tokenizer = self.views.preprocess, self.views.tokenize
         self.preprocessing: Any = tuple(model.preprocessing for model in models)
         self.source = " + ".join(model.source for model in models)
         self.arch = " + ".join(model.arch for model in models)
@@ -89,12 +90,6 @@ class Ensemble(Towers):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         return self.views.tokenize(texts)
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self.views.preprocess(image)
-
-    def val_transform(self) -> Transform:
-        return self.views.preprocess
 
     def describe(self) -> dict[str, Any]:
         return {"models": [model.describe() for model in self.models]}

@@ -202,7 +202,7 @@ class _Samples(Dataset):
 
     def __init__(self, shards: Shards, towers: Towers):
         self.shards = shards
-        self.transform, self.tokenizer = towers.val_transform(), towers.tokenizer
+        self.transform, self.tokenizer = towers.preprocess, towers.tokenizer
 
     def __getitem__(self, span: _Span) -> tuple[_Span, _Block]:
         positions, images, captions, reasons = [], [], [], Counter()

@@ -110,7 +110,7 @@ def test_transform_and_tokenizer_can_go_to_another_process():
     towers = build(EMOJI)
     picture = Image.effect_noise((40, 50), 80).convert("RGB")
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
-        image, tokens = other.submit(towers.val_transform(), picture), other.submit(towers.tokenizer, TEXTS)
+        image, tokens = other.submit(towers.preprocess, picture), other.submit(towers.tokenizer, TEXTS)
         assert torch.equal(image.result(), towers.preprocess(picture))
         assert torch.equal(tokens.result(), towers.tokenize(TEXTS))
 

@@ -8,8 +8,8 @@ from webdataset.writer import TarWriter
 
 from steering import RunError
 from steering.clip.data.shards import Shards
-from steering.clip.evaluation.embedding import PictureSet, Work, embed_classes, embed_texts
-from steering.clip.evaluation.suites import PairPictures, PairSet
+from steering.clip.evaluation.embedding import PairPictures, PictureSet, Work, embed_classes, embed_texts
+from steering.clip.evaluation.suites import PairSet
 from steering.clip.models import EMOJI, build
 
 

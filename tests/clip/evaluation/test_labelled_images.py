@@ -24,9 +24,7 @@ class Told(Towers):
         torch.nn.Module.__init__(self)
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.preprocessing: Any = "mean colour"
-
-    def val_transform(self):
-        return mean_colour
+        self.preprocess = mean_colour
 
     def encode_images(self, images):
         return torch.nn.functional.one_hot(images.argmax(1), 3).float()
@@ -88,7 +86,7 @@ def test_names_and_sentences_can_be_given(painted, tmp_path):
     (tmp_path / "kinds" / "templates.txt").write_text("see {}\n{c}!\n")
     classes = read_classes(source)
     assert classes.prompts == [["see red {c} one", "red {c} one!"], ["see blue", "blue!"]]
-    assert classes.pictures.labels == [0, 1]
+    assert classes.labels == [0, 1]
     assert ZeroShotSuite(source).measure(Told())["top1"].value == 1.0
 
 
@@ -112,7 +110,7 @@ def benchmark(tars, tmp_path):
 def test_shards_say_the_class_of_each_picture(benchmark):
     source = benchmark("1", "0\n", "1")
     classes = read_classes(source)
-    assert classes.pictures.labels == [1, 0, 1]
+    assert classes.labels == [1, 0, 1]
     assert classes.prompts == [["a red."], ["a green."]]
     assert ZeroShotSuite(source).measure(Told())["top1"].value == pytest.approx(1 / 3)  # all are red
 
@@ -126,7 +124,7 @@ def test_a_class_that_there_is_not_is_refused(benchmark, label, got):
 def test_imagenet_has_its_own_names_and_sentences(painted):
     source = painted(n01443537=["red"], n02123394=["green", "blue"])
     classes = read_classes(f"imagenet:{source}")
-    assert [classes.names[label] for label in classes.pictures.labels] == ["goldfish", "Persian cat", "Persian cat"]
+    assert [classes.names[label] for label in classes.labels] == ["goldfish", "Persian cat", "Persian cat"]
     assert classes.names == list(open_clip.IMAGENET_CLASSNAMES)
     needed = [make("goldfish") for make in open_clip.OPENAI_IMAGENET_TEMPLATES]
     assert classes.prompts[1] == needed and len(needed) == 80
@@ -134,7 +132,7 @@ def test_imagenet_has_its_own_names_and_sentences(painted):
 
 def test_imagenet_folders_may_have_numbers_for_names(painted):
     source = painted(**{"1": ["red"], "283": ["green"]})
-    assert read_classes(f"imagenet:{source}").pictures.labels == [1, 283]
+    assert read_classes(f"imagenet:{source}").labels == [1, 283]
 
 
 def refused(source: str, message: str) -> None:
