@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from steering.errors import UserError
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training.loader import ShuffledLoader
+from steering.tasks.in_memory import Draw, InMemory, Samples, clean, corrupted, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Blobs"]
@@ -24,18 +23,8 @@ REFERENCE = 18  # clean samples
 TEST = 2000
 
 
-class _Data(NamedTuple):
-    """One draw: ``[n, 2]`` places and ``[n]`` labels, of the training set with noise."""
-
-    x: Tensor
-    y: Tensor
-    wrong: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-
 @dataclass(frozen=True)
-class Blobs:
+class Blobs(InMemory):
     """Six clouds of points around a circle, some of them with the label of another cloud.
 
     The target is a small network, large enough to learn wrong labels by heart. The reference compares a point
@@ -79,45 +68,25 @@ class Blobs:
             raise UserError(f"blobs needs a noise within 0 and 1, got {self.noise:g}")
 
     @property
-    def size(self) -> int:
-        return self.samples
-
-    @property
-    def rows(self) -> int:
-        return 1
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {"error": Metric(label="test error", better="low", chance=1 - 1 / CLASSES, percent=True)}
-
-    def seeded(self, seed: int) -> Self:
-        return replace(self, seed=self.seed + seed)
 
     def target(self) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, CLASSES))
 
     def reference(self) -> nn.Module:
         """Linear discriminants: log density of each cloud up to a constant, with the means of clean samples."""
-        x, y = self.reference_batch().fields.values()
+        x, y, _ = self.draw.reference
         means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
-        model = nn.utils.skip_init(nn.Linear, 2, CLASSES)  # draws no weights from the global generator
-        model.load_state_dict({"weight": means / SPREAD**2, "bias": -means.square().sum(-1) / (2 * SPREAD**2)})
-        return model.eval().requires_grad_(False)
+        return frozen_linear(means / SPREAD**2, -means.square().sum(-1) / (2 * SPREAD**2))
 
     def reference_batch(self) -> Batch:
         """The clean samples that the reference knows."""
-        y = torch.arange(CLASSES).repeat(REFERENCE // CLASSES)
-        x = _points(y, generator(self.seed, "blobs", "reference"))
-        return Batch(torch.arange(REFERENCE), {"x": x, "y": y}, {"wrong": torch.zeros(REFERENCE, dtype=torch.bool)})
-
-    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
+        return self.draw.reference.batch(torch.arange(REFERENCE))
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """Fresh points, as many as the test set has, with labels as noisy as the training set's."""
-        x, y, wrong = _noisy(TEST, self.noise, generator(self.seed, "blobs", "held out"))
-        for ids in torch.arange(TEST).split(batch):
-            yield Batch(ids, {"x": x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
+        return _noisy(TEST, self.noise, generator(self.seed, "blobs", "held out")).batches(batch)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         outputs = model(batch["x"])
@@ -126,28 +95,22 @@ class Blobs:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
-        guessed = model(self._data.test_x.to(device)).argmax(-1)
-        return {"error": float((guessed != self._data.test_y.to(device)).double().mean())}
-
-    def _load(self, ids: Tensor, _: torch.Generator) -> Batch:
-        data = self._data
-        return Batch(ids, {"x": data.x[ids], "y": data.y[ids]}, {"wrong": data.wrong[ids]})
+        guessed = model(self.draw.test.x.to(device)).argmax(-1)
+        return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
 
     @cached_property
-    def _data(self) -> _Data:
+    def draw(self) -> Draw:
         chance = generator(self.seed, "blobs")
-        noisy = _noisy(self.samples, self.noise, chance)
-        test_y = torch.randint(CLASSES, (TEST,), generator=chance)
-        return _Data(*noisy, _points(test_y, chance), test_y)
+        train = _noisy(self.samples, self.noise, chance)
+        test_y, reference_y = torch.randint(CLASSES, (TEST,), generator=chance), torch.arange(REFERENCE) % CLASSES
+        test = clean(_points(test_y, chance), test_y)
+        return Draw(train, clean(_points(reference_y, generator(self.seed, "blobs", "reference")), reference_y), test)
 
 
-def _noisy(number: int, noise: float, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, their labels, a share of them another cloud's, and which."""
+def _noisy(number: int, noise: float, chance: torch.Generator) -> Samples:
+    """Points of random clouds, a share of them with another cloud's label."""
     y = torch.randint(CLASSES, (number,), generator=chance)
-    x = _points(y, chance)
-    wrong = torch.rand(number, generator=chance) < noise
-    shift = torch.randint(1, CLASSES, (number,), generator=chance)  # never back to the right class
-    return x, torch.where(wrong, (y + shift) % CLASSES, y), wrong
+    return corrupted(_points(y, chance), y, noise, CLASSES, chance)
 
 
 def _points(y: Tensor, chance: torch.Generator) -> Tensor:

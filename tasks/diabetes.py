@@ -1,9 +1,8 @@
 """A real regression with corrupted targets, and a ridge regression on a few clean samples as reference."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple, Self
 
 import torch
 from sklearn.datasets import load_diabetes
@@ -14,7 +13,7 @@ from torch.nn.functional import huber_loss
 from steering.errors import UserError
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training.loader import ShuffledLoader
+from steering.tasks.in_memory import Draw, InMemory, Samples, check_sizes, clean, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Diabetes"]
@@ -23,20 +22,8 @@ PATIENTS = 442
 FEATURES = 10
 
 
-class _Data(NamedTuple):
-    """One draw: ``[n, 10]`` features and ``[n]`` targets of training, reference and test patients."""
-
-    x: Tensor
-    y: Tensor  # with corruption
-    wrong: Tensor
-    reference_x: Tensor
-    reference_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-
 @dataclass(frozen=True)
-class Diabetes:
+class Diabetes(InMemory):
     """Progression of diabetes in 442 patients, some of the targets swapped; the reference saw 60 right ones.
 
     The target is a linear regression on the ten features of scikit-learn's data, under a Huber loss, which
@@ -85,54 +72,28 @@ class Diabetes:
     )
 
     def __post_init__(self):
-        used = self.samples + self.reference_samples
-        if min(self.samples, self.reference_samples) < 1 or used >= PATIENTS:
-            raise UserError(
-                f"diabetes has {PATIENTS} patients and needs some to test on, got samples={self.samples} and "
-                f"reference_samples={self.reference_samples}: use at least 1 of each and fewer in all"
-            )
+        check_sizes("diabetes", self.samples, self.reference_samples, PATIENTS, "patients")
         if not 0 <= self.noise <= 1:
             raise UserError(f"diabetes needs a noise within 0 and 1, got {self.noise:g}")
         if self.huber is not None and not self.huber > 0:
             raise UserError(f"diabetes needs a huber above 0, or None for the squared error, got {self.huber:g}")
 
     @property
-    def size(self) -> int:
-        return self.samples
-
-    @property
-    def rows(self) -> int:
-        return 1
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {"r2": Metric(label="R^2 on the test set", better="high", chance=0.0)}
-
-    def seeded(self, seed: int) -> Self:
-        return replace(self, seed=self.seed + seed)
 
     def target(self) -> nn.Module:
         return nn.Linear(FEATURES, 1)
 
     def reference(self) -> nn.Module:
         """Ridge regression with alpha = 10, as a linear layer."""
-        ridge = Ridge(alpha=10.0).fit(self._data.reference_x.numpy(), self._data.reference_y.numpy())
-        model = nn.utils.skip_init(nn.Linear, FEATURES, 1)  # draws no weights from the global generator
-        fitted = {"weight": torch.from_numpy(ridge.coef_)[None], "bias": torch.tensor([ridge.intercept_])}
-        model.load_state_dict(fitted)
-        return model.eval().requires_grad_(False)
-
-    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
+        ridge = Ridge(alpha=10.0).fit(self.draw.reference.x.numpy(), self.draw.reference.y.numpy())
+        return frozen_linear(torch.from_numpy(ridge.coef_)[None], torch.tensor([ridge.intercept_]))
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The patients of the test set, as many of their targets swapped as of the training set's."""
-        data, chance = self._data, generator(self.seed, "diabetes", "held out")
-        wrong = torch.rand(len(data.test_y), generator=chance) < self.noise
-        other = torch.randint(len(data.test_y), (len(data.test_y),), generator=chance)
-        y = torch.where(wrong, data.test_y[other], data.test_y)
-        for ids in torch.arange(len(y)).split(batch):
-            yield Batch(ids, {"x": data.test_x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
+        x, y, _ = self.draw.test
+        return _swapped(x, y, self.noise, generator(self.seed, "diabetes", "held out")).batches(batch)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """Squared errors in variances of the target; under the Huber loss as long as they are small."""
@@ -144,24 +105,25 @@ class Diabetes:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
-        y = self._data.test_y.to(device)
-        left = (model(self._data.test_x.to(device))[:, 0] - y).square().sum()
+        y = self.draw.test.y.to(device)
+        left = (model(self.draw.test.x.to(device))[:, 0] - y).square().sum()
         return {"r2": float(1 - left / (y - y.mean()).square().sum())}
 
-    def _load(self, ids: Tensor, _: torch.Generator) -> Batch:
-        data = self._data
-        return Batch(ids, {"x": data.x[ids], "y": data.y[ids]}, {"wrong": data.wrong[ids]})
-
     @cached_property
-    def _data(self) -> _Data:
+    def draw(self) -> Draw:
         x, y = _patients()
         chance = generator(self.seed, "diabetes")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
-        wrong = torch.rand(self.samples, generator=chance) < self.noise
-        other = train[torch.randint(self.samples, (self.samples,), generator=chance)]
-        noisy = torch.where(wrong, y[other], y[train])
-        return _Data(x[train], noisy, wrong, x[reference], y[reference], x[test], y[test])
+        noisy = _swapped(x[train], y[train], self.noise, chance)
+        return Draw(noisy, clean(x[reference], y[reference]), clean(x[test], y[test]))
+
+
+def _swapped(x: Tensor, y: Tensor, noise: float, chance: torch.Generator) -> Samples:
+    """Samples of which a share has the target of another one of them."""
+    wrong = torch.rand(len(y), generator=chance) < noise
+    other = torch.randint(len(y), (len(y),), generator=chance)
+    return Samples(x, torch.where(wrong, y[other], y), wrong)
 
 
 @cache

@@ -1,9 +1,9 @@
 """Digits with wrong labels, and a reference that saw a few right ones."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal, NamedTuple, Self
+from typing import Literal
 
 import torch
 from sklearn.datasets import load_digits
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from steering.errors import UserError
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.training.loader import ShuffledLoader
+from steering.tasks.in_memory import Draw, InMemory, check_sizes, clean, corrupted, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Digits"]
@@ -25,21 +25,8 @@ PIXELS = 64
 HIDDEN = 64  # units of the mlp
 
 
-class _Data(NamedTuple):
-    """One draw: ``[n, 64]`` pixels and ``[n]`` labels of training, reference and test samples."""
-
-    x: Tensor
-    y: Tensor  # with noise
-    wrong: Tensor
-    reference_x: Tensor
-    reference_y: Tensor  # with noise, if it is asked for
-    reference_wrong: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-
 @dataclass(frozen=True)
-class Digits:
+class Digits(InMemory):
     """Handwritten digits, 40 % of the training labels wrong; the reference saw 100 clean ones.
 
     The target is a linear softmax on the 8 x 8 images of scikit-learn (1797 in all). The reference is a
@@ -95,12 +82,7 @@ class Digits:
     )
 
     def __post_init__(self):
-        used = self.samples + self.reference_samples
-        if min(self.samples, self.reference_samples) < 1 or used >= IMAGES:
-            raise UserError(
-                f"digits has {IMAGES} images and needs some to test on, got samples={self.samples} and "
-                f"reference_samples={self.reference_samples}: use at least 1 of each and fewer in all"
-            )
+        check_sizes("digits", self.samples, self.reference_samples, IMAGES, "images")
         for noise in (self.noise, self.reference_noise):
             if not 0 <= noise <= 1:
                 raise UserError(f"digits needs a noise within 0 and 1, got {noise:g}")
@@ -110,19 +92,8 @@ class Digits:
             raise UserError(f"digits has the models linear and mlp, got {self.model!r}")
 
     @property
-    def size(self) -> int:
-        return self.samples
-
-    @property
-    def rows(self) -> int:
-        return 1
-
-    @property
     def metrics(self) -> Mapping[str, Metric]:
         return {"error": Metric(label="test error", better="low", chance=0.9, percent=True)}
-
-    def seeded(self, seed: int) -> Self:
-        return replace(self, seed=self.seed + seed)
 
     def target(self) -> nn.Module:
         if self.model == "mlp":
@@ -132,32 +103,22 @@ class Digits:
     def reference(self) -> nn.Module:
         """Logistic regression, as a linear layer."""
         classifier = LogisticRegression(C=self.reference_c, max_iter=1000)
-        classifier.fit(self._data.reference_x.numpy(), self._data.reference_y.numpy())
+        classifier.fit(self.draw.reference.x.numpy(), self.draw.reference.y.numpy())
         if len(classifier.classes_) < CLASSES:
             raise UserError(
                 f"the {self.reference_samples} reference samples of seed {self.seed} show only "
                 f"{len(classifier.classes_)} of {CLASSES} digits: use a larger reference_samples"
             )
-        model = nn.utils.skip_init(nn.Linear, PIXELS, CLASSES)  # draws no weights from the global generator
-        fitted = {"weight": classifier.coef_, "bias": classifier.intercept_}
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in fitted.items()})
-        return model.eval().requires_grad_(False)
+        return frozen_linear(torch.from_numpy(classifier.coef_), torch.from_numpy(classifier.intercept_))
 
     def reference_batch(self) -> Batch:
         """What the reference was trained on."""
-        data = self._data
-        ids = torch.arange(self.reference_samples)
-        return Batch(ids, {"x": data.reference_x, "y": data.reference_y}, {"wrong": data.reference_wrong})
-
-    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        return ShuffledLoader(self._load, size=self.size, batch=batch, seed=seed)
+        return self.draw.reference.batch(torch.arange(self.reference_samples))
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The images of the test set, with labels as noisy as the training set's."""
-        data = self._data
-        y, wrong = _corrupted(data.test_y, self.noise, generator(self.seed, "digits", "held out"))
-        for ids in torch.arange(len(y)).split(batch):
-            yield Batch(ids, {"x": data.test_x[ids], "y": y[ids]}, {"wrong": wrong[ids]})
+        x, y, _ = self.draw.test
+        return corrupted(x, y, self.noise, CLASSES, generator(self.seed, "digits", "held out")).batches(batch)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         outputs = model(batch["x"])
@@ -166,29 +127,19 @@ class Digits:
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
-        guessed = model(self._data.test_x.to(device)).argmax(-1)
-        return {"error": float((guessed != self._data.test_y.to(device)).double().mean())}
-
-    def _load(self, ids: Tensor, _: torch.Generator) -> Batch:
-        data = self._data
-        return Batch(ids, {"x": data.x[ids], "y": data.y[ids]}, {"wrong": data.wrong[ids]})
+        guessed = model(self.draw.test.x.to(device)).argmax(-1)
+        return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
 
     @cached_property
-    def _data(self) -> _Data:
+    def draw(self) -> Draw:
         x, y = _images()
         chance = generator(self.seed, "digits")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
-        noisy, wrong = _corrupted(y[train], self.noise, chance)
-        heard, misheard = _corrupted(y[reference], self.reference_noise, generator(self.seed, "digits", "reference"))
-        return _Data(x[train], noisy, wrong, x[reference], heard, misheard, x[test], y[test])
-
-
-def _corrupted(y: Tensor, noise: float, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Labels ``[n]``, a share of them replaced by another class, and which."""
-    wrong = torch.rand(len(y), generator=chance) < noise
-    shift = torch.randint(1, CLASSES, (len(y),), generator=chance)  # never back to the right class
-    return torch.where(wrong, (y + shift) % CLASSES, y), wrong
+        noisy = corrupted(x[train], y[train], self.noise, CLASSES, chance)
+        chance = generator(self.seed, "digits", "reference")
+        seen = corrupted(x[reference], y[reference], self.reference_noise, CLASSES, chance)
+        return Draw(noisy, seen, clean(x[test], y[test]))
 
 
 @cache

@@ -55,8 +55,8 @@ class Tokens(Blobs):
 
     packed = False
 
-    def _load(self, ids, _):
-        batch = super()._load(ids, _)
+    def load(self, ids, _):
+        batch = super().load(ids, _)
         mask = torch.arange(3) <= ids[:, None] % 4 - 1  # every fourth sample has none
         fields = {**batch.fields, "mask": mask}
         if not self.packed:
@@ -134,8 +134,8 @@ class TooManyCandidates(Blobs):
 class IdsOutside(Blobs):
     """Numbers its samples as a larger data set does."""
 
-    def _load(self, ids, _):
-        return replace(super()._load(ids, _), ids=ids + 1000)
+    def load(self, ids, _):
+        return replace(super().load(ids, _), ids=ids + 1000)
 
 
 class OneOrder(Blobs):
@@ -150,22 +150,22 @@ class AnyOrder(Blobs):
 
 class StartsAgain(Blobs):
     def stream(self, batch, *, seed):
-        return Resumes(self._load, size=self.size, batch=batch, seed=seed)
+        return Resumes(self.load, size=self.size, batch=batch, seed=seed)
 
 
 class OpaqueState(Blobs):
     def stream(self, batch, *, seed):
-        return Opaque(self._load, size=self.size, batch=batch, seed=seed)
+        return Opaque(self.load, size=self.size, batch=batch, seed=seed)
 
 
 class TwiceInABatch(Blobs):
-    def _load(self, ids, _):
-        return super()._load(ids % 5, _)
+    def load(self, ids, _):
+        return super().load(ids % 5, _)
 
 
 class ShortFields(Blobs):
-    def _load(self, ids, _):
-        batch = super()._load(ids, _)
+    def load(self, ids, _):
+        batch = super().load(ids, _)
         return replace(batch, facts={"wrong": batch.facts["wrong"][1:]})
 
 
@@ -206,8 +206,8 @@ class MeanLoss(Blobs):
 
 
 class FactsOfNothing(Blobs):
-    def _load(self, ids, _):
-        return replace(super()._load(ids, _), facts={"wrong": torch.zeros(len(ids), 7)})
+    def load(self, ids, _):
+        return replace(super().load(ids, _), facts={"wrong": torch.zeros(len(ids), 7)})
 
 
 class RowsOutside(Blobs):

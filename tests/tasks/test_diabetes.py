@@ -36,12 +36,12 @@ def test_the_share_of_wrong_targets_is_the_noise():
 
 
 def test_training_reference_and_test_patients_are_all_different_and_are_all_there_are():
-    data = Diabetes()._data
-    parts = [data.x, data.reference_x, data.test_x]
+    data = Diabetes().draw
+    parts = [data.train.x, data.reference.x, data.test.x]
     assert [len(part) for part in parts] == [250, 60, 132]
     assert len(torch.cat(parts).unique(dim=0)) == 442
-    assert torch.equal(data.reference_y, right_targets(data.reference_x))
-    assert torch.equal(data.test_y, right_targets(data.test_x))
+    assert torch.equal(data.reference.y, right_targets(data.reference.x))
+    assert torch.equal(data.test.y, right_targets(data.test.x))
 
 
 def test_the_loss_is_the_squared_error_near_zero_and_linear_from_the_threshold_on():
@@ -62,7 +62,7 @@ def test_r2_is_zero_for_the_mean_and_the_reference_is_between_that_and_what_is_k
     task = Diabetes()
     model = torch.nn.Linear(10, 1)
     model.weight.data.zero_()
-    model.bias.data.fill_(float(task._data.test_y.mean()))
+    model.bias.data.fill_(float(task.draw.test.y.mean()))
     assert task.evaluate(model)["r2"] == pytest.approx(0, abs=1e-6)
     assert 0.2 < task.evaluate(task.reference())["r2"] < 0.6
 

@@ -37,12 +37,12 @@ def test_the_share_of_wrong_labels_is_the_noise():
 
 def test_training_reference_and_test_images_are_all_different_and_are_all_there_are():
     task = Digits()
-    data = task._data
-    parts = [data.x, data.reference_x, data.test_x]
+    data = task.draw
+    parts = [data.train.x, data.reference.x, data.test.x]
     assert [len(part) for part in parts] == [400, 100, 1297]
     assert len(torch.cat(parts).unique(dim=0)) == 1797
-    assert torch.equal(data.reference_y, right_labels(data.reference_x)), "the reference's labels are clean"
-    assert torch.equal(data.test_y, right_labels(data.test_x)), "the test set's labels are clean"
+    assert torch.equal(data.reference.y, right_labels(data.reference.x)), "the reference's labels are clean"
+    assert torch.equal(data.test.y, right_labels(data.test.x)), "the test set's labels are clean"
 
 
 def test_a_repetition_redraws_split_noise_and_reference():
@@ -88,7 +88,7 @@ def test_the_reference_tells_wrong_labels_from_right_ones():
 
 
 def test_nothing_is_loaded_before_it_is_asked_for():
-    assert "_data" not in vars(registry.build("tasks", "digits(noise=0.2)"))
+    assert "draw" not in vars(registry.build("tasks", "digits(noise=0.2)"))
 
 
 @pytest.mark.parametrize(

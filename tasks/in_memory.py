@@ -1,0 +1,88 @@
+"""What tasks on a few samples in memory have in common."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from steering.errors import UserError
+from steering.task import Batch
+from steering.training.loader import ShuffledLoader
+
+
+class Samples(NamedTuple):
+    """Features ``[n, d]``, targets ``[n]``, and which targets are wrong, ``[n]`` bool."""
+
+    x: Tensor
+    y: Tensor
+    wrong: Tensor
+
+    def batch(self, ids: Tensor) -> Batch:
+        return Batch(ids, {"x": self.x[ids], "y": self.y[ids]}, {"wrong": self.wrong[ids]})
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All samples in their order."""
+        return map(self.batch, torch.arange(len(self.y)).split(size))
+
+
+class Draw(NamedTuple):
+    """One draw of a task: noisy training samples, those of the reference, and right ones to test on."""
+
+    train: Samples
+    reference: Samples
+    test: Samples
+
+
+class InMemory:
+    """A task on a draw of samples; repetition s of a run redraws them with seed + s."""
+
+    samples: int
+    seed: int
+    rows = 1
+
+    @cached_property
+    def draw(self) -> Draw:
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        return self.samples
+
+    def seeded(self, seed: int) -> Self:
+        task: Any = self
+        return replace(task, seed=self.seed + seed)
+
+    def load(self, ids: Tensor, _: torch.Generator) -> Batch:
+        return self.draw.train.batch(ids)
+
+    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
+        return ShuffledLoader(self.load, size=self.size, batch=batch, seed=seed)
+
+
+def clean(x: Tensor, y: Tensor) -> Samples:
+    return Samples(x, y, torch.zeros(len(y), dtype=torch.bool))
+
+
+def corrupted(x: Tensor, y: Tensor, noise: float, classes: int, chance: torch.Generator) -> Samples:
+    """Samples of which a share has its label replaced by another class, uniformly."""
+    wrong = torch.rand(len(y), generator=chance) < noise
+    shift = torch.randint(1, classes, (len(y),), generator=chance)  # never back to the right class
+    return Samples(x, torch.where(wrong, (y + shift) % classes, y), wrong)
+
+
+def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Module:
+    """A linear layer with weights ``[outputs, inputs]``, in evaluation mode."""
+    model = nn.utils.skip_init(nn.Linear, *reversed(weight.shape))  # draws no weights from the global generator
+    model.load_state_dict({"weight": weight, "bias": bias})
+    return model.eval().requires_grad_(False)
+
+
+def check_sizes(task: str, samples: int, reference_samples: int, total: int, kind: str) -> None:
+    if min(samples, reference_samples) < 1 or samples + reference_samples >= total:
+        raise UserError(
+            f"{task} has {total} {kind} and needs some to test on, got samples={samples} and "
+            f"reference_samples={reference_samples}: use at least 1 of each and fewer in all"
+        )
