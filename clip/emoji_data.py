@@ -150,12 +150,8 @@ def _samples(split: str, wrong: int) -> Iterator[dict[str, str | bytes]]:
         facts = {name: getattr(concept, name) for name in ("emoji", "name", "category", "subcategory")}
         facts |= {"concept": concept.index, "caption": pair.caption, "wrong": pair.key in replaced}
         text = _foreign(pair, chosen, pictures).text if facts["wrong"] else pair.text
-        yield {
-            "__key__": pair.key,
-            "png": pictures[concept.index],
-            "txt": text.encode("utf-8"),
-            "json": json.dumps(facts).encode("ascii"),
-        }
+        named = {"__key__": pair.key, "png": pictures[concept.index]}
+        yield named | {"txt": text.encode("utf-8"), "json": json.dumps(facts).encode("ascii")}
 
 
 def _foreign(pair: Pair, chosen: list[Pair], pictures: tuple[bytes, ...]) -> Pair:
@@ -196,10 +192,8 @@ def _folder(cache: Path | None) -> Path:
 
 @once
 def _fingerprint() -> str:
-    digest = hashlib.sha256(f"layout {LAYOUT}".encode())
-    for name in ("emoji.json", "google.webp", "twitter.webp"):
-        digest.update((BUNDLE / name).read_bytes())
-    return digest.hexdigest()[:12]
+    contents = [(BUNDLE / name).read_bytes() for name in ("emoji.json", "google.webp", "twitter.webp")]
+    return hashlib.sha256(b"".join([f"layout {LAYOUT}".encode(), *contents])).hexdigest()[:12]
 
 
 def _write(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from steering.clip.models import Towers, one_line
 from steering.errors import RunError
@@ -17,6 +15,7 @@ from steering.errors import RunError
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
+FLOAT16_LIMIT = torch.finfo(torch.float16).max
 
 
 def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
@@ -58,22 +57,16 @@ def _write(towers: Towers, folder: Path, half: bool) -> None:
     origin = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
     content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": origin}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-    save_file(_stored(towers.clip.state_dict(), half), folder / WEIGHTS, metadata={"format": "pt"})
+    # On the CPU and each with memory of its own, as safetensors wants them.
+    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in towers.clip.state_dict().items()}
+    for name, value in state.items():
+        # Vectors and scalars stay exact: they are few, and a running variance may be large.
+        if half and value.is_floating_point() and value.ndim > 1 and value.abs().max() < FLOAT16_LIMIT:
+            state[name] = value.half()
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)
     save_tokenizer = getattr(towers.tokenizer, "save_pretrained", None)
     if towers.merges:
         (folder / MERGES).write_bytes(towers.merges)
     elif save_tokenizer:
         save_tokenizer(str(folder))
-
-
-def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
-    """Weights as a file holds them: on the CPU, each with memory of its own, as safetensors wants them."""
-    largest = torch.finfo(torch.float16).max
-    held = {}
-    for name, value in state.items():
-        held[name] = value.detach().to("cpu", copy=True).contiguous()
-        # Vectors and scalars stay exact: they are few, and a running variance may be large.
-        if half and value.is_floating_point() and value.ndim > 1 and value.abs().max() < largest:
-            held[name] = held[name].half()
-    return held

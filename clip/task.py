@@ -228,10 +228,8 @@ class Clip:
         """A text-to-image retrieval gallery: the pictures every model ranks first for the same texts."""
         pairs = self._suite.gallery
         queries = gallery.pick(pairs.captions, QUERIES)
-        scores = {}
-        for name, model in models.items():
-            images, texts = pairs.embed(towers_of(model))
-            scores[name] = (texts[queries] @ images.T).cpu()
+        features = {name: pairs.embed(towers_of(model)) for name, model in models.items()}
+        scores = {name: (texts[queries] @ images.T).cpu() for name, (images, texts) in features.items()}
         pictures = [pairs.picture(index) for index in range(len(pairs.captions))]
         png = gallery.draw([pairs.captions[i] for i in queries], queries, pictures, scores)
         text = (

@@ -107,10 +107,10 @@ def evaluate(
 def _of_run(folder: Path, arms: str | None) -> list[Model]:
     """The exported models of a run, arm by arm and seed by seed."""
     exported: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob(f"arms/*/seed*/export/{CONFIG}")):
-        seed = path.parent.parent
-        if seed.name.removeprefix("seed").isdecimal():
-            exported.setdefault(seed.parent.name, {})[int(seed.name.removeprefix("seed"))] = path.parent
+    for path in folder.glob(f"arms/*/seed*/export/{CONFIG}"):
+        arm, seed = path.parts[-4], path.parts[-3].removeprefix("seed")
+        if seed.isdecimal():
+            exported.setdefault(arm, {})[int(seed)] = path.parent
     if not exported:
         raise UserError(f"{folder} has no exported model: finish it first, steer run --resume {folder}")
     ordered = [name for name in configs.load(folder / "config.yaml").recipe.arms if name in exported]
@@ -132,25 +132,24 @@ def _task(folder: Path) -> Clip:
 
 
 def _suites(data: str | None, zeroshot: str | None, caption_field: str | None, bad_share: float) -> list[Suite]:
-    """What the options name; the bundled pairs if they name nothing."""
+    """What the options name; the bundled pairs if they name nothing.
+
+    Data are shards, or a folder of them as retrieval benchmarks lay it out: ``test/*.tar``, a caption a line.
+    """
     suites: list[Suite] = []
     if data is not None and data != EMOJI_DATA:
-        suites.append(RetrievalSuite(_pairs(data, caption_field, bad_share)))
+        folder, pattern, lines = Path(data).expanduser(), data, False
+        if folder.is_dir():
+            pattern = str(folder / ("*.tar" if any(folder.glob("*.tar")) else "test/*.tar"))
+            kind = folder / "dataset_type.txt"
+            lines = kind.is_file() and kind.read_text().strip() == "retrieval"
+        shards = Shards.open(pattern, caption_field=caption_field)
+        suites.append(RetrievalSuite(PairSet(shards, bad_share=bad_share, lines=lines)))
     elif data == EMOJI_DATA or zeroshot is None:
         suites.append(EmojiSuite())
     if zeroshot is not None:
         suites.append(ZeroShotSuite(zeroshot, bad_share))
     return suites
-
-
-def _pairs(data: str, caption_field: str | None, bad_share: float) -> PairSet:
-    """Shards, or a folder of them as retrieval benchmarks lay it out: ``test/*.tar``, a caption a line."""
-    folder, pattern, lines = Path(data).expanduser(), data, False
-    if folder.is_dir():
-        inner = "*.tar" if any(folder.glob("*.tar")) else "test/*.tar"
-        kind = folder / "dataset_type.txt"
-        pattern, lines = str(folder / inner), kind.is_file() and kind.read_text().strip() == "retrieval"
-    return PairSet(Shards.open(pattern, caption_field=caption_field), bad_share=bad_share, lines=lines)
 
 
 def _grid(results: Results) -> Grid:
@@ -163,13 +162,11 @@ def _grid(results: Results) -> Grid:
             return Cell(MISSING if low is None or high is None else f"{style.number(low)} to {style.number(high)}")
 
         best = max((shares[name].value for shares in results.shares.values()), default=0.0)
-        label = metric.label
         for model, shares in results.shares.items():
             share = shares[name]
-            tone = "best" if share.value == best and len(results.shares) > 1 else ""
-            value = Cell(style.number(share.value), tone)
+            value = Cell(style.number(share.value), "best" if share.value == best and len(results.shares) > 1 else "")
+            label = metric.label if model == next(iter(results.shares)) else ""
             rows.append((Cell(label), Cell(model.label), value, span(share.low, share.high)))
-            label = ""
         for arm, mean in results.means(name).items():
             title = Cell(f"{arm}, mean of {mean.seeds}")
             rows.append((Cell(""), title, Cell(style.number(mean.mean)), span(mean.low, mean.high)))

@@ -135,8 +135,7 @@ def share(hits: Tensor, group: Tensor | None = None) -> Share:
     value = float(hits.double().mean())
     if group is None:
         return wilson(value, len(hits))
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=hits.device)
-    sums = sums.index_add(0, group, hits.double() - value)
+    sums = group.new_zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, hits.double() - value)
     variance = float(sums.square().sum()) / len(hits) ** 2
     return wilson(value, _worth(value, variance, len(hits)) if variance > 0 else len(group.unique()))
 
@@ -149,7 +148,7 @@ def mean_of_classes(hits: Tensor, labels: Tensor) -> Share:
         labels: ``[n]`` class of each.
     """
     count = labels.bincount()
-    sums = torch.zeros(len(count), dtype=torch.float64, device=hits.device).index_add(0, labels, hits.double())
+    sums = torch.zeros_like(count, dtype=torch.float64).index_add(0, labels, hits.double())
     recalls, count = sums[count > 0] / count[count > 0], count[count > 0]
     value = float(recalls.mean())
     spread = recalls * (1 - recalls) / (count - 1).clamp(min=1)
