@@ -2,12 +2,11 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from steering import atomic_files, registry
@@ -79,7 +78,12 @@ def run(
         of_task = data is None and zeroshot is None and of_run
         suites = _task(folder).suites if of_task else _suites(data, zeroshot, caption_field, bad_share)
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=rank() > 0)
-        results = evaluate(models, suites, chosen, work, console)
+        results = Results({name: metric for suite in suites for name, metric in suite.metrics.items()})
+        for number, model in enumerate(models, 1):
+            console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
+            with untouched():
+                towers = load_reference(model.ref)
+            results.shares[model] = measure(towers.to(chosen), suites, work)
         console.print(to_rich(_grid(results)))
         skipped = dict(sum((suite.skips.reasons for suite in suites), Counter()))
         for reason, count in skipped.items():
@@ -89,19 +93,6 @@ def run(
             settings |= {"device": str(chosen), "ranks": world_size()}
             atomic_files.write_json(out, settings | _record(results) | {"skipped": skipped})
             console.print(f"written: {out}", markup=False, highlight=False)
-
-
-def evaluate(
-    models: Sequence[Model], suites: Sequence[Suite], device: torch.device, work: Work, console: Console
-) -> Results:
-    """Measures one model after the other, each loaded only then."""
-    results = Results({name: metric for suite in suites for name, metric in suite.metrics.items()})
-    for number, model in enumerate(models, 1):
-        console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
-        with untouched():
-            towers = load_reference(model.ref)
-        results.shares[model] = measure(towers.to(device), suites, work)
-    return results
 
 
 def _of_run(folder: Path, arms: str | None) -> list[Model]:

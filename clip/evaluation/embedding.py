@@ -134,8 +134,7 @@ class PictureSet:
     @property
     def usable(self) -> list[int]:
         """Indices of the pictures that can be read; those that were never embedded are tried now."""
-        unseen = (self._states == UNSEEN).nonzero()[:, 0].tolist()
-        if unseen:
+        if unseen := (self._states == UNSEEN).nonzero()[:, 0].tolist():
             states = torch.zeros_like(self._states)
             states[unseen] = torch.tensor([_attempt(self.source, index)[1] for index in unseen])
             self._note(states)

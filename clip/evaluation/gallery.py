@@ -16,10 +16,7 @@ SHOWN = 6  # pictures in a row
 
 
 def draw(
-    queries: Sequence[str],
-    partners: Sequence[int],
-    pictures: Sequence[Image.Image],
-    scores: Mapping[str, Tensor],
+    queries: Sequence[str], partners: Sequence[int], pictures: Sequence[Image.Image], scores: Mapping[str, Tensor]
 ) -> bytes:
     """Draws one line a query: its partner, then the best pictures of every model, the partner ringed in green.
 
