@@ -12,8 +12,15 @@ from torch import nn
 from steering.curvature import replace_relus, set_beta
 from steering.runs.statistics import interval
 from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import Classification, error, network, outputs, recipe, trained
-from steering.theory_checks.curvature.samples import spirals
+from steering.theory_checks.curvature.classification import (
+    Classification,
+    error,
+    network,
+    outputs,
+    recipe,
+    spirals,
+    trained,
+)
 from steering.theory_checks.curvature.search import with_relu
 
 EDGE, POINTS = 1.2, 161  # the grid is from -EDGE to EDGE, with as many points along each side

@@ -13,8 +13,18 @@ from steering.curvature import replace_relus
 from steering.settings import Arm
 from steering.task import Task, exchange
 from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.classification import Classification, error, network, outputs, recipe, trained
-from steering.theory_checks.curvature.samples import Split, digits, mislabelled, random_parts
+from steering.theory_checks.curvature.classification import (
+    Classification,
+    Split,
+    digits,
+    error,
+    mislabelled,
+    network,
+    outputs,
+    random_parts,
+    recipe,
+    trained,
+)
 from steering.theory_checks.curvature.search import with_relu
 from steering.training.seeds import derive, generator
 

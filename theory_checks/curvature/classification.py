@@ -1,11 +1,14 @@
-"""Classification of samples in memory: the networks of the curvature studies, and how they are trained."""
+"""Samples in memory, networks that classify them, and how they are trained, for the curvature studies."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -13,41 +16,77 @@ from steering.errors import UserError
 from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses, Task
-from steering.theory_checks.curvature.samples import Split
 from steering.training.loader import ShuffledLoader
 from steering.training.loop import Training
+from steering.training.seeds import generator
 
 PLAIN = Arm(rule="uniform", subtract=False)
 CHUNK = 256  # samples at a time, where nothing is learned
 
 
+class Split(NamedTuple):
+    """Samples ``[n, ...]`` and their classes ``[n]``."""
+
+    x: Tensor
+    y: Tensor
+
+    def take(self, indices: Tensor) -> "Split":
+        return Split(self.x[indices], self.y[indices])
+
+
+@cache
+def digits() -> Split:
+    """All 1797 images of scikit-learn's digits, ``[1797, 64]`` from 0 to 1, and their classes."""
+    pixels, labels = load_digits(return_X_y=True)
+    return Split(torch.from_numpy(pixels / 16).float(), torch.from_numpy(labels).long())
+
+
+def of_classes(samples: Split, classes: range) -> Split:
+    """The samples of a range of classes, which are then counted from 0."""
+    chosen = samples.take((samples.y >= classes.start) & (samples.y < classes.stop))
+    return Split(chosen.x, chosen.y - classes.start)
+
+
+def random_parts(samples: Split, sizes: list[int], chance: torch.Generator) -> list[Split]:
+    """Parts of these sizes, and the rest, without overlap."""
+    if sum(sizes) >= len(samples.y):
+        raise UserError(f"{len(samples.y)} samples are too few for parts of {sizes} and a test split")
+    order = torch.randperm(len(samples.y), generator=chance)
+    return [samples.take(indices) for indices in order.tensor_split(torch.tensor(sizes).cumsum(0).tolist())]
+
+
+def mislabelled(samples: Split, noise: float, classes: int, chance: torch.Generator) -> Split:
+    """The samples with a share ``noise`` of their classes replaced by another one, uniformly."""
+    wrong = torch.rand(len(samples.y), generator=chance) < noise
+    shift = torch.randint(1, classes, (len(samples.y),), generator=chance)  # never back to the right class
+    return Split(samples.x, torch.where(wrong, (samples.y + shift) % classes, samples.y))
+
+
+def spirals(number: int, noise: float, seed: int, name: str) -> Split:
+    """Two spirals of one turn and a half in the plane, ``[number, 2]``, within about -1 and 1."""
+    chance = generator(seed, "spirals", name)
+    y = torch.arange(number) % 2
+    radius = torch.rand(number, generator=chance).sqrt()
+    angle = 3 * math.pi * radius + math.pi * y
+    x = radius[:, None] * torch.stack([angle.cos(), angle.sin()], -1)
+    return mislabelled(Split(x + 0.03 * torch.randn(number, 2, generator=chance), y), noise, 2, chance)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Classification:
-    """A task of samples in memory that trains a given model.
+    """A task of samples in memory."""
 
-    Args:
-        start: makes the model that is trained.
-        training: samples to learn from.
-        validation: samples to choose on.
-        test: samples that nothing is chosen on.
-        recipe: how to train.
-        make_reference: makes the reference, where there is one.
-    """
-
-    start: Callable[[], nn.Module]
+    target: Callable[[], nn.Module]  # makes the model that is trained
     training: Split
-    validation: Split
+    validation: Split  # samples to choose on
     test: Split
     recipe: Recipe
     make_reference: Callable[[], nn.Module] | None = None
+    rows: int = 1
 
     @property
     def size(self) -> int:
         return len(self.training.y)
-
-    @property
-    def rows(self) -> int:
-        return 1
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -55,9 +94,6 @@ class Classification:
 
     def seeded(self, seed: int) -> Self:
         return self
-
-    def target(self) -> nn.Module:
-        return self.start()
 
     def reference(self) -> nn.Module:
         if self.make_reference is None:
@@ -84,15 +120,8 @@ def _batch(samples: Split, ids: Tensor) -> Batch:
 
 def recipe(steps: int, batch: int, learning_rate: float, *, weight_decay: float = 0.0) -> Recipe:
     """Adam with a cosine to zero."""
-    return Recipe(
-        steps=steps,
-        batch=batch,
-        optimizer="adamw",
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        arms={"plain": PLAIN},
-        baseline="plain",
-    )
+    schedule: dict = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "weight_decay": weight_decay}
+    return Recipe(**schedule, optimizer="adamw", arms={"plain": PLAIN}, baseline="plain")
 
 
 def trained(task: Task, settings: Recipe, seed: int, arm: Arm = PLAIN, device: str = "cpu") -> nn.Module:

@@ -18,9 +18,8 @@ from steering.runs.folder import RunFolder, new_folder
 from steering.runs.processes import device_named
 from steering.settings import Strict
 from steering.theory_checks.curvature import boundary, bridge, noise, robustness, search, transfer
-from steering.theory_checks.curvature.methods import LABELS, available
 from steering.theory_checks.curvature.section import Results, Section, answer
-from steering.theory_checks.curvature.transfer import TransferOptions
+from steering.theory_checks.curvature.transfer import LABELS, TransferOptions, available
 
 BETAS, QUICK_BETAS, BRIDGE_BETAS = "0.5:1:0.05", "0.6:1:0.2", (1.0, 0.9, 0.7, 0.5)
 LIMITS = [

@@ -6,10 +6,18 @@ from typing import Any
 from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
 from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import Classification, error, network, recipe, trained
-from steering.theory_checks.curvature.methods import without_head
-from steering.theory_checks.curvature.samples import digits, mislabelled, random_parts
+from steering.theory_checks.curvature.classification import (
+    Classification,
+    digits,
+    error,
+    mislabelled,
+    network,
+    random_parts,
+    recipe,
+    trained,
+)
 from steering.theory_checks.curvature.search import choose, probe_error
+from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
 NOISE = 0.4  # share of the training and validation labels that are wrong

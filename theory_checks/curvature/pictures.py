@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steering.errors import UserError, did_you_mean
-from steering.theory_checks.curvature.methods import without_head
-from steering.theory_checks.curvature.samples import Split, random_parts
+from steering.theory_checks.curvature.classification import Split, random_parts
+from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")

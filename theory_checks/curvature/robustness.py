@@ -11,8 +11,16 @@ from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
 from steering.runs.statistics import interval
 from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import Classification, correct, network, recipe, trained
-from steering.theory_checks.curvature.samples import Split, digits, random_parts
+from steering.theory_checks.curvature.classification import (
+    Classification,
+    Split,
+    correct,
+    digits,
+    network,
+    random_parts,
+    recipe,
+    trained,
+)
 from steering.theory_checks.curvature.search import choose
 from steering.training.seeds import generator
 

@@ -1,49 +1,137 @@
 """A trained network on new classes: the search over beta beside four ways to fine-tune it."""
 
+import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from steering.curvature import replace_relus, set_beta
+from steering.errors import UserError
 from steering.reports.grid import Cell
 from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import Classification, error, network, outputs, recipe, trained
-from steering.theory_checks.curvature.methods import LABELS, Method, available, learned, prepare, without_head
-from steering.theory_checks.curvature.samples import Split, digits, of_classes, random_parts
+from steering.theory_checks.curvature.classification import (
+    Classification,
+    Split,
+    digits,
+    error,
+    network,
+    of_classes,
+    outputs,
+    random_parts,
+    recipe,
+    trained,
+)
 from steering.theory_checks.curvature.search import choose, probe_error
 from steering.training.seeds import derive, generator
 
 LABELLED, VALIDATION = 60, 100  # samples of digits 5 to 9 to learn from, and to choose on
 DIGITS = "a network that learned digits 0 to 4 is taught 5 to 9"
 PROBES = {"regression": "linear probe, regression", "search": "curvature search, regression"}
-METHOD = (
-    "The two rows with regression fit the head by logistic regression (scikit-learn, C = 1), anew for every beta; "
-    "the others train a new head and what the method learns by Adam with a cosine, each at the learning rate of "
-    "lowest validation error. Batch norms keep their statistics. Learned curvature is one beta and one c for each "
-    "channel; LoRA adds rank 1 to every layer but the head."
-)
+
+Method = Literal["probe", "curvature", "low_rank", "full"]
+LABELS: dict[Method, str] = {
+    "probe": "linear probe",
+    "curvature": "trainable curvature",
+    "low_rank": "LoRA, rank 1",
+    "full": "full fine-tuning",
+}
+BETA = 0.8  # where learned units begin
+
+
+def available() -> tuple[Method, ...]:
+    """The methods whose packages are installed."""
+    return tuple(method for method in LABELS if method != "low_rank" or find_spec("peft"))
+
+
+class FineTuned(nn.Module):
+    """A backbone and a new head; batch norms keep the statistics they came with, whatever is learned."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.backbone.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.training = False
+        return self
+
+
+def prepare(method: Method, backbone: nn.Module, width: int, classes: int, example: Tensor) -> FineTuned:
+    """A copy of a backbone with a new head, where what the method learns takes a gradient and nothing else does.
+
+    Args:
+        method: ``probe`` learns the head alone; ``curvature`` beta and c of every channel as well; ``low_rank`` adds
+            LoRA (Hu et al. 2022) to every linear layer and every plain convolution; ``full`` learns everything.
+        backbone: gives features ``[n, width]``; stays as it is.
+        width, classes: of the head.
+        example: input of the backbone, to count channels with.
+
+    Raises:
+        UserError: ``low_rank`` without the package peft.
+    """
+    body = copy.deepcopy(backbone).requires_grad_(method == "full")
+    if method == "curvature":
+        body = replace_relus(body, BETA, trainable=True, per_channel=True, example=(example,)).model
+    elif method == "low_rank":
+        body = _with_low_rank(body)
+    return FineTuned(body, nn.Linear(width, classes))
+
+
+def _with_low_rank(model: nn.Module) -> nn.Module:
+    """Adds LoRA of rank 1, which begins at zero; peft knows neither groups nor dilation of convolutions."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("method low_rank needs peft: pip install 'model-steering[peft]', or leave it out") from None
+
+    def fits(layer: nn.Module) -> bool:
+        plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
+        return plain or isinstance(layer, nn.Linear)
+
+    # As a pattern, because peft compares a list with the ends of names.
+    pattern = "|".join(re.escape(name) for name, layer in model.named_modules() if fits(layer))
+    return inject_adapter_in_model(LoraConfig(r=1, lora_alpha=1, target_modules=pattern), model)
+
+
+def learned(model: nn.Module) -> int:
+    """Number of parameters that take a gradient."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def without_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """A copy of a network up to its last linear layer, and that layer.
+
+    Raises:
+        UserError: there is no linear layer.
+    """
+    body = copy.deepcopy(model)
+    names = [name for name, part in body.named_modules() if isinstance(part, nn.Linear)]
+    if not names or not names[-1]:
+        raise UserError("the model has no linear layer to take for its head: give one that ends with nn.Linear")
+    head = body.get_submodule(names[-1])
+    assert isinstance(head, nn.Linear)
+    body.set_submodule(names[-1], nn.Identity())
+    return body, head
 
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """How the methods are trained and chosen between.
+    """How the methods are trained and chosen between."""
 
-    Attributes:
-        betas: of the search; 1 is always among them.
-        learning_rates: of every method that is trained; the validation split chooses one for each.
-        steps: gradient steps of each.
-        batch: samples in a step, at most all.
-        methods: that are trained.
-        device: where.
-    """
-
-    betas: Sequence[float]
-    learning_rates: Sequence[float] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    betas: Sequence[float]  # of the search; 1 is always among them
+    learning_rates: Sequence[float] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # the validation split chooses one for each method
     steps: int = 150
-    batch: int = 60
+    batch: int = 60  # samples in a step, at most all
     methods: Sequence[Method] = available()
     device: str = "cpu"
 
@@ -65,9 +153,8 @@ def compare(
     """Test errors of every way to learn new classes, each chosen on the validation split and tested once.
 
     Args:
-        body: a trained network without its head; stays as it is.
-        width: of its features.
-        classes: number of new ones.
+        body: a trained network without its head, whose features have this width; stays as it is.
+        width, classes: of the new heads.
         splits: to learn from, to choose on, and to test on.
         options: what is tried.
         seed: of initial heads and the order of samples.
@@ -141,5 +228,5 @@ def summarise(results: section.Results, title: str = DIGITS) -> section.Section:
         cautions=section.missed(results),
         grids=[section.grid(f"New classes: {title}", columns, rows, results, section.CANDIDATES)],
         plots=[plots.search("search", "What the search saw", "Validation error", curves)],
-        method=[f"New classes: {title}. {section.sizes(results)} {METHOD}"],
+        method=[f"New classes: {title}. {section.sizes(results)}"],
     )

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steering.theory_checks.curvature.classification import error
+from steering.theory_checks.curvature.classification import Split, error
 from steering.theory_checks.curvature.robustness import attack, measure, under_attack
-from steering.theory_checks.curvature.samples import Split
 
 
 def linear() -> nn.Module:

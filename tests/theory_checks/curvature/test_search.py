@@ -6,7 +6,7 @@ from torch import nn
 
 from steering.curvature import CurvatureUnit, units
 from steering.errors import UserError
-from steering.theory_checks.curvature.samples import Split
+from steering.theory_checks.curvature.classification import Split
 from steering.theory_checks.curvature.search import choose, parse, probe_error
 
 

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from steering.errors import UserError
-from steering.theory_checks.curvature import methods
-from steering.theory_checks.curvature.classification import Classification, network, recipe, trained
-from steering.theory_checks.curvature.methods import learned, prepare, without_head
-from steering.theory_checks.curvature.samples import Split
+from steering.theory_checks.curvature import transfer
+from steering.theory_checks.curvature.classification import Classification, Split, network, recipe, trained
+from steering.theory_checks.curvature.transfer import learned, prepare, without_head
 
 LOW_RANK = pytest.param("low_rank", marks=pytest.mark.slow)  # the import of peft
 
@@ -63,9 +62,9 @@ def test_low_rank_begins_as_the_network():
 
 
 def test_without_peft_low_rank_is_no_method_and_says_so(monkeypatch):
-    monkeypatch.setattr(methods, "find_spec", lambda _: None)
+    monkeypatch.setattr(transfer, "find_spec", lambda _: None)
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert methods.available() == ("probe", "curvature", "full")
+    assert transfer.available() == ("probe", "curvature", "full")
     with pytest.raises(UserError, match="low_rank needs peft: pip install"):
         prepare("low_rank", convolutional(), 6, 3, torch.randn(2, 1, 8, 8))
 
