@@ -1,7 +1,7 @@
 """How much a decision boundary in the plane turns, and how long it is, for every beta."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,12 @@ from contourpy import contour_generator
 from torch import nn
 
 from steering.curvature import replace_relus, set_beta
+from steering.reports.figures import BASE, PALETTE, figure, png, styled
+from steering.reports.report import Plot
 from steering.runs.statistics import interval
-from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import (
-    Classification,
-    error,
-    network,
-    outputs,
-    recipe,
-    spirals,
-    trained,
-)
+from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.search import with_relu
+from steering.theory_checks.curvature.small import error, fit, network, outputs, recipe, spirals
 
 EDGE, POINTS = 1.2, 161  # the grid is from -EDGE to EDGE, with as many points along each side
 NOISE = 0.16  # share of wrong training labels
@@ -69,8 +63,8 @@ def measure(seed: int, betas: Sequence[float], steps: int = 1200) -> dict[str, A
         error; of seed 0 also the ``lines`` of those betas that are drawn, and the training samples, ``points``.
     """
     training, test = spirals(400, NOISE, seed, "training"), spirals(1000, 0.0, seed, "test")
-    task = Classification(lambda: network(2, 20, 3, 2), training, test, test, recipe(steps, 100, 1e-2))
-    tuned = replace_relus(trained(task, task.recipe, seed), 1.0, example=(test.x[:2],)).model
+    model = fit(lambda: network(2, 20, 3, 2), training, recipe(steps, 100, 1e-2), seed)
+    tuned = replace_relus(model, example=(test.x[:2],)).model
     betas = with_relu(betas)
     result: dict[str, Any] = {"betas": betas, "turning": [], "length": [], "training": [], "test": []}
     drawn: dict[str, list] = {}
@@ -110,9 +104,26 @@ def summarise(results: section.Results) -> section.Section:
             "boundary that turns less is not a better one: see the test errors."
         ],
         grids=[section.grid(title, columns, rows, results, note)],
-        plots=[plots.boundaries(results[0]["lines"], results[0]["points"])] if "lines" in results[0] else [],
-        method=[
-            "Boundary: a network of three hidden layers of 20 on two spirals; the line of equal scores on a grid "
-            "of 161 points a side; its turning is the sum of the angles between neighbouring pieces."
-        ],
+        plots=[_plot(results[0]["lines"], results[0]["points"])] if "lines" in results[0] else [],
     )
+
+
+@styled
+def _plot(lines: Mapping[str, Sequence[Sequence[Sequence[float]]]], points: Sequence[Sequence[float]]) -> Plot:
+    """The boundary of the first repetition by beta, ``[m, 2]`` each, over its training samples, place and class."""
+    drawing, (row,) = figure(height=2.35, columns=len(lines), sharex=True, sharey=True)
+    x, y, classes = np.transpose(points)
+    for axes, (beta, boundary) in zip(row, lines.items(), strict=True):
+        for label in (0, 1):
+            axes.plot(x[classes == label], y[classes == label], "o", color=PALETTE[label], ms=1.8, mew=0, alpha=0.6)
+        for line in boundary:
+            axes.plot(*np.transpose(line), color=BASE, linewidth=1.5)
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.set_title(f"beta = {beta}" + (" (ReLU)" if beta == "1" else ""), fontsize=10, loc="left")
+    image = png(drawing)
+    caption = (
+        "Where the first repetition's network changes its mind (dark line), at several values of beta and without any "
+        "training between them. Dots are training samples in the colour of their label, some of them wrong on purpose."
+    )
+    return Plot("boundaries", "The same network at several values of beta", caption, image)

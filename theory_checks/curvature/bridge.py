@@ -1,6 +1,7 @@
 """A curvature-tuned copy of a model as the reference of a DRRho run."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,7 @@ from steering import registry
 from steering.curvature import replace_relus
 from steering.settings import Arm
 from steering.task import Task, exchange
-from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.classification import (
-    Classification,
-    Split,
-    digits,
-    error,
-    mislabelled,
-    network,
-    outputs,
-    random_parts,
-    recipe,
-    trained,
-)
+from steering.theory_checks.curvature import section, small
 from steering.theory_checks.curvature.search import with_relu
 from steering.training.seeds import derive, generator
 
@@ -62,24 +51,20 @@ def measure(seed: int, betas: Sequence[float], steps: int = 200) -> dict[str, An
         the target that it steered.
     """
     chance = generator(seed, "curvature", "bridge")
-    training, clean, held_out, test = random_parts(digits(), [TRAINING, REFERENCE, HELD_OUT], chance)
-    training, held_out = (mislabelled(split, NOISE, 10, chance) for split in (training, held_out))
-
-    def target() -> nn.Module:
-        return network(64, 64, 1, 10)
-
-    settings = recipe(steps, 160, 1e-2, weight_decay=0.1)
-    teacher = Classification(target, clean, held_out, test, recipe(200, 50, 1e-2, weight_decay=0.1))
-    reference = trained(teacher, teacher.recipe, derive(seed, "reference")).requires_grad_(False)
-    task = Classification(target, training, held_out, test, settings, lambda: reference)
-    plain = trained(task, settings, seed)
+    training, clean, held_out, test = small.random_parts(small.digits(), [TRAINING, REFERENCE, HELD_OUT], chance)
+    training, held_out = (small.mislabelled(split, NOISE, 10, chance) for split in (training, held_out))
+    settings = small.recipe(steps, 160, 1e-2, weight_decay=0.1)
+    target, teaching = partial(small.network, 64, 64, 1, 10), small.recipe(200, 50, 1e-2, weight_decay=0.1)
+    reference = small.fit(target, clean, teaching, derive(seed, "reference")).requires_grad_(False)
+    task = small.Classification(target, training, held_out, test, settings, lambda: reference)
+    plain = small.trained(task, settings, seed)
     result: dict[str, Any] = {"betas": with_relu(betas), "ratio": [], "reference": [], "steered": []}
     for beta in result["betas"]:
         tuned = tuned_reference(task, beta)
-        result["reference"].append(error(tuned.reference(), test))
+        result["reference"].append(small.error(tuned.reference(), test))
         result["ratio"].append(variance_ratio(_losses(plain, held_out), _losses(tuned.reference(), held_out)))
-        result["steered"].append(error(trained(tuned, settings, seed, STEERED), test))
-    return result | {"plain": error(plain, test), "sizes": [TRAINING, REFERENCE, HELD_OUT, len(test.y)]}
+        result["steered"].append(small.error(small.trained(tuned, settings, seed, STEERED), test))
+    return result | {"plain": small.error(plain, test), "sizes": [TRAINING, REFERENCE, HELD_OUT, len(test.y)]}
 
 
 def variance_ratio(losses: np.ndarray, reference_losses: np.ndarray) -> float:
@@ -87,8 +72,8 @@ def variance_ratio(losses: np.ndarray, reference_losses: np.ndarray) -> float:
     return float(np.var(losses - reference_losses) / np.var(losses))
 
 
-def _losses(model: nn.Module, samples: Split) -> np.ndarray:
-    return cross_entropy(outputs(model, samples.x).double(), samples.y, reduction="none").numpy()
+def _losses(model: nn.Module, samples: small.Split) -> np.ndarray:
+    return cross_entropy(small.outputs(model, samples.x).double(), samples.y, reduction="none").numpy()
 
 
 def summarise(results: section.Results) -> section.Section:
@@ -115,9 +100,4 @@ def summarise(results: section.Results) -> section.Section:
     return section.Section(
         findings=[f"As a reference of DRRho, the tuned network against itself with ReLU: {finding}."],
         grids=[section.grid(title, columns + "fewer than beta = 1", rows, results, note)],
-        method=[
-            f"Reference: a network of one hidden layer trained on {results[0]['sizes'][1]} clean digits, its ReLUs "
-            "replaced; the target, of the same kind, learns from 400 digits with 40 % wrong labels by KL-DRRho "
-            "(temperature 0.5, the reference's loss subtracted whole) or plainly, by the loop that steer run uses."
-        ],
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
@@ -22,74 +23,25 @@ from steering.theory_checks.curvature.section import Results, Section, answer
 from steering.theory_checks.curvature.transfer import LABELS, TransferOptions, available
 
 BETAS, QUICK_BETAS, BRIDGE_BETAS = "0.5:1:0.05", "0.6:1:0.2", (1.0, 0.9, 0.7, 0.5)
-LIMITS = [
-    "Nothing here is a claim about other networks or data: these are small networks on small data.",
-    "The percentages of Hu et al. (2025) are relative to the accuracy they start from; here are differences in points.",
-    "Of many intervals of 95 %, one in twenty misses its truth by chance.",
-]
-UNIT = (
-    "A curvature unit is phi(x) = c sigmoid(beta x / (1 - beta)) x + (1 - c) (1 - beta) softplus(x / (1 - beta)) (Hu "
-    "et al. 2025) in place of every ReLU of a trained network; beta = 1 is ReLU, and c = 0.5 unless it is learned. "
-    "Beta is chosen on the validation split, beta = 1 is always among the candidates, and of equal ones the nearest "
-    "to 1 is taken."
-)
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """The options of the command, as its help explains them; ``command`` is what the user typed."""
-
-    target: str
-    data: Path | None
-    parts: str | None
-    betas: str | None
-    seeds: int | None
-    refit: int
-    methods: str | None
-    steps: int | None
-    size: int
-    arm: str | None
-    sets: list[str] | None
-    quick: bool
-    device: str
-    out: Path | None
-    command: str
-
-    def searched(self, default: str = BETAS) -> list[float]:
-        """The values of beta."""
-        return search.parse(self.betas or (QUICK_BETAS if self.quick else default))
-
-    def repetitions(self, default: int) -> range:
-        return range(self.seeds or default)
-
-    def refuse(self, *names: str) -> None:
-        """Options that mean nothing for this target are mistakes."""
-        for name in names:
-            if getattr(self, name):
-                raise UserError(f"--{'set' if name == 'sets' else name} means nothing for {self.target}")
+DOCUMENTATION = "The unit, the studies, intervals and limits are explained in docs/curvature.md of model-steering."
 
 
 @dataclass(frozen=True)
 class Study:
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-        name: of its files.
-        seeds: repetitions.
-        measure: one repetition, as plain data.
-        summarise: all repetitions, as a section of the report.
-        settings: what else its numbers depend on.
-    """
-
-    name: str
-    seeds: Sequence[int]
-    measure: Callable[[int], dict[str, Any]]
+    name: str  # of its files
+    seeds: Sequence[int]  # repetitions
+    measure: Callable[[int], dict[str, Any]]  # one repetition, as plain data
     summarise: Callable[[Results], Section]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # what else its numbers depend on
 
 
-def run(options: TuneOptions) -> None:
+def run(options: SimpleNamespace) -> None:
     """Measures what is not measured yet, prints and writes the report.
+
+    Args:
+        options: those of ``steer tune`` under their names, and what was typed as ``command``.
 
     Raises:
         UserError: the options do not fit together.
@@ -97,15 +49,15 @@ def run(options: TuneOptions) -> None:
     """
     name, question, studies = _studies(options)
     folder = options.out or new_folder(f"tune-{name}")
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    console.print(f"report folder: {folder}", markup=False, highlight=False)
+    console = Console(soft_wrap=not sys.stdout.isatty(), markup=False, highlight=False)
+    console.print(f"report folder: {folder}")
     with RunFolder.open(folder) as opened:
         results = {study.name: _measured(study, opened, console) for study in studies}
     sections = [study.summarise(results[study.name]) for study in studies]
     report = _report(f"Curvature tuning: {name}", question, options.command, sections, results)
     page = write(report, folder)
     show(report, console)
-    console.print(f"report: {page}", markup=False, highlight=False)
+    console.print(f"report: {page}")
 
 
 class Repetition(Strict):
@@ -120,7 +72,7 @@ def _measured(study: Study, folder: RunFolder, console: Console) -> list[dict[st
     settings = json.loads(json.dumps(study.settings))
 
     def measure(seed: int) -> Repetition:
-        console.print(f"{study.name}: repetition {seed}", markup=False, highlight=False)
+        console.print(f"{study.name}: repetition {seed}")
         return Repetition(settings=settings, numbers=study.measure(seed))
 
     results = []
@@ -134,31 +86,47 @@ def _measured(study: Study, folder: RunFolder, console: Console) -> list[dict[st
     return results
 
 
-def _studies(options: TuneOptions) -> tuple[str, str, list[Study]]:
+def _studies(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     """Name of what is studied, the question, and the parts."""
     if options.data is not None or "=" in options.target.partition("(")[0]:
         return _of_pictures(options)
     return _of_digits(options) if options.target == "digits" else _of_models(options)
 
 
-def _of_digits(options: TuneOptions) -> tuple[str, str, list[Study]]:
-    options.refuse("refit", "methods", "steps", "arm", "sets")
+def _refuse(options: SimpleNamespace, *names: str) -> None:
+    """Options that mean nothing for this target are mistakes."""
+    for name in names:
+        if getattr(options, name):
+            raise UserError(f"--{'set' if name == 'sets' else name} means nothing for {options.target}")
+
+
+def _betas(options: SimpleNamespace, default: str = BETAS) -> list[float]:
+    return search.parse(options.betas or (QUICK_BETAS if options.quick else default))
+
+
+def _of_digits(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
+    _refuse(options, "refit", "methods", "steps", "arm", "sets")
     torch.set_num_threads(1)  # fastest for networks this small
-    quick, betas, seeds = options.quick, options.searched(), options.repetitions(2 if options.quick else 5)
+    quick, betas, seeds = options.quick, _betas(options), range(options.seeds or (2 if options.quick else 5))
     fewer = tuple(betas) if options.betas else ((1.0, 0.5) if quick else BRIDGE_BETAS)
     steps = 60 if quick else 300
     methods = TransferOptions(betas, (1e-2, 1e-1), 30) if quick else TransferOptions(betas)
-    common, with_methods = {"betas": betas, "quick": quick}, {"methods": methods.methods}
-    studies = [
-        Study("transfer", seeds, lambda s: transfer.measure(s, methods), transfer.summarise, common | with_methods),
-        Study("noise", seeds, lambda s: noise.measure(s, betas, 2 * steps), noise.summarise, common),
-        Study("robustness", seeds, lambda s: robustness.measure(s, betas, steps=steps), robustness.summarise, common),
-        Study("boundary", seeds, lambda s: boundary.measure(s, betas, 4 * steps), boundary.summarise, common),
-        Study("bridge", seeds, lambda s: bridge.measure(s, fewer, steps), bridge.summarise, common),
-    ]
-    parts = _listed(options.parts, "study", [study.name for study in studies])
+    studies: dict[str, tuple[Any, tuple]] = {  # module and its arguments beside the seed
+        "transfer": (transfer, (methods,)),
+        "noise": (noise, (betas, 2 * steps)),
+        "robustness": (robustness, (betas, steps)),
+        "boundary": (boundary, (betas, 4 * steps)),
+        "bridge": (bridge, (fewer, steps)),
+    }
+
+    def study(name: str) -> Study:
+        module, arguments = studies[name]
+        settings = {"betas": betas, "quick": quick} | ({"methods": methods.methods} if name == "transfer" else {})
+        return Study(name, seeds, lambda seed: module.measure(seed, *arguments), module.summarise, settings)
+
+    parts = _listed(options.parts, "study", list(studies))
     question = "What does less curvature do for small ReLU networks on digits and spirals?"
-    return "digits", question, [study for study in studies if study.name in parts]
+    return "digits", question, list(map(study, parts))
 
 
 def _listed(text: str | None, kind: str, names: list[str]) -> list[str]:
@@ -171,11 +139,11 @@ def _listed(text: str | None, kind: str, names: list[str]) -> list[str]:
     return [name for name in names if name in listed]
 
 
-def _of_models(options: TuneOptions) -> tuple[str, str, list[Study]]:
+def _of_models(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     """The search on a task, or on the models of a run."""
     from steering.theory_checks.curvature import models
 
-    options.refuse("parts", "methods", "steps")
+    _refuse(options, "parts", "methods", "steps")
     path = Path(options.target)
     if path.exists():
         source, name = models.of_run(path, options.arm), path.name
@@ -184,37 +152,32 @@ def _of_models(options: TuneOptions) -> tuple[str, str, list[Study]]:
     else:
         source = models.of_task(options.target, options.sets or [], options.arm)
         name = options.target.partition("(")[0].rpartition(":")[2]
-    betas, refit, title = options.searched(), options.refit, f"{source.name}, {source.arm}"
-    seeds = options.repetitions(2 if options.quick else 5) if source.seeds is None else source.seeds[: options.seeds]
+    betas, refit, title = _betas(options), options.refit, f"{source.name}, {source.arm}"
+    trained_here = range(options.seeds or (2 if options.quick else 5))
+    seeds = trained_here if source.seeds is None else source.seeds[: options.seeds]
     settings = {"target": source.name, "arm": source.arm, "betas": betas, "refit": refit, "sets": options.sets or []}
-    study = Study(
-        "search",
-        seeds,
-        lambda seed: models.measure(source, seed, betas, refit),
-        partial(models.summarise, metrics=source.task.metrics, name=title, refit=refit),
-        settings,
-    )
+    summarise = partial(models.summarise, metrics=source.task.metrics, name=title, refit=refit)
+    study = Study("search", seeds, lambda seed: models.measure(source, seed, betas, refit), summarise, settings)
     question = f"Does less curvature help the models of {source.name} (arm {source.arm}) without training them?"
     return name, question, [study]
 
 
-def _of_pictures(options: TuneOptions) -> tuple[str, str, list[Study]]:
+def _of_pictures(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     """A network from a file, on the classes of a folder."""
     from steering.theory_checks.curvature import pictures
 
     name, sign, path = options.target.partition("=")
     if not sign or options.data is None:
-        raise UserError(
-            "a network from a file is given as resnet18=weights.pt, with --data FOLDER of pictures by class"
-        )
-    options.refuse("parts", "refit", "arm", "sets")
+        example = "resnet18=weights.pt, with --data FOLDER of pictures by class"
+        raise UserError(f"a network from a file is given as {example}")
+    _refuse(options, "parts", "refit", "arm", "sets")
     methods: list = _listed(options.methods, "method", list(LABELS)) if options.methods else list(available())
     on = str(device_named(options.device))
     body, width = pictures.backbone(pictures.load_network(name, Path(path)))
     samples, classes = pictures.load_pictures(options.data, options.size)
-    quick, betas = options.quick, options.searched("0.7:1:0.05")
-    rates = (1e-2,) if quick else (1e-3, 1e-2, 1e-1)
-    transfer_options = TransferOptions(betas, rates, options.steps or (5 if quick else 100), 32, methods, on)
+    quick, betas = options.quick, _betas(options, "0.7:1:0.05")
+    learning_rates = (1e-2,) if quick else (1e-3, 1e-2, 1e-1)
+    transfer_options = TransferOptions(betas, learning_rates, options.steps or (5 if quick else 100), 32, methods, on)
 
     def measure(seed: int) -> dict[str, Any]:
         return transfer.compare(body, width, len(classes), pictures.splits(samples, seed), transfer_options, seed)
@@ -222,7 +185,7 @@ def _of_pictures(options: TuneOptions) -> tuple[str, str, list[Study]]:
     title = f"{name} on {len(samples.y)} pictures of {len(classes)} classes"
     settings = asdict(transfer_options) | {"network": options.target, "data": str(options.data), "size": options.size}
     del settings["device"]  # one may go on elsewhere
-    seeds = options.repetitions(1 if quick else 3)
+    seeds = range(options.seeds or (1 if quick else 3))
     study = Study("pictures", seeds, measure, partial(transfer.summarise, title=title), settings)
     return name.replace("/", "-"), f"Does less curvature help {name} on new classes of pictures?", [study]
 
@@ -236,19 +199,14 @@ def _report(title: str, question: str, command: str, sections: list[Section], nu
     changes = {where: change for section in sections for where, change in section.changes.items()}
     verdicts = [answer(changes)] * bool(changes) + [section.verdict for section in sections if section.verdict]
     findings = joined("findings")
-    correction = (
-        f"The answer looks at {len(changes)} comparisons of the chosen beta with beta = 1 and calls decided what still "
-        "is after Holm's correction over them (Holm 1979). Intervals, colours in tables and all other sentences are of "
-        "each comparison alone."
-    )
+    correction = f"The answer looks at {len(changes)} comparisons of the chosen beta with beta = 1, corrected by Holm."
     return Report(
         title=title,
         question=question,
         verdict=" ".join(verdicts) or findings.pop(0),
         command=command,
         findings=findings,
-        method=[UNIT, *[correction] * (len(changes) > 1), *joined("method")],
-        limits=[*LIMITS, *joined("limits")],
+        method=[*[correction] * (len(changes) > 1), *joined("method"), DOCUMENTATION],
         numbers=numbers,
         cautions=joined("cautions"),
         grids=joined("grids"),

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
@@ -41,6 +42,6 @@ def tune(
     steer tune resnet18=resnet18.pt --data pictures
     """
     typed = dict(locals())
-    from steering.theory_checks.curvature.command import TuneOptions, run
+    from steering.theory_checks.curvature.command import run
 
-    run(TuneOptions(**typed, command=shlex.join(["steer", *sys.argv[1:]])))
+    run(SimpleNamespace(**typed, command=shlex.join(["steer", *sys.argv[1:]])))

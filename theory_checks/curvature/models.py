@@ -16,9 +16,9 @@ from steering.runs import config as configs
 from steering.runs.statistics import paired_difference
 from steering.settings import Arm, Metric, Recipe
 from steering.task import HeldOut, Task, exchange
-from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import CHUNK, trained
+from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.search import choose
+from steering.theory_checks.curvature.small import CHUNK, trained
 from steering.training import loop
 from steering.training.loop import evaluate
 from steering.training.seeds import derive, untouched
@@ -26,23 +26,14 @@ from steering.training.seeds import derive, untouched
 
 @dataclass(frozen=True)
 class Source:
-    """Trained models, one a repetition.
+    """Trained models, one a repetition."""
 
-    Attributes:
-        name: for the report.
-        task: of the run, or as the command names it.
-        recipe: they were trained with.
-        arm: the method they were trained with.
-        seeds: repetitions there are; None where each is trained on demand.
-        model: gives the task and the model of a repetition, in evaluation mode.
-    """
-
-    name: str
-    task: Task
-    recipe: Recipe
-    arm: str
-    seeds: list[int] | None
-    model: Callable[[int], tuple[Task, nn.Module]]
+    name: str  # for the report
+    task: Task  # of the run, or as the command names it
+    recipe: Recipe  # they were trained with
+    arm: str  # the method they were trained with
+    seeds: list[int] | None  # repetitions there are; None where each is trained on demand
+    model: Callable[[int], tuple[Task, nn.Module]]  # the task and the model of a repetition, in evaluation mode
 
     def __post_init__(self):
         """Says what is in the way before anything is trained."""
@@ -176,7 +167,10 @@ def summarise(results: section.Results, metrics: Mapping[str, Metric], name: str
     tried = str(len(results[0]["search"]["betas"]))
     rows = []
     for row in results[0]["rows"]:
-        cells = [_metric([result["rows"][row][key] for result in results], metric) for key, metric in metrics.items()]
+        cells = []
+        for key, metric in metrics.items():
+            numbers = [result["rows"][row][key] for result in results]
+            cells.append(section.percent(numbers) if metric.percent else section.spread(numbers, 3))
         label = labels[row] if refit or row != "search" else "beta searched"
         candidates, beta = (tried, picked) if row == "search" else ("1", "1")
         rows.append((label, *cells, candidates, Cell(beta, "quiet")))
@@ -190,13 +184,6 @@ def summarise(results: section.Results, metrics: Mapping[str, Metric], name: str
         findings=[f"ReLUs replaced: {len(sites)} ({', '.join(sites[:8])}{', ...' if len(sites) > 8 else ''})."],
         cautions=section.missed(results),
         grids=[section.grid(f"The search on {name}", columns, rows, results, section.CANDIDATES)],
-        plots=[plots.search("search", "What the search saw", "Mean loss on held-out samples", curves, "loss")],
-        method=[
-            "Beta is chosen by the mean loss on the task's held-out samples; then the task's own metrics are taken, "
-            f"once for each row.{refits}"
-        ],
+        plots=[section.search_plot("search", "What the search saw", "Mean loss on held-out samples", curves, "loss")],
+        method=[f"Beta is chosen by the mean loss on the task's held-out samples.{refits}"],
     )
-
-
-def _metric(values: Sequence[float], metric: Metric) -> str:
-    return section.percent(values) if metric.percent else section.spread(values, 3)

@@ -5,18 +5,9 @@ from typing import Any
 
 from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
-from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import (
-    Classification,
-    digits,
-    error,
-    mislabelled,
-    network,
-    random_parts,
-    recipe,
-    trained,
-)
+from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.search import choose, probe_error
+from steering.theory_checks.curvature.small import digits, error, fit, mislabelled, network, random_parts, recipe
 from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
@@ -45,8 +36,7 @@ def measure(seed: int, betas: Sequence[float], steps: int = 600) -> dict[str, An
     chance = generator(seed, "curvature", "noise")
     training, validation, test = random_parts(digits(), [TRAINING, VALIDATION], chance)
     training, validation = (mislabelled(split, NOISE, CLASSES, chance) for split in (training, validation))
-    task = Classification(lambda: network(64, 64, 3, CLASSES), training, validation, test, recipe(steps, 100, 1e-2))
-    model = trained(task, task.recipe, seed)
+    model = fit(lambda: network(64, 64, 3, CLASSES), training, recipe(steps, 100, 1e-2), seed)
     example = (test.x[:2],)
     tuned, body = (replace_relus(part, example=example).model for part in (model, without_head(model)[0]))
 
@@ -83,10 +73,9 @@ def summarise(results: section.Results) -> section.Section:
     return section.Section(
         changes={label: changes[name] for name, (_, label) in PAIRS.items()},
         grids=[section.grid(title, columns, rows, results, section.CANDIDATES)],
-        plots=[plots.search("noise", "Wrong labels", "Error on noisy validation samples", curves)],
+        plots=[section.search_plot("noise", "Wrong labels", "Error on noisy validation samples", curves)],
         method=[
-            "Wrong labels: 40 % of the training and validation labels of scikit-learn's digits are replaced by "
-            f"another class; the test labels are right. {section.sizes(results)} At the end of training the network "
-            f"got {section.percent([result['fitted'] for result in results])} % of its own noisy labels wrong."
+            f"Wrong labels: {section.sizes(results)} At the end of training the network got "
+            f"{section.percent([result['fitted'] for result in results])} % of its own noisy labels wrong."
         ],
     )

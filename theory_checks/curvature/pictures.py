@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steering.errors import UserError, did_you_mean
-from steering.theory_checks.curvature.classification import Split, random_parts
+from steering.theory_checks.curvature.small import Split, random_parts
 from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 

@@ -11,24 +11,18 @@ from torch import nn
 
 from steering.curvature import set_beta
 from steering.errors import UserError
-from steering.theory_checks.curvature.classification import Split, outputs
+from steering.theory_checks.curvature.small import Split, outputs
 
 MOST = 200  # values of beta
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search over beta saw and chose.
+    """What a search over beta saw and chose."""
 
-    Attributes:
-        betas: all that were tried, in falling order; the first is 1.
-        validation: score of each on the validation split, lower is better.
-        chosen: of the lowest score, the one nearest to 1.
-    """
-
-    betas: list[float]
-    validation: list[float]
-    chosen: float
+    betas: list[float]  # all that were tried, in falling order; the first is 1
+    validation: list[float]  # score of each on the validation split, lower is better
+    chosen: float  # of the lowest score, the one nearest to 1
 
 
 def choose(betas: Sequence[float], score: Callable[[float], float]) -> Choice:
@@ -57,19 +51,17 @@ def parse(text: str) -> list[float]:
         UserError: it is neither, or one is out of range.
     """
     try:
-        numbers = _range(text) if ":" in text else [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
+        if ":" in text:
+            first, last, step = numbers
+            if not step > 0 or last < first:
+                raise ValueError
+            numbers = [round(first + index * step, 10) for index in range(int((last - first) / step + 1e-9) + 1)]
     except ValueError:
         raise UserError(f"--betas takes 0.5,0.7,0.9 or first:last:step such as 0.5:1:0.05, got {text!r}") from None
     if len(numbers) > MOST:
         raise UserError(f"--betas {text} are {len(numbers)} values: use at most {MOST}")
     return with_relu(numbers)
-
-
-def _range(text: str) -> list[float]:
-    first, last, step = (float(part) for part in text.split(":"))
-    if not step > 0 or last < first:
-        raise ValueError
-    return [round(first + index * step, 10) for index in range(int((last - first) / step + 1e-9) + 1)]
 
 
 def probe_error(backbone: nn.Module, beta: float, training: Split, evaluated: Split) -> float:
@@ -78,8 +70,7 @@ def probe_error(backbone: nn.Module, beta: float, training: Split, evaluated: Sp
     Args:
         backbone: gives features ``[n, width]``; its units keep this beta.
         beta: of its units.
-        training: samples that the head is fitted to.
-        evaluated: samples whose share in a wrong class is the error.
+        training, evaluated: samples that the head is fitted to, and whose share in a wrong class is the error.
     """
     set_beta(backbone, beta)
     features = [outputs(backbone, samples.x).double().numpy() for samples in (training, evaluated)]

@@ -1,48 +1,41 @@
-"""What every study contributes to the report, and how its numbers are written."""
+"""What every study contributes to the report: how its numbers are written, and what is drawn over beta."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steering.reports.figures import Plot
+import numpy as np
+from matplotlib.lines import Line2D
+
+from steering.reports.figures import BASE, PALETTE, figure, legend, png, styled
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Column, Grid
-from steering.runs.statistics import LEVEL, Interval, Verdict, holm, interval, paired_difference
+from steering.reports.report import Plot
+from steering.runs.statistics import LEVEL, Interval, holm, interval, paired_difference
 
 Results = Sequence[dict[str, Any]]  # of a study, one dict of plain data for each repetition
 NONE = Cell(MISSING, "quiet")
 CANDIDATES = (
     "A row's candidates are how many the validation split chose between; the test split saw the chosen one alone."
 )
+LINES: list[tuple[Any, Any]] = [(PALETTE[0], "-"), (PALETTE[1], (0, (5, 1.5))), (BASE, "-")]  # colour and dashes
+Panel = tuple[str, Sequence[float], Sequence[Any]]  # title, values of beta, curves ``[repetitions, betas]``
 
 
 @dataclass(frozen=True)
 class Section:
-    """One study's share of a report; the other fields are a report's.
-
-    Attributes:
-        changes: what the search over beta changed, by a word for where: points of error fewer than at beta = 1.
-    """
+    """One study's share of a report; the other fields are a report's."""
 
     verdict: str = ""
-    changes: dict[str, Interval] = field(default_factory=dict)
+    changes: dict[str, Interval] = field(default_factory=dict)  # points of error that the search saved, by where
     findings: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     method: list[str] = field(default_factory=list)
-    limits: list[str] = field(default_factory=list)
 
 
 def grid(title: str, columns: str, rows: Sequence[Sequence[Cell | str]], results: Results, note: str) -> Grid:
-    """A table of means over repetitions.
-
-    Args:
-        title: a few words.
-        columns: headings with ``|`` between them; the first one names the rows.
-        rows: their cells.
-        results: of all repetitions.
-        note: what else there is to say below the table.
-    """
+    """A table of means over repetitions; ``columns`` are headings with ``|`` between, the first names the rows."""
     heads = [Column(name, number=index > 0 or name == "beta") for index, name in enumerate(columns.split("|"))]
     cells = tuple(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
     means = f"Means of {len(results)} repetitions with 95 % t intervals; differences are in points and paired."
@@ -94,24 +87,53 @@ def gain(change: Interval | None) -> Cell:
 def answer(changes: Mapping[str, Interval]) -> str:
     """What the search over beta changed anywhere, in one sentence: decided is what still is after Holm."""
     labels = {"better": "fewer errors", "worse": "more errors", "undecided": "no decided difference"}
-    verdicts, parts = _decided(changes), []
-    for verdict, label in labels.items():
-        listed = [f"{where} ({signed(change)})" for where, change in changes.items() if verdicts[where] == verdict]
-        parts += [f"{label} for {', '.join(listed)}"] if listed else []
+    # One without a p value was looked at too, and counts.
+    adjusted = holm([1.0 if change.p is None else change.p for change in changes.values()])
+    listed: dict[str, list[str]] = {verdict: [] for verdict in labels}
+    for (where, change), p in zip(changes.items(), adjusted, strict=True):
+        listed[change.verdict if p < 1 - LEVEL else "undecided"].append(f"{where} ({signed(change)})")
+    parts = [f"{labels[verdict]} for {', '.join(changed)}" for verdict, changed in listed.items() if changed]
     corrected = f"; corrected by Holm for {len(changes)} comparisons" if len(changes) > 1 else ""
     return f"Choosing beta on a validation split made {'; '.join(parts)} (points of test error saved{corrected})."
-
-
-def _decided(changes: Mapping[str, Interval]) -> dict[str, Verdict]:
-    """What is decided of each; one without a p value was looked at too, and counts."""
-    adjusted = holm([1.0 if change.p is None else change.p for change in changes.values()])
-    return {
-        where: change.verdict if p < 1 - LEVEL else "undecided"
-        for (where, change), p in zip(changes.items(), adjusted, strict=True)
-    }
 
 
 def chosen(values: Sequence[float]) -> str:
     """What the repetitions chose; once if it is the same in all, and from least to greatest if there are many."""
     values = values if len(set(values)) > 1 else values[:1]
     return ", ".join(f"{v:g}" for v in values) if len(values) <= 6 else f"{min(values):g} to {max(values):g}"
+
+
+@styled
+def over_beta(panels: Sequence[Panel], ylabel: str, labels: Sequence[str] = ()) -> bytes:
+    """Panels side by side: a thin line is a repetition, a thick one the mean of all."""
+    drawing, (row,) = figure(height=3.1, columns=len(panels), sharey=True)
+    for axes, (title, betas, curves) in zip(row, panels, strict=True):
+        axes.axhline(0, color=BASE, linewidth=1)
+        for values, (color, dashes) in zip(curves, LINES, strict=False):
+            axes.plot(betas, np.transpose(values), color=color, linewidth=0.8, alpha=0.4)
+            axes.plot(betas, np.mean(values, 0), color=color, linestyle=dashes, linewidth=2.3)
+        axes.margins(x=0.02)
+        axes.set_xlabel("beta (1 is ReLU)")
+        axes.set_xticks(np.linspace(min(betas), 1, 3 if min(betas) < 1 else 1))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.set_title(title, fontsize=11, loc="left")
+    row[0].set_ylabel(ylabel)
+    lines = zip(labels, LINES, strict=False)
+    legend(drawing, [Line2D([], [], color=c, linestyle=d, label=label) for label, (c, d) in lines])
+    return png(drawing)
+
+
+def search_plot(
+    name: str, title: str, label: str, curves: Mapping[str, list[dict]], unit: str = "error (points)"
+) -> Plot:
+    """What searches saw, less what they saw at ReLU: one panel for each, with the choices of all repetitions."""
+    panels = []
+    for heading, choices in curves.items():
+        seen = (100 if "points" in unit else 1) * np.array([choice["validation"] for choice in choices])
+        panels.append((heading, choices[0]["betas"], [seen - seen[:, :1]]))  # the first beta is 1
+    caption = (
+        f"{label}, less its value at beta = 1 (ReLU), which is the zero line; below it a search finds something. A "
+        "thin line is a repetition, the thick one their mean. The lowest point of a thin line is what that repetition "
+        "chose; it is lower than its test value will be, because it was looked for."
+    )
+    return Plot(name, title, caption, over_beta(panels, unit))

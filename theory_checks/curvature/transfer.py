@@ -13,20 +13,9 @@ from torch import Tensor, nn
 from steering.curvature import replace_relus, set_beta
 from steering.errors import UserError
 from steering.reports.grid import Cell
-from steering.theory_checks.curvature import plots, section
-from steering.theory_checks.curvature.classification import (
-    Classification,
-    Split,
-    digits,
-    error,
-    network,
-    of_classes,
-    outputs,
-    random_parts,
-    recipe,
-    trained,
-)
+from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.search import choose, probe_error
+from steering.theory_checks.curvature.small import Split, digits, error, fit, network, outputs, random_parts, recipe
 from steering.training.seeds import derive, generator
 
 LABELLED, VALIDATION = 60, 100  # samples of digits 5 to 9 to learn from, and to choose on
@@ -139,10 +128,9 @@ class TransferOptions:
 def measure(seed: int, options: TransferOptions) -> dict[str, Any]:
     """One repetition on digits: a network that learned 0 to 4 learns 5 to 9 from few labels."""
     chance = generator(seed, "curvature", "transfer")
-    old, early = random_parts(of_classes(digits(), range(0, 5)), [700], chance)
-    splits = random_parts(of_classes(digits(), range(5, 10)), [LABELLED, VALIDATION], chance)
-    settings = recipe(300, 100, 3e-3, weight_decay=0.01)
-    model = trained(Classification(lambda: network(64, 64, 3, 5), old, early, early, settings), settings, seed)
+    old, early = random_parts(digits(0, 4), [700], chance)
+    splits = random_parts(digits(5, 9), [LABELLED, VALIDATION], chance)
+    model = fit(lambda: network(64, 64, 3, 5), old, recipe(300, 100, 3e-3, weight_decay=0.01), seed)
     body, head = without_head(model)
     return compare(body, head.in_features, 5, splits, options, seed) | {"pretraining_error": error(model, early)}
 
@@ -189,11 +177,10 @@ def compare(
 def _fine_tuned(start: Any, splits: Sequence[Split], options: TransferOptions, seed: int) -> dict[str, Any]:
     """One method at the learning rate that the validation split chooses."""
     training, validation, test = splits
-    candidates: list[tuple[float, float, nn.Module]] = []
+    candidates = []
     for learning_rate in options.learning_rates:
         settings = recipe(options.steps, min(options.batch, len(training.y)), learning_rate)
-        task = Classification(start, training, validation, test, settings)
-        model = trained(task, settings, derive(seed, "teaching"), device=options.device)
+        model = fit(start, training, settings, derive(seed, "teaching"), options.device)
         candidates.append((error(model, validation), learning_rate, model))
     validation_error, learning_rate, model = min(candidates, key=lambda candidate: candidate[:2])
     return {
@@ -227,6 +214,6 @@ def summarise(results: section.Results, title: str = DIGITS) -> section.Section:
         findings=[f"Of all ways to teach new classes, {labels[best]} made the fewest test errors."],
         cautions=section.missed(results),
         grids=[section.grid(f"New classes: {title}", columns, rows, results, section.CANDIDATES)],
-        plots=[plots.search("search", "What the search saw", "Validation error", curves)],
+        plots=[section.search_plot("search", "What the search saw", "Validation error", curves)],
         method=[f"New classes: {title}. {section.sizes(results)}"],
     )

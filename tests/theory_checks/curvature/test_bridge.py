@@ -12,7 +12,7 @@ from steering.task import HeldOut
 from steering.tasks.blobs import Blobs
 from steering.testing import check_task
 from steering.theory_checks.curvature.bridge import measure, tuned_reference, variance_ratio
-from steering.theory_checks.curvature.classification import Classification, Split, recipe, trained
+from steering.theory_checks.curvature.small import Classification, Split, recipe, trained
 
 
 def small(refer=None) -> Classification:

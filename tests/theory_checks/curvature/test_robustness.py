@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from steering.theory_checks.curvature.classification import Split, error
 from steering.theory_checks.curvature.robustness import attack, measure, under_attack
+from steering.theory_checks.curvature.small import Split, error
 
 
 def linear() -> nn.Module:

@@ -6,8 +6,8 @@ from torch import nn
 
 from steering.curvature import CurvatureUnit, units
 from steering.errors import UserError
-from steering.theory_checks.curvature.classification import Split
 from steering.theory_checks.curvature.search import choose, parse, probe_error
+from steering.theory_checks.curvature.small import Split
 
 
 def test_relu_is_always_among_the_candidates_and_each_is_scored_once():

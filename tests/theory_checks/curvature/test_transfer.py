@@ -8,7 +8,7 @@ from torch import nn
 
 from steering.errors import UserError
 from steering.theory_checks.curvature import transfer
-from steering.theory_checks.curvature.classification import Classification, Split, network, recipe, trained
+from steering.theory_checks.curvature.small import Classification, Split, network, recipe, trained
 from steering.theory_checks.curvature.transfer import learned, prepare, without_head
 
 LOW_RANK = pytest.param("low_rank", marks=pytest.mark.slow)  # the import of peft

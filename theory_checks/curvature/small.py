@@ -35,16 +35,11 @@ class Split(NamedTuple):
 
 
 @cache
-def digits() -> Split:
-    """All 1797 images of scikit-learn's digits, ``[1797, 64]`` from 0 to 1, and their classes."""
+def digits(first: int = 0, last: int = 9) -> Split:
+    """Scikit-learn's images ``[n, 64]`` from 0 to 1 of a range of digits, all 1797 if not given; classes begin at 0."""
     pixels, labels = load_digits(return_X_y=True)
-    return Split(torch.from_numpy(pixels / 16).float(), torch.from_numpy(labels).long())
-
-
-def of_classes(samples: Split, classes: range) -> Split:
-    """The samples of a range of classes, which are then counted from 0."""
-    chosen = samples.take((samples.y >= classes.start) & (samples.y < classes.stop))
-    return Split(chosen.x, chosen.y - classes.start)
+    chosen = (labels >= first) & (labels <= last)
+    return Split(torch.from_numpy(pixels[chosen] / 16).float(), torch.from_numpy(labels[chosen] - first).long())
 
 
 def random_parts(samples: Split, sizes: list[int], chance: torch.Generator) -> list[Split]:
@@ -130,6 +125,12 @@ def trained(task: Task, settings: Recipe, seed: int, arm: Arm = PLAIN, device: s
     for _ in range(settings.steps):
         training.step()
     return training.result.eval()
+
+
+def fit(start: Callable[[], nn.Module], samples: Split, settings: Recipe, seed: int, device: str = "cpu") -> nn.Module:
+    """A model that has learned the samples by a recipe, in evaluation mode."""
+    task = Classification(start, samples, samples, samples, settings)
+    return trained(task, settings, seed, device=device)
 
 
 @torch.no_grad()
