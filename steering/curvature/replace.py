@@ -28,32 +28,20 @@ OTHERS = {  # classes and functions, in lower case and without underscores
 
 @dataclass(frozen=True)
 class Site:
-    """One activation of a model.
+    """One activation of a model."""
 
-    Attributes:
-        name: of the module, as in ``named_modules``.
-        what: its kind.
-        channels: of the unit that is there now; None where it is shared.
-    """
-
-    name: str
-    what: str
-    channels: int | None = None
+    name: str  # of the module, as in ``named_modules``
+    what: str  # its kind
+    channels: int | None = None  # of the unit that is there now; None where it is shared
 
 
 @dataclass
 class Replacement:
-    """A copy of a model with curvature units, and what was done to it.
+    """A copy of a model with curvature units, and what was done to it."""
 
-    Attributes:
-        model: the copy; ``set_beta(model, 1)`` makes its units ReLUs again.
-        replaced: one site for every unit.
-        missed: what is no ReLU, or could not be seen or replaced, and why.
-    """
-
-    model: nn.Module
-    replaced: list[Site] = field(default_factory=list)
-    missed: list[Site] = field(default_factory=list)
+    model: nn.Module  # the copy; ``set_beta(model, 1)`` makes its units ReLUs again
+    replaced: list[Site] = field(default_factory=list)  # one for every unit
+    missed: list[Site] = field(default_factory=list)  # what is no ReLU, or could not be seen or replaced, and why
     _owners: list[tuple[nn.Module, str]] = field(default_factory=list, repr=False)  # module and attribute of each unit
     _uncalled: set[tuple[int, str]] = field(default_factory=set, repr=False)  # ReLUs that nobody calls any more
 
@@ -105,10 +93,14 @@ def replace_relus(
     expected = [] if example is None else _outputs(result.model, example)
     for name, module in list(result.model.named_modules()):
         _forward_pass(name, module, result)
-    for name, module in list(result.model.named_modules(remove_duplicate=False)):
-        _children(name, module, result)
+    for name, module in list(result.model.named_modules(remove_duplicate=False)):  # one unit for each name
+        for child, relu in list(module._modules.items()):
+            if isinstance(relu, nn.ReLU) and (id(module), child) not in result._uncalled:
+                _put(module, child, result, Site(f"{name}.{child}".lstrip("."), "module"))
     if not result.replaced:
-        raise UserError(f"there is no ReLU to replace. {_alternatives(result.missed)}")
+        sites = dict.fromkeys(f"{site.name or 'the model'}: {site.what}" for site in result.missed)
+        instead = "; ".join(list(sites)[:3]) or "Nor has it another activation that could be seen"
+        raise UserError(f"there is no ReLU to replace. {instead}")
     channels = {} if example is None else _count_channels(result, example, expected, axis)
     settings = {"beta": beta, "coefficient": coefficient, "trainable": trainable}
     _install(result, channels if per_channel else None, axis, settings)
@@ -123,17 +115,14 @@ def _forward_pass(name: str, module: nn.Module, result: Replacement) -> None:
     """ReLUs that a module's own forward pass calls as functions, or one module of several times."""
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        result._miss(name, f"{kind}: compiled by TorchScript, cannot be seen into")
-        return
+        return result._miss(name, f"{kind}: compiled by TorchScript, cannot be seen into")
     if type(module).__module__.startswith("torch.nn."):  # calls no ReLU but by an attribute
-        _of_torch(name, module, result)
-        return
+        return _of_torch(name, module, result)
     try:
         graph = _OneLevel().trace(module)
     except Exception as error:  # whatever the model's own code raises on being handed proxies
         reason = " ".join((str(error) or type(error).__name__).split())[:100]
-        result._miss(name, f"functions in the forward pass of {kind}: torch.fx cannot trace it ({reason})")
-        return
+        return result._miss(name, f"functions in the forward pass of {kind}: torch.fx cannot trace it ({reason})")
     _others(name, graph, result)
     calls = _calls(graph, module)
     if calls:
@@ -180,8 +169,8 @@ def _others(name: str, graph: fx.Graph, result: Replacement) -> None:
 def _calls(graph: fx.Graph, module: nn.Module) -> list[tuple[fx.Node, str, bool]]:
     """Nodes to replace that no change of a child could, what they are, and whether they write into their input."""
     order = {node: index for index, node in enumerate(graph.nodes)}
-    relus = {n: module.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
-    relus = {node: relu for node, relu in relus.items() if isinstance(relu, nn.ReLU)}
+    modules = {node: module.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    relus = {node: relu for node, relu in modules.items() if isinstance(relu, nn.ReLU)}
     times = Counter(map(id, relus.values()))
     calls = []
     for node in graph.nodes:
@@ -223,19 +212,9 @@ def _rewire(name: str, module: nn.Module, graph: fx.Graph, calls, result: Replac
     module.forward = MethodType(type(fx.GraphModule(module, graph)).forward, module)
 
 
-def _children(name: str, module: nn.Module, result: Replacement) -> None:
-    """ReLU modules, one unit for each name."""
-    for child, relu in list(module._modules.items()):
-        if isinstance(relu, nn.ReLU) and (id(module), child) not in result._uncalled:
-            _put(module, child, result, Site(f"{name}.{child}".lstrip("."), "module"))
-
-
 def _put(module: nn.Module, attribute: str, result: Replacement, site: Site) -> None:
     """A ReLU at the site of a unit; its settings come when its input is known."""
-    if attribute in module._modules:
-        module._modules[attribute] = CurvatureUnit(1.0)  # keeps its position in a Sequential
-    else:
-        module.add_module(attribute, CurvatureUnit(1.0))
+    setattr(module, attribute, CurvatureUnit(1.0))  # which keeps its position in a Sequential
     result.replaced.append(site)
     result._owners.append((module, attribute))
 
@@ -275,9 +254,3 @@ def _outputs(model: nn.Module, example: tuple) -> list[Tensor]:
     with torch.no_grad(), untouched():
         outputs = model(*(x.clone() if isinstance(x, Tensor) else x for x in example))
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _alternatives(missed: list[Site]) -> str:
-    """What a model has instead, for a message."""
-    sites = dict.fromkeys(f"{site.name or 'the model'}: {site.what}" for site in missed)
-    return "; ".join(list(sites)[:3]) or "Nor has it another activation that could be seen"

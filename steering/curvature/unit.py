@@ -78,16 +78,16 @@ class CurvatureUnit(nn.Module):
         return value.reshape(shape)
 
     @property
+    @torch.no_grad()
     def beta(self) -> Tensor | float:
         """Its present value, ``[channels]`` where they have values of their own, without gradient."""
-        with torch.no_grad():
-            return self._values()[0]
+        return self._values()[0]
 
     @property
+    @torch.no_grad()
     def coefficient(self) -> Tensor | float:
         """Its present value, like ``beta``."""
-        with torch.no_grad():
-            return self._values()[2]
+        return self._values()[2]
 
     def extra_repr(self) -> str:
         kind = f"{self.channels} channels, " if self.channels else ""

@@ -105,11 +105,8 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 def logarithmic(axes: Axes, which: Literal["x", "y"], at: Sequence[float] = ()) -> None:
     """A logarithmic axis in plain numbers.
 
-    Args:
-        axes: whose.
-        which: of its two axes.
-        at: where its marks are; if none are given at 1, 2 and 5 times powers of ten, or at these alone where the axis
-            spans more than three decades.
+    Marks are where ``at`` says; otherwise at 1, 2 and 5 times powers of ten, or at these powers alone where the axis
+    spans more than three decades.
     """
     axis = _logarithmic(axes, which)
     low, high = axis.get_view_interval()

@@ -105,17 +105,8 @@ def to_rich(grid: Grid) -> Table:
 
 def to_markdown(grid: Grid) -> str:
     """For a README or a notebook; the best is bold."""
-    lines = [
-        _line(column.name for column in grid.columns),
-        _line("---:" if column.number else "---" for column in grid.columns),
-        *(_line(_bold(cell) for cell in row) for row in grid.rows),
-    ]
-    return "\n".join([f"**{grid.title}**", "", *lines, *(["", grid.note] if grid.note else [])]) + "\n"
-
-
-def _bold(cell: Cell) -> str:
-    return f"**{cell.text}**" if cell.tone == "best" else cell.text
-
-
-def _line(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+    lines = [[column.name for column in grid.columns], ["---:" if column.number else "---" for column in grid.columns]]
+    lines += [[f"**{cell.text}**" if cell.tone == "best" else cell.text for cell in row] for row in grid.rows]
+    escaped = (" | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) for line in lines)
+    table = "".join(f"| {line} |\n" for line in escaped)
+    return f"**{grid.title}**\n\n{table}" + (f"\n{grid.note}\n" if grid.note else "")

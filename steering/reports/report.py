@@ -42,16 +42,12 @@ class Report:
     grids: list[Grid] = field(default_factory=list)  # tables
     plots: list[Plot] = field(default_factory=list)  # drawings of numbers
     exhibits: list[Plot] = field(default_factory=list)  # pictures of what models do, for the page alone
-    # Tables that the terminal leaves out and a page shows after the plots.
-    details: list[Grid] = field(default_factory=list)
-    # Paragraphs on data, seeds, intervals and definitions, with their source.
-    method: list[str] = field(default_factory=list)
+    details: list[Grid] = field(default_factory=list)  # tables that the terminal leaves out, behind the plots
+    method: list[str] = field(default_factory=list)  # on data, seeds, intervals and definitions, with their source
     limits: list[str] = field(default_factory=list)  # what a check of this kind cannot tell
-    # All that a program may want: dicts, lists, dataclasses, strings, numbers, arrays and None.
-    numbers: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)  # of dicts, lists, dataclasses, arrays, texts and None
     config: str = ""  # settings as text
-    # Versions and hardware; this process's where a report is written without any.
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)  # versions and hardware; if none, of the writing process
 
 
 # -------------------------------------------------------------------------------------------------------- folders

@@ -14,21 +14,13 @@ Verdict = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and how far chance may have moved it.
+    """A mean over seeds and how far chance may have moved it; without an interval the ends and p are None."""
 
-    Attributes:
-        mean: in the unit of the values.
-        low: lower end of the 95 % t interval; None where there is none.
-        high: upper end.
-        seeds: number of values.
-        p: two-sided p value of a mean of zero in the same t test; None where there is no interval.
-    """
-
-    mean: float
-    low: float | None
+    mean: float  # in the unit of the values
+    low: float | None  # lower end of the 95 % t interval
     high: float | None
-    seeds: int
-    p: float | None = None
+    seeds: int  # number of values
+    p: float | None = None  # two-sided p value of a mean of zero in the same t test
 
     @property
     def half(self) -> float | None:

@@ -44,7 +44,7 @@ def test_a_study_of_digits_is_written_in_the_common_form_and_taken_up_again(stee
     assert json.loads(Path("out/report.json").read_text())["numbers"] == report["numbers"]
     code, _, err = steer(*arguments, "--betas", "0.9")
     assert code == 2 and "other settings" in err and err.count("\n") == 1
-    Path("out/parts/bridge-1.json").write_text('{"settings": {}, "found": {}}')
+    Path("out/parts/bridge-1.json").write_text('{"settings": {}}')
     code, _, err = steer(*arguments)
     assert code == 2 and "of another version: delete it" in err and err.count("\n") == 1
 
