@@ -68,11 +68,9 @@ def _final(summary: Summary) -> Plot | None:
     name_rows(axes, list(values))
     handles += _reference_lines(axes, summary, vertical=True)
     axes.set_xlabel(_label(summary))
-    caption = f"{_capital(metric.label)} at the end of training. "
-    if summary.seeds > 1:
-        caption += "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
-    else:
-        caption += "One seed, hence no interval."
+    several = "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
+    seeds = several if summary.seeds > 1 else "One seed, hence no interval."
+    caption = f"{metric.label[:1].upper()}{metric.label[1:]} at the end of training. {seeds}"
     return plot(made, handles, "final", f"Final {metric.label}", caption)
 
 
@@ -90,8 +88,9 @@ def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | 
     axes.set_ylabel(_label(summary))
     axes.set_xlabel("samples trained on")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    label = summary.metrics[name].label
     caption = (
-        f"{_capital(summary.metrics[name].label)} on held-out data while training.{_band(summary)} "
+        f"{label[:1].upper()}{label[1:]} on held-out data while training.{_band(summary)} "
         "Samples that were scored but not chosen are not counted."
     )
     return plot(made, handles, "learning", "Learning curves", caption)
@@ -152,8 +151,7 @@ def _curves(
 ) -> Curves:
     """Collects one number of the records at the positions where every seed of an arm has it.
 
-    Fewer seeds towards the end would bend the mean for no reason but who is missing. A line that was written twice (a
-    resumed run) counts once; what is missing or no number is left out.
+    Fewer seeds towards the end would bend the mean. A line written twice (a resumed run) counts once.
     """
     arms: dict[str, dict[int, dict[int, float]]] = {}
     for record in records:
@@ -250,11 +248,6 @@ def _reference_lines(axes: Axes, summary: Summary, *, vertical: bool) -> list[Li
 def _label(summary: Summary) -> str:
     metric = summary.metrics[summary.headline]
     return unit(metric.label, metric) + (" (lower is better)" if metric.better == "low" else "")
-
-
-def _capital(text: str) -> str:
-    """The first letter large, the others as they are."""
-    return text[:1].upper() + text[1:]
 
 
 def _band(summary: Summary) -> str:

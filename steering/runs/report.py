@@ -25,9 +25,7 @@ def as_report(summary: Summary, **parts: Any) -> Report:
         parts: other fields of the report: plots, exhibits, config, environment.
     """
     count = f"{len(summary.arms)} arms, {summary.seeds} seed{'' if summary.seeds == 1 else 's'}"
-    skipped = [
-        f"{number} sample{'' if number == 1 else 's'} left out: {reason}" for reason, number in summary.skipped.items()
-    ]
+    skipped = [f"{n} sample{'' if n == 1 else 's'} left out: {reason}" for reason, n in summary.skipped.items()]
     verdict, *findings = sentences(summary)
     return Report(
         title=summary.task,
@@ -44,15 +42,11 @@ def as_report(summary: Summary, **parts: Any) -> Report:
 
 
 def write_report(
-    folder: Path,
-    summary: Summary,
-    records: Sequence[Mapping[str, Any]] = (),
-    exhibits: "Iterable[Exhibit]" = (),
+    folder: Path, summary: Summary, records: Sequence[Mapping[str, Any]] = (), exhibits: "Iterable[Exhibit]" = ()
 ) -> Path:
     """Writes report.html and the plots into the folder of a run.
 
-    config.yaml and environment.json are shown where the folder has them. A report that is being read is
-    replaced in one go, never half written.
+    config.yaml and environment.json are shown where the folder has them.
 
     Args:
         folder: of the run.
@@ -68,12 +62,15 @@ def write_report(
     """
     from steering.runs.plots import draw
 
+    config, environment = (
+        path.read_text() if (path := folder / name).exists() else "" for name in ("config.yaml", "environment.json")
+    )
     report = as_report(
         summary,
         plots=draw(summary, records),
         exhibits=[Plot("", exhibit.title, exhibit.text, exhibit.png) for exhibit in exhibits],
-        config=_text(folder / "config.yaml"),
-        environment=json.loads(_text(folder / "environment.json") or "{}"),
+        config=config,
+        environment=json.loads(environment or "{}"),
     )
     return write_page(report, folder)
 
@@ -119,7 +116,12 @@ def sentences(summary: Summary) -> list[str]:
         return [_one_seed(summary, best, f"the best of {len(rivals)} {noun}s" if len(rivals) > 1 else "")]
     lines = [] if len(rivals) == 1 else [_count_verdicts(summary, gains, noun)]
     lines.append(compared(summary, best, baseline))
-    lines += [compared(summary, best, other) for other in _others(summary) if other != best]
+    # Who else has to be beaten before steering gets the credit: the best plain arm, and the reference.
+    finished = {arm: s for arm, s in summary.arms.items() if means[arm]}
+    plain = _best(summary, [arm for arm, s in finished.items() if s.kind == "trained" and not s.steered])
+    references = [arm for arm, s in finished.items() if s.kind == "reference"]
+    others = [plain] * (plain != baseline) + references
+    lines += [compared(summary, best, other) for other in others if other != best]
     if len(rivals) > 1:
         lines.append(f"{best} has the best mean of them; being picked for that flatters it.")
     return lines
@@ -133,7 +135,12 @@ def compared(summary: Summary, arm: str, other: str) -> str:
     if not (gain and a and b):
         return f"{arm} and {other} share no seed."
     percent, points = (" %", " points") if metric.percent else ("", "")
-    against = f"the baseline {other}" if other == summary.baseline else _called(summary, other)
+    if other == summary.baseline:
+        against = f"the baseline {other}"
+    elif summary.arms[other].kind == "reference":
+        against = "the reference itself"
+    else:
+        against = f"{other}, the best arm without the reference,"
     means = f"{style.number(a.mean)}{percent} against {style.number(b.mean)}{percent}"
     change = f"{style.finer().number(gain.mean, sign=True)}{points}"
     if gain.low is None:
@@ -172,20 +179,6 @@ def _count_verdicts(summary: Summary, gains: list[Interval], noun: str) -> str:
     return f"Of {len(gains)} {noun}s against {rest}, {', '.join(parts[:-1])} and {parts[-1]}."
 
 
-def _others(summary: Summary) -> list[str]:
-    """Who else has to be beaten before steering gets the credit: the best plain arm, and the reference."""
-    arms = {arm: s for arm, s in summary.arms.items() if s.interval(summary.headline)}
-    best = _best(summary, [arm for arm, s in arms.items() if s.kind == "trained" and not s.steered])
-    references = [arm for arm, s in arms.items() if s.kind == "reference"]
-    return [best] * (best != summary.baseline) + references
-
-
-def _called(summary: Summary, arm: str) -> str:
-    if summary.arms[arm].kind == "reference":
-        return "the reference itself"
-    return f"{arm}, the best arm without the reference,"
-
-
 def _best(summary: Summary, arms: list[str]) -> str:
     """The arm of the best mean, the baseline if there is none; a mean that is not a number comes last."""
     sign = 1 if summary.metrics[summary.headline].better == "high" else -1
@@ -195,7 +188,3 @@ def _best(summary: Summary, arms: list[str]) -> str:
         return sign * values.mean if values and math.isfinite(values.mean) else -math.inf
 
     return max(arms, key=goodness, default=summary.baseline)
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""

@@ -184,12 +184,15 @@ def settings_table(summary: Summary) -> Grid:
     def texts(heading: str, values: Iterable[str | None], is_number: bool = False) -> TableColumn:
         return Column(heading, is_number), [Cell(value) if value else NOTHING for value in values]
 
+    scales = [_mean(arm, lambda r: r.scale) if arm.subtracts else None for arm in arms]  # the last, where it matters
     made = [
         texts("arm", summary.arms),
         texts("rule", (arm.rule for arm in arms)),
         texts("selector", (arm.selector for arm in arms)),
-        texts("uses the reference", (_uses(arm) for arm in arms)),
-        texts("reference scale", (_scale(arm) for arm in arms), is_number=True),
+        texts(
+            "uses the reference", (None if arm.kind == "reference" else "yes" if arm.steered else "no" for arm in arms)
+        ),
+        texts("reference scale", (number(scale) if scale is not None else None for scale in scales), True),
     ]
     if any(arm.distill for arm in arms):
         made.append(texts("distillation", (f"{arm.distill:g}" if arm.distill else None for arm in arms), True))
@@ -203,15 +206,3 @@ def settings_table(summary: Summary) -> Grid:
         "the reference explains part of the loss; that alone does not mean that steering helps."
     )
     return _of_columns("What the arms are", made, note if ratio else "")
-
-
-def _scale(arm: ArmSummary) -> str | None:
-    """The last scale, where it had any effect."""
-    mean = _mean(arm, lambda r: r.scale) if arm.subtracts else None
-    return None if mean is None else number(mean)
-
-
-def _uses(arm: ArmSummary) -> str | None:
-    if arm.kind == "reference":
-        return None
-    return "yes" if arm.steered else "no"
