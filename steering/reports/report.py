@@ -7,8 +7,11 @@ Markdown all but pictures of models, JSON what a program may want.
 import base64
 import json
 import math
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +19,6 @@ from rich.console import Console
 
 from steering import atomic_files
 from steering.errors import UserError
-from steering.reports.environment import environment
 from steering.reports.grid import Cell, Column, Grid, to_markdown, to_rich
 
 
@@ -51,6 +53,22 @@ class Report:
 
 
 # -------------------------------------------------------------------------------------------------------- folders
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware; no names of machines or people."""
+    import torch  # which showing a finished report does not need
+
+    return {
+        "model-steering": version("model-steering"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": dict(sorted({(d.metadata["Name"] or "?").lower(): d.version for d in distributions()}.items())),
+    }
 
 
 def write(report: Report, folder: Path) -> Path:

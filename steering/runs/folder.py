@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from steering import atomic_files
 from steering.distributed import rank
 from steering.errors import RunError, UserError
-from steering.reports.environment import environment
+from steering.reports.report import environment
 from steering.runs.processes import on_rank_zero
 
 LOCK = ".lock"  # held by the process that is at work in the folder

@@ -119,9 +119,7 @@ def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> di
         return refitted(beta) if refit else tuned.model
 
     choice = choose(betas, lambda beta: held_out_loss(task, at(beta)))
-    rows = {"trained": evaluate(task, model)}
-    if refit:
-        rows["refitted"] = evaluate(task, at(1.0))
+    rows = {"trained": evaluate(task, model)} | ({"refitted": evaluate(task, at(1.0))} if refit else {})
     rows["search"] = evaluate(task, at(choice.chosen))
     sites = {"replaced": [vars(site) for site in tuned.replaced], "missed": [vars(site) for site in tuned.missed]}
     return {"rows": rows, "search": vars(choice)} | sites

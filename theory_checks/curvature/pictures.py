@@ -20,11 +20,7 @@ FEWEST = 4  # pictures of a class
 
 
 class Normalised(nn.Module):
-    """A network that takes bytes: pictures wait in a quarter of the memory.
-
-    Args:
-        network: takes normalised pictures.
-    """
+    """A network of normalised pictures that takes bytes: pictures wait in a quarter of the memory."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -47,8 +43,8 @@ def load_network(name: str, path: Path) -> nn.Module:
     """
     state = _weights(path)
     network = _network(name, 1000)
-    head = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
-    weight = state.get(f"{head[-1]}.weight") if head else None
+    heads = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
+    weight = state.get(f"{heads[-1]}.weight") if heads else None
     if weight is not None and len(weight) != 1000:
         network = _network(name, len(weight))
     try:
@@ -115,10 +111,8 @@ def load_pictures(folder: Path, size: int) -> tuple[Split, list[str]]:
     paths = [[p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in ENDINGS] for name in names]
     few = [name for name, of_class in zip(names, paths, strict=True) if len(of_class) < FEWEST]
     if len(names) < 2 or few:
-        raise UserError(
-            f"{folder} needs two or more folders of at least {FEWEST} pictures, got {len(names)}"
-            + (f" with too few in {', '.join(few[:3])}" if few else "")
-        )
+        which = f" with too few in {', '.join(few[:3])}" if few else ""
+        raise UserError(f"{folder} needs two or more folders of at least {FEWEST} pictures, got {len(names)}{which}")
 
     def picture(path: Path) -> Tensor:
         try:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from steering.reports.figures import BASE, PALETTE, figure, legend, png, styled
-from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Column, Grid
+from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Grid
 from steering.reports.report import Plot
 from steering.runs.statistics import LEVEL, Interval, holm, interval, paired_difference
 
@@ -36,11 +36,11 @@ class Section:
 
 def grid(title: str, columns: str, rows: Sequence[Sequence[Cell | str]], results: Results, note: str) -> Grid:
     """A table of means over repetitions; ``columns`` are headings with ``|`` between, the first names the rows."""
-    heads = [Column(name, number=index > 0 or name == "beta") for index, name in enumerate(columns.split("|"))]
-    cells = tuple(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+    heads = columns.split("|")
+    texts = int(heads[0] != "beta")  # which is a number
     means = f"Means of {len(results)} repetitions with 95 % t intervals; differences are in points and paired."
     shown = means if len(results) > 1 else "One repetition, hence no intervals."
-    return Grid(title, tuple(heads), cells, f"{shown} {note}")
+    return Grid.of(title, heads[:texts], heads[texts:], rows, f"{shown} {note}")
 
 
 def sizes(results: Results) -> str:

@@ -20,6 +20,7 @@ from steering.training.seeds import derive, generator
 
 LABELLED, VALIDATION = 60, 100  # samples of digits 5 to 9 to learn from, and to choose on
 DIGITS = "a network that learned digits 0 to 4 is taught 5 to 9"
+FIELDS = ("test", "validation", "tried", "parameters", "chosen")  # of one method in one repetition
 PROBES = {"regression": "linear probe, regression", "search": "curvature search, regression"}
 
 Method = Literal["probe", "curvature", "low_rank", "full"]
@@ -158,13 +159,8 @@ def compare(
     parameters = (width + 1) * (classes if classes > 2 else 1)  # two classes need one score
     rows: dict[str, Any] = {}
     for name, beta, tried in (("regression", 1.0, 1), ("search", choice.chosen, len(choice.betas))):
-        rows[name] = {
-            "test": probe_error(backbone, beta, training, test),
-            "validation": choice.validation[choice.betas.index(beta)],
-            "tried": tried,
-            "parameters": parameters + (name == "search"),
-            "chosen": beta,
-        }
+        errors = probe_error(backbone, beta, training, test), choice.validation[choice.betas.index(beta)]
+        rows[name] = dict(zip(FIELDS, (*errors, tried, parameters + (name == "search"), beta), strict=True))
     set_beta(backbone, 1.0)
     features = [Split(outputs(backbone, split.x), split.y) for split in splits]
     for method in options.methods:
@@ -183,13 +179,8 @@ def _fine_tuned(start: Any, splits: Sequence[Split], options: TransferOptions, s
         model = fit(start, training, settings, derive(seed, "teaching"), options.device)
         candidates.append((error(model, validation), learning_rate, model))
     validation_error, learning_rate, model = min(candidates, key=lambda candidate: candidate[:2])
-    return {
-        "test": error(model, test),
-        "validation": validation_error,
-        "tried": len(candidates),
-        "parameters": learned(model),
-        "chosen": learning_rate,
-    }
+    values = error(model, test), validation_error, len(candidates), learned(model), learning_rate
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def summarise(results: section.Results, title: str = DIGITS) -> section.Section:
@@ -202,10 +193,8 @@ def summarise(results: section.Results, title: str = DIGITS) -> section.Section:
         chosen = f"{'beta' if name in PROBES else 'rate'} {section.chosen([row['chosen'] for row in of])}"
         probe = "regression" if name in PROBES else "probe"
         changes[name] = section.fewer(tests[name], tests[probe]) if probe in tests and name != probe else None
-        error, tried = section.percent(tests[name]), str(of[0]["tried"])
-        rows.append(
-            (label, f"{of[0]['parameters']:,}", error, section.gain(changes[name]), tried, Cell(chosen, "quiet"))
-        )
+        size, error, tried = f"{of[0]['parameters']:,}", section.percent(tests[name]), str(of[0]["tried"])
+        rows.append((label, size, error, section.gain(changes[name]), tried, Cell(chosen, "quiet")))
     best = min(tests, key=lambda name: sum(tests[name]))
     columns = "method|learned|test error (%)|fewer errors than its probe|candidates|chosen"
     curves = {"new classes": [result["search"] for result in results]}
