@@ -44,9 +44,13 @@ def test_a_study_of_digits_is_written_in_the_common_form_and_taken_up_again(stee
     assert json.loads(Path("out/report.json").read_text())["numbers"] == report["numbers"]
     code, _, err = steer(*arguments, "--betas", "0.9")
     assert code == 2 and "other settings" in err and err.count("\n") == 1
-    Path("out/parts/bridge-1.json").write_text('{"settings": {}}')
-    code, _, err = steer(*arguments)
-    assert code == 2 and "of another version: delete it" in err and err.count("\n") == 1
+    for content, message in (
+        ('{"settings": {}, "found": {}}', "other settings"),
+        ('{"settings": {}}', "damaged: delete it"),
+    ):
+        Path("out/parts/bridge-1.json").write_text(content)
+        code, _, err = steer(*arguments)
+        assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(steer, monkeypatch):
