@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
+import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -23,8 +24,8 @@ DPI = 200
 GREY = "#777777"
 INK = "#222222"
 BASE = "#444444"  # of what all else is compared with
-# From seaborn's "colorblind"; the last two come late because they are close to the second.
-PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#56b4e9", "#d55e00", "#ca9161"]
+# The last two come late because they are close to the second.
+PALETTE = [sns.color_palette("colorblind").as_hex()[index] for index in (0, 1, 2, 4, 9, 3, 5)]
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5))]
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in the name of an arm is no formula
