@@ -75,9 +75,8 @@ def kl(values: Array, counts: Counts, rho: float) -> Array:
         tilted = below / np.exp(middle)
         weights = shares * np.exp(tilted)
         total = weights.sum(-1, keepdims=True)
-        divergence = (weights * tilted).sum(-1, keepdims=True) / total - np.log(
-            total
-        )  # of the softmax, from the shares
+        # Of the softmax, from the shares.
+        divergence = (weights * tilted).sum(-1, keepdims=True) / total - np.log(total)
         outside = divergence > rho / counts.sum(-1, keepdims=True)
         low, high = np.where(outside, middle, low), np.where(outside, high, middle)
     weights = shares * np.exp(below / np.exp(high))

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from steering.errors import UserError
-from steering.reports.report import Report, show, write
+from steering.reports.report import show, write
 from steering.runs.folder import Interrupts, new_folder
 from steering.theory_checks.bound import applied
 from steering.theory_checks.bound.report import report
@@ -26,24 +26,18 @@ def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int,
     console = Console(soft_wrap=not sys.stdout.isatty())
     if run_folder is None and width is not None:
         raise UserError("--width bounds the differences of a run's losses: give it together with --run")
-    with Interrupts("nothing was written: the same command starts anew"):
-        made = _made(run_folder, width, QUICK if quick else Extent(), seed, console)
-    _publish(made, out or new_folder("bound" if run_folder is None else "bound-run"), console)
-
-
-def _made(run_folder: Path | None, width: float | None, extent: Extent, seed: int, console: Console) -> Report:
     command = shlex.join(["steer", *sys.argv[1:]])
-    if run_folder is None:
-        return report(study(extent, seed, lambda part: _say(console, part)), command)
-    return applied.report(applied.certified(run_folder, width), run_folder, command)
-
-
-def _publish(made: Report, folder: Path, console: Console) -> None:
-    page = write(made, folder)
+    with Interrupts("nothing was written: the same command starts anew"):
+        if run_folder is None:
+            results = study(QUICK if quick else Extent(), seed, lambda part: _line(console, f"simulating: {part}"))
+            made = report(results, command)
+        else:
+            made = applied.report(applied.certified(run_folder, width), run_folder, command)
+    page = write(made, out or new_folder("bound" if run_folder is None else "bound-run"))
     show(made, console)
-    console.print(f"report: {page}", markup=False, highlight=False)
+    _line(console, f"report: {page}")
 
 
-def _say(console: Console, part: str) -> None:
-    console.print(f"simulating: {part}", markup=False, highlight=False)
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
     sys.stdout.flush()

@@ -137,9 +137,8 @@ def _rates(study: Study) -> None:
 def _ratios(study: Study) -> None:
     extent = study.extent
     for spread in extent.spreads:
-        both = finite_class.excess(
-            FiniteClass(spread), extent.ratio_at, extent.repetitions, study.seed, only=("DRO", "DRRho")
-        )
+        problem, only = FiniteClass(spread), ("DRO", "DRRho")
+        both = finite_class.excess(problem, extent.ratio_at, extent.repetitions, study.seed, only=only)
         study.ratios[spread] = {
             n: ratio(drrho, dro, study.rng("ratio", str(spread), n))
             for n, drrho, dro in zip(extent.ratio_at, both["DRRho"], both["DRO"], strict=True)

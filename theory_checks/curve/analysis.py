@@ -17,17 +17,11 @@ LEAST, LEAST_REFERENCE = 12, 20  # seeds for a claim, and for one against the re
 
 @dataclass(frozen=True)
 class Gain:
-    """How much smaller one method's error is than another's, at one size.
+    """How much smaller one method's error is than another's, at one size."""
 
-    Attributes:
-        size: training samples.
-        interval: of the paired difference, positive where the first method is better; of this size alone.
-        adjusted: p value after Holm over the sizes of the same comparison; None where there is none.
-    """
-
-    size: int
-    interval: Interval
-    adjusted: float | None
+    size: int  # training samples
+    interval: Interval  # of the paired difference, positive where the first method is better; of this size alone
+    adjusted: float | None  # p value after Holm over the sizes of the same comparison; None where there is none
 
     @property
     def verdict(self) -> Verdict:
@@ -48,15 +42,10 @@ def gains(sizes: Sequence[int], first: Sequence[Sequence[float]], other: Sequenc
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the outcomes say.
+    """What the outcomes say."""
 
-    Attributes:
-        plan: whose they are.
-        outcomes: of every method, size and seed, and of the reference at size 0.
-    """
-
-    plan: Plan
-    outcomes: Outcomes
+    plan: Plan  # whose they are
+    outcomes: Outcomes  # of every method, size and seed, and of the reference at size 0
 
     @property
     def names(self) -> list[str]:

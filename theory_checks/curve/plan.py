@@ -13,56 +13,35 @@ REFERENCE = "reference"
 
 
 class Method(Strict):
-    """An arm, with what it is trained on.
+    """An arm, with what it is trained on."""
 
-    Attributes:
-        arm: how it is trained.
-        data: the first n training samples; those of them that a static filter keeps; or the reference's own as well.
-        keep: share that the filter keeps.
-        shuffled: whether every sample is given the reference loss of another one, by chance: a negative control.
-        weight_decay: in place of the recipe's.
-    """
-
-    arm: Arm
+    arm: Arm  # how it is trained
+    # the first n training samples; those of them that a static filter keeps; or the reference's own as well
     data: Literal["train", "filtered", "joined"] = "train"
-    keep: Share = 1.0
+    keep: Share = 1.0  # share that the filter keeps
+    # whether every sample is given the reference loss of another one, by chance: a negative control
     shuffled: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None  # in place of the recipe's
 
 
 class Plan(Strict):
-    """A whole curve; what plan.json holds.
+    """A whole curve; what plan.json holds."""
 
-    Attributes:
-        task: name of the task, or package.module:Name.
-        options: arguments of its constructor; its training set is the pool of which the first n are used.
-        recipe: settings of all methods. Where a training set is smaller than the batch, it is the batch.
-        methods: what is compared, by name; the reference is always evaluated beside them.
-        baseline, steered: of these, plain training and the one that the headline is about.
-        label: of the error, in words.
-        percent: whether errors are shown times 100.
-        sizes: numbers of training samples, rising.
-        seeds: repetitions, each a draw of its own, the same for every method.
-        first_seed: of them.
-        tune: values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is.
-        tuning_seeds: repetitions to choose them on.
-        first_tuning_seed: of those.
-    """
-
-    task: str
-    options: dict[str, Any]
-    recipe: Recipe
-    methods: dict[str, Method]
-    baseline: str
+    task: str  # name of the task, or package.module:Name
+    options: dict[str, Any]  # arguments of its constructor; its training set is the pool of which the first n are used
+    recipe: Recipe  # settings of all methods. Where a training set is smaller than the batch, it is the batch.
+    methods: dict[str, Method]  # what is compared, by name; the reference is always evaluated beside them
+    baseline: str  # of these, plain training and the one that the headline is about
     steered: str
-    label: str = "test error"
-    percent: bool = True
-    sizes: list[AtLeastOne]
-    seeds: AtLeastOne = 20
-    first_seed: Annotated[int, Field(ge=0)] = 7000
+    label: str = "test error"  # of the error, in words
+    percent: bool = True  # whether errors are shown times 100
+    sizes: list[AtLeastOne]  # numbers of training samples, rising
+    seeds: AtLeastOne = 20  # repetitions, each a draw of its own, the same for every method
+    first_seed: Annotated[int, Field(ge=0)] = 7000  # of them
+    # values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is
     tune: Annotated[int, Field(ge=0)] = 0
-    tuning_seeds: AtLeastOne = 4
-    first_tuning_seed: Annotated[int, Field(ge=0)] = 6000
+    tuning_seeds: AtLeastOne = 4  # repetitions to choose them on
+    first_tuning_seed: Annotated[int, Field(ge=0)] = 6000  # of those
 
     @model_validator(mode="after")
     def _fits(self):
@@ -133,18 +112,12 @@ class Cost(Strict):
 
     A forward pass of a sample counts 1, a backward pass 2. The reference's losses are remembered, so that it passes
     a sample once; the reference counts like the target.
-
-    Attributes:
-        trained: samples of gradient steps, each 1 forward and 2 backward.
-        scored: samples that the target looked at only to choose among them.
-        referred: samples that the reference looked at.
-        reference_samples: samples the reference was trained on, whose passes are not known and not counted.
     """
 
-    trained: int = 0
-    scored: int = 0
-    referred: int = 0
-    reference_samples: int = 0
+    trained: int = 0  # samples of gradient steps, each 1 forward and 2 backward
+    scored: int = 0  # samples that the target looked at only to choose among them
+    referred: int = 0  # samples that the reference looked at
+    reference_samples: int = 0  # samples the reference was trained on, whose passes are not known and not counted
 
     @property
     def passes(self) -> int:

@@ -113,9 +113,6 @@ def _gains(analysis: Analysis) -> Plot:
     return plot(made, handles, "gains", f"What {plan.steered} gains", caption)
 
 
-# ------------------------------------------------------------------------------------------------------- parts
-
-
 def _style(analysis: Analysis, name: str) -> dict[str, Any]:
     """Colour and dash of a method, the same in all plots; what is only there to compare with is grey."""
     if name == analysis.plan.baseline:

@@ -37,7 +37,8 @@ def make(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: W
     outcomes = {unit.file: outcome for unit in units if (outcome := unit.read(folder)) is not None}
     watch.finished(len(outcomes))
     missing = [unit for unit in units if unit.file not in outcomes]
-    made = _here(plan, missing, folder) if min(jobs, len(missing)) <= 1 else _elsewhere(plan, missing, folder, jobs)
+    here = ((unit, _named(unit, partial(unit.make, plan, folder))) for unit in missing)
+    made = here if min(jobs, len(missing)) <= 1 else _elsewhere(plan, missing, folder, jobs)
     began = printed = time.monotonic()
     for done, (unit, outcome) in enumerate(made, 1):
         outcomes[unit.file] = outcome
@@ -49,11 +50,6 @@ def make(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: W
             left = (printed - began) / done * (watch.total - watch.before)
             watch.print_line(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
     return [outcomes[unit.file] for unit in units]
-
-
-def _here(plan: Plan, units: Sequence[Unit], folder: Path) -> Iterator[tuple[Unit, Outcome]]:
-    for unit in units:
-        yield unit, _named(unit, partial(unit.make, plan, folder))
 
 
 def _elsewhere(plan: Plan, units: Sequence[Unit], folder: Path, jobs: int) -> Iterator[tuple[Unit, Outcome]]:

@@ -15,15 +15,10 @@ TINY = 1e-9
 
 @dataclass(frozen=True)
 class Range:
-    """A number as far as it is determined: itself (``low == high``), or between what it must lie.
+    """A number as far as it is determined: itself (``low == high``), or between what it must lie."""
 
-    Attributes:
-        low: 0 where there is no lower limit.
-        high: infinite where there is no upper limit.
-    """
-
-    low: float
-    high: float
+    low: float  # 0 where there is no lower limit
+    high: float  # infinite where there is no upper limit
 
     def words(self, places: int = 0) -> str:
         """``203``, ``<50`` or ``>750``."""
@@ -37,15 +32,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval, which may reach beyond what was measured.
+    """A number with its 95 % interval, which may reach beyond what was measured."""
 
-    Attributes:
-        value: from the mean over all seeds.
-        interval: percentiles of the bootstrap, expanded for few seeds; ``low`` 0 and ``high`` infinite where they
-            lie beyond.
-    """
-
-    value: Range
+    value: Range  # from the mean over all seeds
+    # percentiles of the bootstrap, expanded for few seeds; ``low`` 0 and ``high`` infinite where they lie
+    # beyond
     interval: Range
 
     def words(self, places: int = 0) -> str:
@@ -118,25 +109,16 @@ def estimate(value: Range, drawn: Sequence[Range], seeds: int) -> Estimate:
     return Estimate(value, Range(low, high))
 
 
-# ------------------------------------------------------------------------------------------------ power laws
-
-
 @dataclass(frozen=True)
 class Slope:
-    """Minus the exponent of ``error = A n^-b``, with its bootstrap interval; ``floored`` adds a floor.
+    """Minus the exponent of ``error = A n^-b``, with its bootstrap interval; ``floored`` adds a floor."""
 
-    Attributes:
-        exponent: b of the law without a floor.
-        interval: of b.
-        floor: E of ``E + A n^-b`` with its interval, and that law's exponent with its own, where the data tell E.
-        reason: why there is no floor; empty where there is one.
-    """
-
-    exponent: float
-    interval: tuple[float, float]
+    exponent: float  # b of the law without a floor
+    interval: tuple[float, float]  # of b
+    # E of ``E + A n^-b`` with its interval, and that law's exponent with its own, where the data tell E
     floor: tuple[float, float, float] | None = None
     floored: tuple[float, float, float] | None = None
-    reason: str = ""
+    reason: str = ""  # why there is no floor; empty where there is one
 
 
 def slope(sizes: Sequence[int], errors: np.ndarray, draws: np.ndarray) -> Slope | None:

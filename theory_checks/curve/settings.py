@@ -19,43 +19,28 @@ from steering.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class EarlierGain:
-    """A gain of drrho_kl over another method, in points of test error.
+    """A gain of drrho_kl over another method, in points of test error."""
 
-    Attributes:
-        other: over which method.
-        gain: mean.
-        half: of its 95 % interval.
-        lowest: whether the other one was stopped at its best step by the test set.
-    """
-
-    other: str
-    gain: float
-    half: float
-    lowest: bool = False
+    other: str  # over which method
+    gain: float  # mean
+    half: float  # of its 95 % interval
+    lowest: bool = False  # whether the other one was stopped at its best step by the test set
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is frozen, and what was measured with it.
+    """What is frozen, and what was measured with it."""
 
-    Attributes:
-        options, recipe: what differs from the task's own.
-        keep: share that the static filter keeps, 1 - noise.
-        earlier: gains that were measured before.
-        decay: weight decay of the methods without steering, where plain training does best on other seeds.
-        size: training samples.
-        seeds: repetitions.
-        task: name of the task.
-    """
-
-    options: dict[str, Any]
+    options: dict[str, Any]  # what differs from the task's own
     recipe: dict[str, Any]
-    keep: float
-    earlier: list[EarlierGain]
-    decay: float = 0.2  # the recipe's, where plain training did best on seeds 2000 to 2023
-    size: int = 400
-    seeds: int = 20
-    task: str = "digits"
+    keep: float  # share that the static filter keeps, 1 - noise
+    earlier: list[EarlierGain]  # gains that were measured before
+    # weight decay of the methods without steering, where plain training does best on other seeds; the recipe's,
+    # where plain training did best on seeds 2000 to 2023
+    decay: float = 0.2
+    size: int = 400  # training samples
+    seeds: int = 20  # repetitions
+    task: str = "digits"  # name of the task
 
     @property
     def decays(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ def tuned(plan: Plan, make: Make) -> Chosen:
     method's own parameter (temperature, rho or alpha of the rule, share of the filter, weight of distillation). A
     method without any, such as plain training, tries weight decays between the neighbours of its best one instead.
     """
-    decays = _decays(plan)
+    decays = spread(plan.recipe.weight_decay or LEAST, plan.tune)
     first: Trials = {
         (name, size): [method.model_copy(update={"weight_decay": decay}) for decay in decays]
         for name, method in plan.methods.items()
@@ -42,7 +42,7 @@ def with_choice(unit: Unit, chosen: Chosen) -> Unit:
 
 def at_the_end(plan: Plan, chosen: Chosen) -> list[str]:
     """Methods and sizes for which a weight decay beyond those that were tried might be better still."""
-    first, *_, last = _decays(plan)
+    first, *_, last = spread(plan.recipe.weight_decay or LEAST, plan.tune)
     return [f"{name} at n = {size}" for (name, size), method in chosen.items() if method.weight_decay in (first, last)]
 
 
@@ -77,10 +77,6 @@ def finer(best: float | None, decays: Sequence[float], number: int) -> list[floa
     low, high = decays[max(0, index - 1)], decays[min(len(decays) - 1, index + 1)]
     ratio = math.log(high / low) / (number + 1)
     return [float(f"{low * math.exp(ratio * (step + 1)):.4g}") for step in range(number)]
-
-
-def _decays(plan: Plan) -> list[float]:
-    return spread(plan.recipe.weight_decay or LEAST, plan.tune)
 
 
 def _with(method: Method, **changes) -> Method:

@@ -26,17 +26,11 @@ class Point(Strict):
 
 
 class Outcome(Strict):
-    """What one training came to.
+    """What one training came to."""
 
-    Attributes:
-        error: on the test set at the end; of the reference, which is not trained here, its reference_samples.
-        path: at every evaluation of the recipe and at the end.
-        cost: of all of it.
-    """
-
-    error: float
-    path: tuple[Point, ...] = ()
-    cost: Cost = Cost()
+    error: float  # on the test set at the end; of the reference, which is not trained here, its reference_samples
+    path: tuple[Point, ...] = ()  # at every evaluation of the recipe and at the end
+    cost: Cost = Cost()  # of all of it
 
     @property
     def lowest(self) -> float:
@@ -45,21 +39,13 @@ class Outcome(Strict):
 
 
 class Unit(Strict):
-    """What is trained in one go and written down as one file.
+    """What is trained in one go and written down as one file."""
 
-    Attributes:
-        name: of the method, or ``reference``.
-        method: None for the reference.
-        size: training samples; 0 for the reference, which does not depend on them.
-        seed: of the draw, the initial weights and the order.
-        file: in the folder of the curve.
-    """
-
-    name: str
-    method: Method | None
-    size: int
-    seed: int
-    file: str
+    name: str  # of the method, or ``reference``
+    method: Method | None  # None for the reference
+    size: int  # training samples; 0 for the reference, which does not depend on them
+    seed: int  # of the draw, the initial weights and the order
+    file: str  # in the folder of the curve
 
     def __str__(self) -> str:
         return f"{self.name}, n = {self.size}, seed {self.seed}"
@@ -121,13 +107,8 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
                 referred=scanned + reference.count,
                 reference_samples=reference_samples,
             )
-            path.append(
-                Point(
-                    step=training.done,
-                    cost=cost,
-                    error=error_of(evaluate(training.task, training.result), training.task),
-                )
-            )
+            error = error_of(evaluate(training.task, training.result), training.task)
+            path.append(Point(step=training.done, cost=cost, error=error))
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)
 
 

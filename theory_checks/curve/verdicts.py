@@ -20,11 +20,8 @@ REQUIRED = "losses with outputs to distil from, and reference_batch() to join"
 def verdict(analysis: Analysis) -> str:
     """The answer in a sentence."""
     plan = analysis.plan
-    reached, base, saving = (
-        analysis.reached(plan.steered),
-        analysis.reached(plan.baseline),
-        analysis.saving(plan.steered),
-    )
+    reached, base = (analysis.reached(name) for name in (plan.steered, plan.baseline))
+    saving = analysis.saving(plan.steered)
     if reached is None or base is None or saving is None:
         return _at_one_size(analysis)
     if reached.value.low == 0:

@@ -76,21 +76,15 @@ def laws(points: Sequence[Point], fitted: Sequence[Point], by_method: dict[str, 
     axes.set_xlabel(unit)
     axes.set_ylabel("error")
     caption = (
-        f"Error against compute, both logarithmic, with the fitted power laws over the compute they were fitted to. "
-        f"{len(chosen)} of {len(points)} points were fitted"
-        + ("; hollow ones were not." if len(chosen) < len(points) else ".")
+        "Error against compute, both logarithmic, with the fitted power laws over the compute they were fitted to. "
+        f"{len(chosen)} of {len(points)} points were fitted{'; hollow ones were not' * (len(chosen) < len(points))}."
     )
     return plot(made, handles, "laws", "Power laws", caption)
 
 
 @styled
 def gaps(parts: Sequence[Part], pair: str) -> Plot:
-    """Differences of exponents, one row each.
-
-    Args:
-        parts: rows.
-        pair: which two methods.
-    """
+    """Differences of the exponents of a ``pair`` of methods, one row for each part."""
     made, ((axes,),) = figure(1.3 + 0.36 * len(parts))
     width = max(abs(end) for part in parts for end in (part.value.value, *(part.read or ())))
     reach = max(abs(end) for part in parts for end in (part.value.low, part.value.high, *(part.read or ())))

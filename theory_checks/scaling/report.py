@@ -7,7 +7,6 @@ import numpy as np
 from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, number, span
 from steering.reports.report import Report
 from steering.theory_checks.scaling import plots
-from steering.theory_checks.scaling.fit import Law
 from steering.theory_checks.scaling.plots import Part
 from steering.theory_checks.scaling.points import PUBLISHED_FITS, Point
 from steering.theory_checks.scaling.study import Gap, Subset
@@ -35,11 +34,8 @@ def report(
         grids=[_laws(subsets, published), *_gaps(subsets, baseline)],
         plots=drawn,
         method=["Fits, intervals, the published points and limits are explained in docs/scaling.md of model-steering."],
-        numbers=_numbers(subsets, baseline, unit),
+        numbers={"baseline": baseline, "compute": unit, "subsets": {one.name: _subset(one) for one in subsets}},
     )
-
-
-# -------------------------------------------------------------------------------------------------------- sentences
 
 
 def _verdict(subsets: list[Subset], baseline: str) -> str:
@@ -113,12 +109,8 @@ def _meaning(subset: Subset, gap: Gap, baseline: str) -> str:
     )
     if base.exponent.low <= 0:
         return f"{sentence}."
-    savings = [_compute_for(base, float(law.error(end))) / end for end in (low, high)]
+    savings = [(base.scale / float(law.error(end))) ** (1 / base.exponent.value) / end for end in (low, high)]
     return f"{sentence}; {baseline} would need {savings[0]:.2f} and {savings[1]:.2f} times the compute."
-
-
-def _compute_for(law: Law, error: float) -> float:
-    return (law.scale / error) ** (1 / law.exponent.value)
 
 
 def _cautions(subsets: list[Subset], published: bool) -> list[str]:
@@ -144,9 +136,6 @@ def _cautions(subsets: list[Subset], published: bool) -> list[str]:
                 "of."
             )
     return lines
-
-
-# ----------------------------------------------------------------------------------------------- tables and numbers
 
 
 def _laws(subsets: list[Subset], published: bool) -> Grid:
@@ -191,11 +180,6 @@ def _parts(subset: Subset, gap: Gap) -> list[Part]:
 
 def _ends(interval: Any) -> tuple[float, float] | None:
     return (interval.low, interval.high) if hasattr(interval, "low") else interval
-
-
-def _numbers(subsets: list[Subset], baseline: str, unit: str) -> dict[str, Any]:
-    """Everything that was fitted."""
-    return {"baseline": baseline, "compute": unit, "subsets": {subset.name: _subset(subset) for subset in subsets}}
 
 
 def _subset(subset: Subset) -> dict[str, Any]:

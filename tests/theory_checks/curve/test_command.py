@@ -132,9 +132,6 @@ def test_a_setting_of_another_task_or_name_is_refused():
         setting_of("C", "digits")
 
 
-# ------------------------------------------------------------------------------------------------- processes
-
-
 def start(folder, jobs):
     command = [sys.executable, "-m", "steering", "curve", *TYPED, "--out", str(folder), "--jobs", str(jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
