@@ -88,7 +88,9 @@ def planned(
     if steered is None:
         raise UserError(f"no arm of {config.task} subtracts a reference: add one by --set recipe.arms.NAME.rule=...")
     share = keep or (setting.keep if setting else KEEP)
-    compared = methods_of(made, config.recipe, keep=share, answers=_answers(made))
+    pool = sample_pool(made)
+    answers = made.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
+    compared = methods_of(made, config.recipe, keep=share, answers=answers)
     for name, decay in (setting.decays if setting else {}).items():
         compared[name] = compared[name].model_copy(update={"weight_decay": decay})
     label, percent = label_of(made)
@@ -188,12 +190,6 @@ def _pool_option(task: Task, largest: int) -> dict[str, int]:
     if largest > task.size:
         raise UserError(f"the largest of --sizes is {largest}, but there are {task.size} training samples")
     return {}
-
-
-def _answers(task: Task) -> bool:
-    """Whether the task's losses come with outputs."""
-    pool = sample_pool(task)
-    return task.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
 
 
 def _chosen(methods: dict[str, Method], typed: str | None, always: Sequence[str]) -> dict[str, Method]:

@@ -16,10 +16,10 @@ class Method(Strict):
     """An arm, with what it is trained on."""
 
     arm: Arm  # how it is trained
-    # the first n training samples; those of them that a static filter keeps; or the reference's own as well
+    # The first n training samples; those of them that a static filter keeps; or the reference's own as well.
     data: Literal["train", "filtered", "joined"] = "train"
     keep: Share = 1.0  # share that the filter keeps
-    # whether every sample is given the reference loss of another one, by chance: a negative control
+    # Whether every sample is given the reference loss of another one, by chance: a negative control.
     shuffled: bool = False
     weight_decay: Annotated[float, Field(ge=0)] | None = None  # in place of the recipe's
 
@@ -31,14 +31,14 @@ class Plan(Strict):
     options: dict[str, Any]  # arguments of its constructor; its training set is the pool of which the first n are used
     recipe: Recipe  # settings of all methods. Where a training set is smaller than the batch, it is the batch.
     methods: dict[str, Method]  # what is compared, by name; the reference is always evaluated beside them
-    baseline: str  # of these, plain training and the one that the headline is about
-    steered: str
+    baseline: str  # of these, plain training
+    steered: str  # of these, the one that the headline is about
     label: str = "test error"  # of the error, in words
     percent: bool = True  # whether errors are shown times 100
     sizes: list[AtLeastOne]  # numbers of training samples, rising
     seeds: AtLeastOne = 20  # repetitions, each a draw of its own, the same for every method
     first_seed: Annotated[int, Field(ge=0)] = 7000  # of them
-    # values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is
+    # Values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is.
     tune: Annotated[int, Field(ge=0)] = 0
     tuning_seeds: AtLeastOne = 4  # repetitions to choose them on
     first_tuning_seed: Annotated[int, Field(ge=0)] = 6000  # of those

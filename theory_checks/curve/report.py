@@ -1,17 +1,22 @@
 """The report of a curve, and its numbers for programs."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Grid
 from steering.reports.report import Report
-from steering.runs.statistics import Interval
+from steering.runs.statistics import Interval, interval, paired_difference
+from steering.runs.table import Format
 from steering.theory_checks.curve import verdicts
 from steering.theory_checks.curve.analysis import Analysis
-from steering.theory_checks.curve.plan import REFERENCE
+from steering.theory_checks.curve.plan import REFERENCE, Method
 from steering.theory_checks.curve.plots import draw
-from steering.theory_checks.curve.report_tables import gain_now, tables
-from steering.theory_checks.curve.settings import Setting
+from steering.theory_checks.curve.settings import EarlierGain, Setting
 from steering.theory_checks.curve.tuning import Chosen
 
+Row = Sequence[Cell | str]
+HOLM = "Colours and bold words count only what is decided after Holm's correction over the sizes of a row."
+MISSING_CELL = Cell(MISSING, "quiet")
 QUESTION = (
     "How many training samples does steering by a reference save, against plain training, against other uses of the "
     "same reference, and against the reference itself?"
@@ -85,3 +90,136 @@ def _costs(analysis: Analysis, name: str) -> dict[str, Any]:
 
 def _interval(value: Interval) -> dict[str, Any]:
     return {"mean": value.mean, "low": value.low, "high": value.high, "p": value.p}
+
+
+def tables(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> list[Grid]:
+    """All of them, those there are numbers for."""
+    steered, baseline, names = analysis.plan.steered, analysis.plan.baseline, [*analysis.names, REFERENCE]
+    over = [(other, steered, other) for other in names if other != steered]
+    methods = [(name, name, baseline) for name in names if name != baseline]
+    against = f"{steered} against the others: error points gained"
+    return [
+        *([_earlier_gains(analysis, setting)] if setting is not None else []),
+        _errors(analysis),
+        _gain_grid(analysis, "over", against, over, f"Positive where {steered} errs less. {HOLM}"),
+        _gain_grid(analysis, "method", f"All against {baseline}: error points gained", methods, HOLM),
+        *([_reached(analysis)] if len(analysis.plan.sizes) > 1 else []),
+        _cost_grid(analysis),
+        *([_tuned(analysis, chosen)] if chosen else []),
+    ]
+
+
+def _errors(analysis: Analysis) -> Grid:
+    """Test errors of every method at every size."""
+    plan, style = analysis.plan, Format(analysis.plan.factor, 1)
+    table = {name: [analysis.interval(name, size) for size in plan.sizes] for name in [*analysis.names, REFERENCE]}
+    least = [min(style.number(x.mean) for x in column) for column in zip(*table.values(), strict=True)]
+
+    def cell(x: Interval, best: str) -> Cell:
+        return Cell(style.interval(x), "best" if style.number(x.mean) == best else "")
+
+    rows = [[name, *map(cell, row, least)] for name, row in table.items()]
+    title = f"{plan.label}{plan.unit}, mean of {plan.seeds} seeds"
+    note = f"{PLUS_MINUS} is half the 95 % t interval over seeds. Least mean of a size in bold."
+    return _of_sizes(analysis, "method", title, rows, note)
+
+
+def _gain_grid(analysis: Analysis, head: str, title: str, pairs: Sequence[tuple[str, str, str]], note: str) -> Grid:
+    """Paired differences, a row for each (name of the row, method, other method)."""
+    style = Format(analysis.plan.factor, 2)
+    rows = [
+        [name, *(Cell(style.interval(gain.interval, sign=True), gain.verdict) for gain in analysis.gains(*pair))]
+        for name, *pair in pairs
+    ]
+    return _of_sizes(analysis, head, title, rows, note)
+
+
+def _reached(analysis: Analysis) -> Grid:
+    """Samples to be as good as the reference, and how steeply the errors fall."""
+    style, baseline, rows, reason = Format(analysis.plan.factor, 1), analysis.plan.baseline, [], ""
+    for name in analysis.names:
+        reached, saving, slope = analysis.reached(name), analysis.saving(name), analysis.slope(name)
+        assert reached is not None and saving is not None and slope is not None
+        floor = MISSING_CELL
+        if slope.floor is not None:
+            value, low, high = map(style.number, slope.floor)
+            floor = Cell(f"{value} [{low}, {high}]")
+        reason = reason or slope.reason
+        times = MISSING_CELL if name == baseline else Cell(saving.words(1))
+        exponent = f"{slope.exponent:.2f} [{slope.interval[0]:.2f}, {slope.interval[1]:.2f}]"
+        rows.append([name, reached.words(), times, exponent, floor])
+    heads = ["samples to reach the reference", f"as many times fewer than {baseline}", "slope b", "floor"]
+    note = (
+        "In brackets 95 % intervals of a bootstrap over seeds, the reference's error drawn with them. < and > are "
+        "beyond the sizes that were tried. b is that of error = A / n^b; methods are not to be ranked by it: one that "
+        "is better at every size may well be flatter."
+    )
+    note += f" No floor is fitted: {reason}." if all(row[-1] is MISSING_CELL for row in rows) else ""
+    return Grid.of("Samples to be as good as the reference", ["method"], heads, rows, note)
+
+
+def _cost_grid(analysis: Analysis) -> Grid:
+    """What the trainings on the largest set took."""
+    plan = analysis.plan
+    size, rows = plan.sizes[-1], []
+    for name in analysis.names:
+        cost = analysis.outcomes[name, size, plan.first_seed].cost
+        counts = (cost.trained, cost.scored, cost.referred, cost.passes, cost.reference_samples)
+        lowest = Format(plan.factor, 1).interval(interval(analysis.lowest(name, size)))
+        rows.append([name, *(f"{count:,}" for count in counts), lowest])
+    return Grid.of(
+        f"What it takes, n = {size}: samples",
+        ["method"],
+        ["trained on", "scored", "by the reference", "passes", "reference's own", "error at the best step"],
+        rows,
+        "Passes: 3 a sample of a gradient step (forward 1, backward 2), 1 a sample that is scored or that the "
+        "reference looks at, which it does once a sample. The reference's own training is not among the passes. The "
+        "best step is chosen by the test set, which no real training could.",
+    )
+
+
+def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
+    """Gains that were measured before, and the same now."""
+    plan, rows = analysis.plan, []
+    for earlier in setting.earlier:
+        now = gain_now(analysis, setting, earlier)
+        name = f"{earlier.other}, at its best step" if earlier.lowest else earlier.other
+        before = f"+{earlier.gain:.2f} {PLUS_MINUS} {earlier.half:.2f}"
+        agree = "" if now.half is None else ("yes" if agrees(earlier, 100 * now.mean, 100 * now.half) else "no")
+        rows.append([name, before, Format(plan.factor, 2).interval(now, sign=True), agree])
+    heads = ["before", f"now, seeds {plan.first_seed} to {plan.first_seed + plan.seeds - 1}", "agree"]
+    note = "Half widths of 95 % t intervals. Two gains agree if they differ by less than both half widths make up."
+    return Grid.of(f"{plan.steered}, error points gained at n = {setting.size}", ["over"], heads, rows, note)
+
+
+def gain_now(analysis: Analysis, setting: Setting, earlier: EarlierGain) -> Interval:
+    """The gain of these outcomes at a setting's size."""
+    other = (analysis.lowest if earlier.lowest else analysis.errors)(earlier.other, setting.size)
+    return paired_difference(analysis.errors(analysis.plan.steered, setting.size), other, "low")
+
+
+def agrees(earlier: EarlierGain, mean: float, half: float) -> bool:
+    """Whether two independent measurements differ by no more than their intervals allow, added in squares."""
+    return abs(earlier.gain - mean) <= (earlier.half**2 + half**2) ** 0.5
+
+
+def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:
+    """The settings that tuning chose."""
+    sizes = analysis.plan.sizes
+    rows = [[name, *(_parameters(chosen[name, size]) for size in sizes)] for name in analysis.names]
+    note = f"Weight decay, then the method's own parameter. Chosen on {analysis.plan.tuning_seeds} seeds apart."
+    return _of_sizes(analysis, "method", "What was tuned", rows, note)
+
+
+def _parameters(method: Method) -> str:
+    if method.arm.distill:
+        parameter = f"distill {method.arm.distill:g}"
+    elif method.data == "filtered":
+        parameter = f"keep {method.keep:g}"
+    else:
+        parameter = method.arm.rule.partition("(")[2].rstrip(")")
+    return ", ".join([f"{method.weight_decay:g}", *([parameter] if parameter else [])])
+
+
+def _of_sizes(analysis: Analysis, head: str, title: str, rows: Sequence[Row], note: str) -> Grid:
+    return Grid.of(title, [head], [f"n = {size}" for size in analysis.plan.sizes], rows, note)

@@ -32,12 +32,10 @@ class Setting:
     """What is frozen, and what was measured with it."""
 
     options: dict[str, Any]  # what differs from the task's own
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # the same
     keep: float  # share that the static filter keeps, 1 - noise
     earlier: list[EarlierGain]  # gains that were measured before
-    # weight decay of the methods without steering, where plain training does best on other seeds; the recipe's,
-    # where plain training did best on seeds 2000 to 2023
-    decay: float = 0.2
+    decay: float = 0.2  # of the methods without steering: the recipe's, best for plain training on seeds 2000 to 2023
     size: int = 400  # training samples
     seeds: int = 20  # repetitions
     task: str = "digits"  # name of the task

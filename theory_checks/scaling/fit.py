@@ -64,9 +64,7 @@ def fit(points: Sequence[Point], seed: int = 0) -> dict[str, Law]:
     Raises:
         UserError: a method with fewer than three different computes.
     """
-    units = list(dict.fromkeys(point.unit for point in points))
-    taken = np.concatenate(list(multiplicities(len(units), DRAWS, np.random.default_rng(seed))))
-    laws = {}
+    taken, laws = _taken(points, DRAWS, seed), {}
     for method in dict.fromkeys(point.method for point in points):
         chosen = [point for point in points if point.method == method]
         x, y = _logarithms(chosen)
@@ -76,7 +74,7 @@ def fit(points: Sequence[Point], seed: int = 0) -> dict[str, Law]:
                 f"choose methods by --where method=A,B"
             )
         line: Any = linregress(x, y)
-        draws = -slopes(x, y, taken[:, [units.index(point.unit) for point in chosen]])
+        draws = -slopes(x, y, taken[:, [point.method == method for point in points]])
         exponent = interval(Drawn(-float(line.slope), _finite(draws)), units=len({point.unit for point in chosen}))
         ends = (float(np.exp(x.min())), float(np.exp(x.max())))
         laws[method] = Law(method, len(chosen), float(np.exp(line.intercept)), exponent, ends, draws)
@@ -137,16 +135,20 @@ def floor(points: Sequence[Point], seed: int = 0) -> Floor | None:
     x, y = _logarithms(points)
     if len(set(x)) < SIZES or np.ptp(x) < DECADES * np.log(10):
         return None
-    units = list(dict.fromkeys(point.unit for point in points))
-    taken = np.concatenate(list(multiplicities(len(units), FLOOR_DRAWS, np.random.default_rng(seed))))
-    drawn = taken[:, [units.index(point.unit) for point in points]]
+    drawn, units = _taken(points, FLOOR_DRAWS, seed), len({point.unit for point in points})
     different = np.sum([drawn[:, x == value].any(1) for value in set(x)], 0)
     weights = np.concatenate([np.ones((1, len(x))), drawn[different > LEAST]])
-    level, exponent = (
-        interval(Drawn(float(values[0]), values[1:]), units=len(units)) for values in _with_floor(x, y, weights)
-    )
+    fits = _with_floor(x, y, weights)
+    level, exponent = (interval(Drawn(float(values[0]), values[1:]), units=units) for values in fits)
     smallest = float(np.exp(y.min()))
     return Floor(level, exponent, identified=level.low > 0.02 * smallest or level.high < 0.98 * smallest)
+
+
+def _taken(points: Sequence[Point], draws: int, seed: int) -> ndarray:
+    """How often every point is taken in each draw of units, ``[draws, n]``."""
+    units = list(dict.fromkeys(point.unit for point in points))
+    taken = np.concatenate(list(multiplicities(len(units), draws, np.random.default_rng(seed))))
+    return taken[:, [units.index(point.unit) for point in points]]
 
 
 def _pairs(points: Sequence[Point], method: str, baseline: str) -> list[tuple[Point, Point]]:
