@@ -32,26 +32,12 @@ def variance(
 
     steer variance --ref openai/ViT-B-32 --ref openai/ViT-B-16 --data 'shards/*.tar'   ranks them before training
     """
-    from steering.theory_checks.variance.command import run
-    from steering.theory_checks.variance.options import Options
+    from steering.theory_checks.variance.command import Options, run
 
-    run(
-        Options(
-            target=task,
-            refs=ref or [],
-            proxy=proxy,
-            data=data,
-            caption_field=caption_field,
-            seeds=seeds,
-            validate=validate,
-            sets=sets or [],
-            out=out,
-            device=device,
-            pairs=pairs,
-            workers=workers,
-            command=shlex.join(["steer", *sys.argv[1:]]),
-        )
-    )
+    judged = {"refs": ref or [], "proxy": proxy, "data": data, "caption_field": caption_field, "workers": workers}
+    trained = {"seeds": seeds, "validate": validate, "sets": sets or []}
+    command = shlex.join(["steer", *sys.argv[1:]])
+    run(Options(task, out=out, device=device, pairs=pairs, command=command, **judged, **trained))
 
 
 def curve(

@@ -1,7 +1,7 @@
 """Candidate references judged on image-text pairs before any training."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
@@ -15,7 +15,6 @@ from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
-from steering.theory_checks.variance.options import Options
 from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
 from steering.theory_checks.variance.verdicts import short, span
 from steering.training.seeds import untouched
@@ -27,48 +26,48 @@ KNOWS = 0.1  # nats below guessing, without which a model knows nothing of the p
 SURE = 0.95  # share of the draws in which the first has to be first
 
 
-def judge(options: Options, console: Console) -> Report:
+def judge(
+    refs: list[str],
+    console: Console,
+    *,
+    proxy: str | None,
+    data: str | None,
+    caption_field: str | None,
+    pairs: int,
+    device: str,
+    workers: int,
+    command: str,
+) -> Report:
     """Ranks references on pairs that none of them should have been trained on.
 
     Raises:
         UserError: only one model in all, or the same one twice.
     """
-    names = [*options.refs, *([options.proxy] if options.proxy else [])]
+    names = [*refs, *([proxy] if proxy else [])]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(
             f"a candidate is judged by another model: name at least two different ones, --ref A --ref B or --ref A "
             f"--proxy B; got {', '.join(names)}"
         )
-    bundled = options.data in (None, EMOJI_DATA)
-    data = str(emoji_shard("held_out_google")) if bundled else str(options.data)
+    bundled = data is None or data == EMOJI_DATA
+    shards = str(emoji_shard("held_out_google")) if bundled else data
     temperature = TEMPERATURES[bundled]
-    pairs = pairs_of(data, options.pairs, options.caption_field)
-    device, labels, answers = device_named(options.device), _labels(names), {}
+    judged_on = pairs_of(shards, pairs, caption_field)
+    labels, answers = _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
-            answers[labels[name]] = features(load_reference(name).to(device), pairs, options.workers)
+            answers[labels[name]] = features(load_reference(name).to(device_named(device)), judged_on, workers)
     ranked = rank(
         {name: mean_loss(one) for name, one in answers.items()},
-        lambda proxy, name: views(answers[proxy], answers[name], temperature),
+        lambda target, name: views(answers[target], answers[name], temperature),
         errors={name: mistakes(one) for name, one in answers.items()},
         decide=DECIDE,
-        proxy=options.proxy and labels[options.proxy],
+        proxy=proxy and labels[proxy],
     )
-    number = len(next(iter(answers.values())).left)
-    return report(ranked, EMOJI_DATA if bundled else data, number, temperature, options.command)
-
-
-def _labels(names: list[str]) -> dict[str, str]:
-    """Names short enough for a table, as long as they still differ."""
-    tails = {name: name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}" for name in names}
-    return tails if len(set(tails.values())) == len(names) else {name: name for name in names}
-
-
-def report(ranked: list[Ranked], data: str, number: int, temperature: float, command: str) -> Report:
-    """The report on ranked candidates."""
+    number = len(judged_on)
     return Report(
-        title=f"Candidate references for {data}",
+        title=f"Candidate references for {EMOJI_DATA if bundled else data}",
         question=(
             "Which of these references takes most of the variance of the loss of the best model, as far as that can be "
             "told before any training?"
@@ -89,6 +88,12 @@ def report(ranked: list[Ranked], data: str, number: int, temperature: float, com
         numbers={"ranked": [asdict(one) for one in ranked], "pairs": number, "temperature": temperature},
         command=command,
     )
+
+
+def _labels(names: list[str]) -> dict[str, str]:
+    """Names short enough for a table, as long as they still differ."""
+    tails = {name: name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}" for name in names}
+    return tails if len(set(tails.values())) == len(names) else {name: name for name in names}
 
 
 def _verdict(ranked: list[Ranked]) -> str:
@@ -140,35 +145,27 @@ def _cautions(ranked: list[Ranked], number: int) -> list[str]:
 
 def _order(ranked: list[Ranked]) -> Grid:
     numbers = {one.name: f"no. {number}" for number, one in enumerate(ranked, 1)}
-    rows = tuple(
-        (
-            Cell(f"{number}. {one.name}", "best" if number == 1 and one.first >= SURE else ""),
-            Cell(span(one.ratio)),
-            Cell(short(one.ratio.value**0.5)),
-            Cell(short(one.ratio_at_beta)),
-            Cell(f"{one.first:.0%}"),
-            Cell(f"{one.error:.0%}"),
-            Cell(short(one.loss, 3)),
-            Cell(numbers.get(one.proxy, "the proxy")),
-        )
-        for number, one in enumerate(ranked, 1)
-    )
-    names = ("R [95 %]", "sqrt(R)", "R at beta*", "first in", "own error", "own loss")
-    columns = (Column("reference", False), *(Column(name) for name in names), Column("judged by", False))
+    rows = []
+    for number, one in enumerate(ranked, 1):
+        name = Cell(f"{number}. {one.name}", "best" if number == 1 and one.first >= SURE else "")
+        root, at_beta, shares = short(one.ratio.value**0.5), short(one.ratio_at_beta), (one.first, one.error)
+        judge_of = numbers.get(one.proxy, "the proxy")
+        rows.append([name, span(one.ratio), root, at_beta, *(f"{x:.0%}" for x in shares), short(one.loss, 3), judge_of])
+    heads = ["R [95 %]", "sqrt(R)", "R at beta*", "first in", "own error", "own loss"]
     note = (
         "R per pair, geometric mean of both sides. R at beta*: if the reference's losses are scaled as is best, "
         "1 - corr^2. own error: pictures and texts whose partner is not the nearest. own loss: the mean contrastive "
         "loss less that of guessing, in nats, at the temperature that suits the reference. judged by: whose loss took "
         "the place of the target's."
     )
-    return Grid("Candidates, least variance first", columns, rows, note)
+    grid = Grid.of("Candidates, least variance first", ["reference"], [*heads, "judged by"], rows, note)
+    return replace(grid, columns=(*grid.columns[:-1], Column("judged by", number=False)))
 
 
 def _sides(ranked: list[Ranked]) -> Grid:
-    rows = []
-    for one in ranked:
-        for kind in (PER_PAIR, WITHIN, PER_ANCHOR):
-            ratios = [Cell(span(one.views[f"{side} side, {kind}"])) for side in SIDES]
-            rows.append((Cell(one.name if kind == PER_PAIR else ""), Cell(kind), *ratios))
-    columns = (Column("reference", False), Column("losses", False), *(Column(f"{side} side") for side in SIDES))
-    return Grid("R from either side", columns, tuple(rows))
+    rows = [
+        [one.name if kind == PER_PAIR else "", kind, *(span(one.views[f"{side} side, {kind}"]) for side in SIDES)]
+        for one in ranked
+        for kind in (PER_PAIR, WITHIN, PER_ANCHOR)
+    ]
+    return Grid.of("R from either side", ["reference", "losses"], [f"{side} side" for side in SIDES], rows)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from steering.theory_checks.variance.options import Options
+from steering.theory_checks.variance.command import Options
 
 USUAL = {
     "target": None,
