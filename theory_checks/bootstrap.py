@@ -13,9 +13,9 @@ Example:
     True
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -34,6 +34,10 @@ class Estimate:
     value: float  # of the samples as they are
     low: float  # ends of its 95 % interval
     high: float
+
+    def map(self, function: Callable[[float], Any]) -> "Estimate":
+        """The same of a rising function of the figure."""
+        return Estimate(*(float(function(x)) for x in (self.value, self.low, self.high)))
 
 
 class Drawn(NamedTuple):

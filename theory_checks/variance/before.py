@@ -53,11 +53,11 @@ def judge(
     shards = str(emoji_shard("held_out_google")) if bundled else data
     temperature = TEMPERATURES[bundled]
     judged_on = pairs_of(shards, pairs, caption_field)
-    labels, answers = _labels(names), {}
+    on, labels, answers = device_named(device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
-            answers[labels[name]] = features(load_reference(name).to(device_named(device)), judged_on, workers)
+            answers[labels[name]] = features(load_reference(name).to(on), judged_on, workers)
     ranked = rank(
         {name: mean_loss(one) for name, one in answers.items()},
         lambda target, name: views(answers[target], answers[name], temperature),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,32 +21,9 @@ from steering.theory_checks.variance.paired import Features, Paired, Samples, vi
 STAR = "theta_star"
 
 
-class Bench(Protocol):
-    """Held-out samples of one draw of a task; two kinds of answers, Scored or Features, never meet on one bench."""
-
-    def score(self, model: nn.Module) -> Any:
-        """A model's answers to them."""
-        ...
-
-    def compare(self, target: Any, reference: Any) -> dict[str, Paired]:
-        """The views of both models' answers, by name; the only one of losses a sample has none."""
-        ...
-
-    def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
-        """The reference's losses on these samples and on training samples, if both can be had."""
-        ...
-
-
-@runtime_checkable
-class HasPairs(Protocol):
-    """A task whose held-out samples are image-text pairs, which every model sees its own way."""
-
-    def held_out_pairs(self) -> Any: ...
-
-
 @dataclass
 class TaskBench:
-    """Held-out samples of any task that has them."""
+    """Held-out samples of one draw of any task that has them."""
 
     task: Task
 
@@ -55,14 +32,17 @@ class TaskBench:
         return losses.held_out(self.task)
 
     def score(self, model: nn.Module) -> Scored | Features:
+        """A model's answers to them."""
         return losses.score(self.task, model, self.batches)
 
     def compare(self, target: Any, reference: Any) -> dict[str, Paired]:
+        """The views of both models' answers, by name; the only one of losses a sample has none."""
         if isinstance(target, Features):
             return views(target, reference, 1.0)
         return {"": losses.paired(target, reference)}
 
     def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
+        """The reference's losses on these samples and on training samples, if both can be had."""
         if isinstance(answers, Features):
             return None
         trained = losses.score(self.task, reference, [losses.trained_on(self.task)])
@@ -70,21 +50,12 @@ class TaskBench:
         return answers.losses, trained.losses
 
 
-def bench(task: Task, pairs: int) -> Bench:
-    """The held-out samples of a drawn task; of image-text pairs at most ``pairs``."""
-    if not isinstance(task, HasPairs):
-        return TaskBench(task)
-    from steering.theory_checks.variance.clip import ClipBench  # slow to import, and its task has done so
-
-    return ClipBench(task, pairs)  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class Baseline:
     """What every target of a drawn task is compared with: its reference's answers to the held-out samples."""
 
     task: Task
-    bench: Bench
+    bench: Any  # a TaskBench, or a ClipBench with the same methods
     reference: nn.Module
     answers: Any
 
@@ -93,8 +64,13 @@ class Baseline:
         """The baseline of a drawn task with at most so many image-text pairs; ``last`` if that is of this very task."""
         if last is not None and last.task is task:
             return last
-        held_out, reference = bench(task, pairs), frozen_reference(task, device)
-        return cls(task, held_out, reference, held_out.score(reference))
+        bench: Any = TaskBench(task)
+        if hasattr(task, "held_out_pairs"):  # image-text pairs, which every model sees its own way
+            from steering.theory_checks.variance.clip import ClipBench  # slow to import, and its task has done so
+
+            bench = ClipBench(task, pairs)  # type: ignore[arg-type]
+        reference = frozen_reference(task, device)
+        return cls(task, bench, reference, bench.score(reference))
 
     def compare(self, model: nn.Module) -> dict[str, Paired]:
         """The views of a target and the reference, by name."""
@@ -103,19 +79,12 @@ class Baseline:
 
 @dataclass
 class Collected:
-    """Answers of models, ready to be measured.
+    """Answers of models, ready to be measured."""
 
-    Attributes:
-        pairs: by target and view, one a seed.
-        leaks: the reference's losses on fresh and on training samples, one a seed.
-        crossed: all seeds have the same held-out samples.
-        size: training samples of the targets.
-    """
-
-    pairs: dict[tuple[str, str], list[Paired]] = field(default_factory=dict)
-    leaks: list[tuple[ndarray, ndarray]] = field(default_factory=list)
-    crossed: bool = False
-    size: int = 0
+    pairs: dict[tuple[str, str], list[Paired]] = field(default_factory=dict)  # by target and view, one a seed
+    leaks: list[tuple[ndarray, ndarray]] = field(default_factory=list)  # fresh and training losses, one a seed
+    crossed: bool = False  # all seeds have the same held-out samples
+    size: int = 0  # training samples of the targets
 
     def add(self, target: str, views: dict[str, Paired]) -> None:
         for view, pair in views.items():

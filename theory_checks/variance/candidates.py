@@ -9,32 +9,19 @@ from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval
 from steering.theory_checks.variance.measure import FIGURES, geometric
 from steering.theory_checks.variance.paired import Paired
 
-Views = Mapping[str, Paired]
-
 
 @dataclass(frozen=True)
 class Ranked:
-    """A candidate as it was judged.
-
-    Attributes:
-        name: of the candidate.
-        proxy: what stood in for the best model.
-        loss: the candidate's own mean loss on the held-out samples.
-        error: its own share of wrong answers there.
-        ratio: R, the geometric mean over the views that decide.
-        ratio_at_beta: the same with the candidate's losses scaled as is best, 1 - corr^2.
-        views: R of every view.
-        first: share of the draws in which no candidate has a smaller R.
-    """
+    """A candidate as it was judged."""
 
     name: str
-    proxy: str
-    loss: float
-    error: float
-    ratio: Estimate
-    ratio_at_beta: float
-    views: dict[str, Estimate]
-    first: float
+    proxy: str  # what stood in for the best model
+    loss: float  # the candidate's own mean loss on the held-out samples
+    error: float  # its own share of wrong answers there
+    ratio: Estimate  # R, the geometric mean over the views that decide
+    ratio_at_beta: float  # the same with the candidate's losses scaled as is best, 1 - corr^2
+    views: dict[str, Estimate]  # R of every view
+    first: float  # share of the draws in which no candidate has a smaller R
 
 
 def stand_in(losses: Mapping[str, float], judged: str, proxy: str | None = None) -> str:
@@ -44,57 +31,41 @@ def stand_in(losses: Mapping[str, float], judged: str, proxy: str | None = None)
 
 def rank(
     losses: Mapping[str, float],
-    compare: Callable[[str, str], Views],
+    compare: Callable[[str, str], Mapping[str, Paired]],
     *,
     errors: Mapping[str, float],
     decide: Sequence[str],
     proxy: str | None = None,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> list[Ranked]:
     """Candidates, the one of smallest R first.
 
     Args:
         losses: mean held-out loss of every candidate (and of the proxy, if there is one).
-        errors: share of its answers that are wrong, likewise; shown, not used.
         compare: the views of a proxy, as target, against a candidate, as reference.
+        errors: share of its answers that are wrong, likewise; shown, not used.
         decide: views whose R, in geometric mean, makes the order.
         proxy: judges all; without one, each is judged by the best of the others.
         draws: of the held-out samples, the same for all candidates, whose order in each draw is counted.
-        seed: of the draws.
     """
-    proxies = {name: stand_in(losses, name, proxy) for name in losses if name != proxy}
-    means, made = [], []
-    for name, other in proxies.items():
+    drawn, ranked = [], []
+    for name in (name for name in losses if name != proxy):
+        other = stand_in(losses, name, proxy)
         pairs = compare(other, name)
-        logs = {view: _log_ratio(pair, draws, seed) for view, pair in pairs.items()}
         units = next(iter(pairs.values())).units
-        means.append(
-            Drawn(float(np.mean([logs[v].value for v in decide])), np.mean([logs[v].draws for v in decide], 0))
-        )
-        made.append(
-            Ranked(
-                name=name,
-                proxy=other,
-                loss=losses[name],
-                error=errors[name],
-                ratio=_ratio(means[-1], units),
-                ratio_at_beta=geometric([float(FIGURES["ratio_at_beta"].of(pairs[v].moments())) for v in decide]),
-                views={view: _ratio(log, units) for view, log in logs.items()},
-                first=0.0,
-            )
-        )
-    best = np.argmin(np.stack([mean.draws for mean in means]), 0)
-    ranked = [replace(one, first=float((best == number).mean())) for number, one in enumerate(made)]
+        logs = {view: _log_ratio(pair, draws) for view, pair in pairs.items()}
+        mean = Drawn(*(np.mean(parts, 0) for parts in zip(*(logs[view] for view in decide), strict=True)))
+        at_beta = geometric([float(FIGURES["ratio_at_beta"].of(pairs[view].moments())) for view in decide])
+        views = {view: interval(log, units).map(np.exp) for view, log in logs.items()}
+        ratio = interval(mean, units).map(np.exp)
+        drawn.append(mean.draws)
+        ranked.append(Ranked(name, other, losses[name], errors[name], ratio, at_beta, views, first=0.0))
+    best = np.argmin(np.stack(drawn), 0)
+    ranked = [replace(one, first=float((best == index).mean())) for index, one in enumerate(ranked)]
     return sorted(ranked, key=lambda one: one.ratio.value)
 
 
-def _log_ratio(pair: Paired, draws: int, seed: int) -> Drawn:
+def _log_ratio(pair: Paired, draws: int) -> Drawn:
     of = FIGURES["ratio"].of
     with np.errstate(divide="ignore"):
-        return Drawn(float(np.log(of(pair.moments()))), np.log(of(pair.draws(draws, np.random.default_rng(seed)))))
-
-
-def _ratio(log: Drawn, units: int) -> Estimate:
-    ends = interval(log, units)
-    return Estimate(*(float(np.exp(x)) for x in (ends.value, ends.low, ends.high)))
+        return Drawn(float(np.log(of(pair.moments()))), np.log(of(pair.draws(draws, np.random.default_rng(0)))))

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steering.reports.grid import Cell, Column, Grid, Tone
+from steering.reports.grid import Cell, Grid, Tone
 from steering.theory_checks.bound.certificate import Certificate, certificate
 from steering.theory_checks.variance.bench import STAR, Collected
 from steering.theory_checks.variance.paired import Samples
@@ -14,17 +14,11 @@ DELTA = 0.05
 
 
 class Certified(NamedTuple):
-    """The certificates of one target and seed.
+    """The certificates of one target and seed."""
 
-    Attributes:
-        bounded: with the span of the differences for the width B.
-        asymptotic: without a width.
-        width: that span.
-    """
-
-    bounded: Certificate
-    asymptotic: Certificate
-    width: float
+    bounded: Certificate  # with the width B below
+    asymptotic: Certificate  # without a width
+    width: float  # B, the span of the differences
 
 
 def certify(collected: Collected) -> dict[str, list[Certified]]:
@@ -47,14 +41,12 @@ def certify(collected: Collected) -> dict[str, list[Certified]]:
 
 def grid(certificates: dict[str, list[Certified]]) -> Grid:
     """A row a target."""
-    names = ("target", "mean l - l_ref", "at most", "B", "asymptotic", "no worse")
     rows = []
     for target, seeds in certificates.items():
         means = np.mean([(b.mean, b.upper, width, a.upper) for b, a, width in seeds], 0)
         better = sum(one.bounded.better for one in seeds)
         tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
-        texts = [target, *map(short, means.tolist())]
-        rows.append((*map(Cell, texts), Cell(f"{better} of {len(seeds)} seeds", tone)))
+        rows.append([target, *map(short, means.tolist()), Cell(f"{better} of {len(seeds)} seeds", tone)])
     note = (
         "at most: mean + sqrt(2 Var(l - l_ref) ln(2 / 0.05) / m) + 7 B ln(2 / 0.05) / (3 (m - 1)), which R(target) - "
         "R(reference) does not exceed with probability 95 % where losses are bounded such that l - l_ref spans no more "
@@ -62,8 +54,8 @@ def grid(certificates: dict[str, list[Certified]]) -> Grid:
         "asymptotic; steer bound --run FOLDER --width B takes a B that is known. asymptotic: with Student's quantile "
         "and no B. Means over seeds; no worse: seeds whose own bound is at most 0."
     )
-    columns = (Column(names[0], number=False), *map(Column, names[1:]))
-    return Grid("How much worse than the reference the target can be", columns, tuple(rows), note)
+    heads = ["mean l - l_ref", "at most", "B", "asymptotic", "no worse"]
+    return Grid.of("How much worse than the reference the target can be", ["target"], heads, rows, note)
 
 
 def as_numbers(certificates: dict[str, list[Certified]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
-from torch import Tensor, nn
+from torch import nn
 
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
@@ -37,20 +37,25 @@ class ClipBench:
     most: int
 
     def score(self, model: nn.Module) -> Features:
-        """A model's features of the held-out pairs."""
+        """A model's features of the held-out pairs; a share of the captions is passed on in a circle."""
         answers = features(_towers(model), self._pairs)
+        number = len(answers.right)
         noise = self.task.noise if self.task.data == EMOJI_DATA else 0.0  # other held-out pairs are as they come
-        return answers._replace(right=answers.right[_captions(len(answers.right), noise)])
+        order = torch.arange(number)
+        wrong = torch.randperm(number, generator=generator(0, "wrong captions"))[: round(noise * number)]
+        order[wrong] = wrong.roll(1)
+        return answers._replace(right=answers.right[order])
 
     def compare(self, target: Features, reference: Features) -> dict[str, Paired]:
         return views(target, reference, self.temperature)
 
     def leak(self, reference: nn.Module, answers: Features) -> tuple[np.ndarray, np.ndarray]:
-        """The reference's anchor losses of fresh and of training pairs, against as many negatives each."""
+        """The reference's anchor losses of fresh and of training pairs, against as many negatives each; ``[n]``."""
         trained = features(_towers(reference), self.task.training_pairs(len(answers.left)))
         number = min(len(answers.left), len(trained.left))
-        fresh, old = (Features(f.left[:number], f.right[:number]) for f in (answers, trained))
-        return self._anchor_losses(fresh), self._anchor_losses(old)
+        parts = (Features(both.left[:number], both.right[:number]) for both in (answers, trained))
+        fresh, old = (np.mean([anchor_losses(x.losses(s), self.temperature) for s in SIDES], 0) for x in parts)
+        return fresh, old
 
     @cached_property
     def temperature(self) -> float:
@@ -59,10 +64,6 @@ class ClipBench:
     @cached_property
     def _pairs(self) -> PairSet:
         return _sample(self.task.held_out_pairs(), self.most)
-
-    def _anchor_losses(self, answers: Features) -> np.ndarray:
-        """The mean of both sides, ``[n]``."""
-        return np.mean([anchor_losses(answers.losses(side), self.temperature) for side in SIDES], 0)
 
 
 def pairs_of(data: str, most: int, caption_field: str | None = None) -> PairSet:
@@ -88,7 +89,6 @@ def mean_loss(answers: Features) -> float:
 
     At a temperature that is given a model without any contrast would do better than one that is sometimes wrong.
     """
-
     both = [answers.losses(side) for side in SIDES]
 
     def loss(log: float) -> float:
@@ -108,14 +108,6 @@ def _sample(pairs: PairSet, most: int) -> PairSet:
         return pairs
     chosen = torch.randperm(len(pairs), generator=generator(0, "pairs"))[:most].sort().values
     return PairSet(pairs.shards, [pairs.ids[index] for index in chosen.tolist()], lines=pairs.lines)
-
-
-def _captions(number: int, noise: float) -> Tensor:
-    """Whose caption every pair has: a share of them pass theirs on in a circle."""
-    order = torch.arange(number)
-    wrong = torch.randperm(number, generator=generator(0, "wrong captions"))[: round(noise * number)]
-    order[wrong] = wrong.roll(1)
-    return order
 
 
 def _towers(model: nn.Module) -> Towers:

@@ -21,17 +21,11 @@ MOST_WHOLE = 1 << 16  # training samples of the best model at hand, which are he
 
 
 class Scored(NamedTuple):
-    """A model's answers to samples.
+    """A model's answers to samples."""
 
-    Attributes:
-        losses: ``[n]``.
-        outputs: ``[n, classes]`` scores of a classifier whose cross-entropy these losses are, if they are.
-        rows: ``[n]`` row of each loss where a sample has several.
-    """
-
-    losses: ndarray
-    outputs: ndarray | None = None
-    rows: ndarray | None = None
+    losses: ndarray  # [n]
+    outputs: ndarray | None = None  # [n, classes] scores of a classifier whose cross-entropy these losses are
+    rows: ndarray | None = None  # [n] row of each loss where a sample has several
 
     @property
     def wrong(self) -> ndarray:
@@ -58,12 +52,12 @@ def held_out(task: Task) -> list[Batch]:
     Raises:
         UserError: it has none.
     """
-    if not isinstance(task, HeldOut):
-        raise UserError(
-            f"{type(task).__name__} has no held-out samples like its training data: give it a method "
-            f"held_out(batch), as steering.task.HeldOut says"
-        )
-    return list(task.held_out(BLOCK))
+    if isinstance(task, HeldOut):
+        return list(task.held_out(BLOCK))
+    raise UserError(
+        f"{type(task).__name__} has no held-out samples like its training data: give it a method held_out(batch), as "
+        f"steering.task.HeldOut says"
+    )
 
 
 @torch.no_grad()
@@ -87,8 +81,12 @@ def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Featur
     infinite = int((~np.isfinite(values[mask])).sum())
     if infinite:
         raise RunError(f"{infinite} of {mask.sum()} held-out losses are no finite numbers: clip what the model gives")
-    rows = np.nonzero(mask)[0] if values.ndim > 1 else None
-    return Scored(values[mask], _scores(values, outputs) if len(outputs) else None, rows)
+    if values.ndim > 1:
+        return Scored(values[mask], rows=np.nonzero(mask)[0])
+    # Outputs are kept as scores if the losses are their cross-entropy with one of the classes.
+    gaps = np.abs(outputs - _of_label(values, outputs)[:, None]).min(1) if len(outputs) else np.ones(1)
+    near = bool((gaps < 1e-3 * (1 + np.abs(outputs).max(initial=0))).all())
+    return Scored(values[mask], outputs if len(outputs) and near else None)
 
 
 def paired(target: Scored, reference: Scored) -> Samples:
@@ -105,14 +103,6 @@ def paired(target: Scored, reference: Scored) -> Samples:
 def trained_on(task: Task, most: int = MOST_TRAINED) -> Batch:
     """Samples that the target is trained on, at most so many."""
     return next(iter(task.stream(min(task.size, most), seed=0)))
-
-
-def _scores(values: ndarray, outputs: ndarray) -> ndarray | None:
-    """The outputs if the losses are their cross-entropy with one of the classes."""
-    if values.ndim > 1:
-        return None
-    gap = np.abs(outputs - _of_label(values, outputs)[:, None]).min(1)
-    return outputs if (gap < 1e-3 * (1 + np.abs(outputs).max())).all() else None
 
 
 def _array(parts: list[Tensor]) -> ndarray:

@@ -60,39 +60,21 @@ class Tails:
     loss_kurtosis: float
     difference_kurtosis: float
 
-    @property
-    def reliable(self) -> bool:
-        shares = max(self.loss_share, self.difference_share)
-        return shares <= SHARE and max(self.loss_kurtosis, self.difference_kurtosis) <= KURTOSIS
-
 
 @dataclass(frozen=True)
 class Measured:
-    """All figures of one target against one reference, over repetitions if there are several.
+    """All figures of one target against one reference, over repetitions if there are several."""
 
-    Attributes:
-        units: independent units of the held-out samples, of the first repetition.
-        repetitions: number of them.
-        figures: by the names of FIGURES, with intervals.
-        winsorised: the ratio with both tails drawn in.
-        temperature: of the reference's scores at which the ratio is least; None where it has no scores.
-        tempered: the ratio there.
-        shuffled: the ratio with the reference's losses of other samples.
-        uncorrelated: what that should be, 1 + Var(l_ref) / Var(l).
-        tails: the median over repetitions of each figure.
-        ratios: of every repetition.
-    """
-
-    units: int
+    units: int  # independent units of the held-out samples, of the first repetition
     repetitions: int
-    figures: dict[str, Estimate]
-    winsorised: Estimate
-    temperature: float | None
-    tempered: float | None
-    shuffled: float
-    uncorrelated: float
-    tails: Tails
-    ratios: list[float]
+    figures: dict[str, Estimate]  # by the names of FIGURES, with intervals
+    winsorised: Estimate  # the ratio with both tails drawn in
+    temperature: float | None  # of the reference's scores at which the ratio is least; None where it has no scores
+    tempered: float | None  # the ratio there
+    shuffled: float  # the ratio with the reference's losses of other samples
+    uncorrelated: float  # what that should be, 1 + Var(l_ref) / Var(l)
+    tails: Tails  # the median over repetitions of each figure
+    ratios: list[float]  # of every repetition
 
     @property
     def ratio(self) -> Estimate:
@@ -100,25 +82,12 @@ class Measured:
 
     @property
     def reliable(self) -> bool:
-        return self.tails.reliable
-
-
-def at_scale(scale: float) -> Figure:
-    """The ratio with the reference's loss subtracted that many times."""
-
-    def ratio(m: Moments) -> ndarray:
-        return (m.variance + scale**2 * m.reference_variance - 2 * scale * m.covariance) / m.variance
-
-    return Figure(ratio, True)
+        shares = max(self.tails.loss_share, self.tails.difference_share)
+        return shares <= SHARE and max(self.tails.loss_kurtosis, self.tails.difference_kurtosis) <= KURTOSIS
 
 
 def measure(
-    pairs: Sequence[Paired],
-    *,
-    scale: float | None = None,
-    draws: int = DRAWS,
-    crossed: bool = False,
-    seed: int = 0,
+    pairs: Sequence[Paired], *, scale: float | None = None, draws: int = DRAWS, crossed: bool = False, seed: int = 0
 ) -> Measured:
     """All figures of one target against one reference.
 
@@ -129,28 +98,30 @@ def measure(
         crossed: the repetitions share their held-out samples.
         seed: of the draws.
     """
-    chances = [derive(seed, "draws", 0 if crossed else number) for number in range(len(pairs))]
+    seeds = [derive(seed, "draws", 0 if crossed else number) for number in range(len(pairs))]
 
     def estimates(pairs: Sequence[Paired], figures: Mapping[str, Figure]) -> dict[str, Estimate]:
         points = [pair.moments() for pair in pairs]
-        drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, chances, strict=True)]
+        drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, seeds, strict=True)]
         return {n: _over(f, points, drawn, pairs[0].units, crossed, seed) for n, f in figures.items()}
 
-    ratio = FIGURES["ratio"]
+    figures = dict(FIGURES)
+    if scale is not None:
+        figures["ratio_at_scale"] = Figure(lambda m: m.scaled_variance(scale) / m.variance, True)
     points = [pair.moments() for pair in pairs]
     temperature, tempered = _temperature(pairs)
     chance = np.random.default_rng(derive(seed, "shuffles"))
     return Measured(
         units=pairs[0].units,
         repetitions=len(pairs),
-        figures=estimates(pairs, FIGURES if scale is None else FIGURES | {"ratio_at_scale": at_scale(scale)}),
-        winsorised=estimates([pair.winsorised() for pair in pairs], {"ratio": ratio})["ratio"],
+        figures=estimates(pairs, figures),
+        winsorised=estimates([pair.winsorised() for pair in pairs], {"ratio": FIGURES["ratio"]})["ratio"],
         temperature=temperature,
         tempered=tempered,
         shuffled=_mean_ratio([pair.shuffled(chance) for pair in pairs for _ in range(SHUFFLES)]),
         uncorrelated=geometric([1 + float(p.reference_variance / p.variance) for p in points]),
         tails=Tails(*np.median([_tails(pair) for pair in pairs], axis=0).tolist()),
-        ratios=[float(ratio.of(point)) for point in points],
+        ratios=[float(FIGURES["ratio"].of(point)) for point in points],
     )
 
 
@@ -164,8 +135,7 @@ def _over(
         if len(inner) > 1:
             chance, units = np.random.default_rng(derive(seed, "repetitions")), len(inner)
             inner = [two_level(inner, rng=chance, crossed=crossed)]
-        ends = interval(inner[0], units)
-        return Estimate(*(float(back(x)) for x in (ends.value, ends.low, ends.high)))
+        return interval(inner[0], units).map(back)
 
 
 def _temperature(pairs: Sequence[Paired]) -> tuple[float | None, float | None]:

@@ -7,6 +7,7 @@ section 5). So three variances can be measured: of l_ij over all anchors and neg
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,14 +33,8 @@ class Moments(NamedTuple):
     @classmethod
     def of_means(cls, means: Iterable[ndarray]) -> "Moments":
         """From the means of what ``powers`` gives, in its order."""
-        loss, reference, squares, reference_squares, products = means
-        return cls(
-            loss,
-            reference,
-            squares - loss * loss,
-            reference_squares - reference * reference,
-            products - loss * reference,
-        )
+        a, b, squares, reference_squares, products = means
+        return cls(a, b, squares - a * a, reference_squares - b * b, products - a * b)
 
     def shifted(self, mean: float, reference_mean: float) -> "Moments":
         """Of losses that are larger by constants."""
@@ -47,7 +42,11 @@ class Moments(NamedTuple):
 
     @property
     def difference_variance(self) -> ndarray:
-        return np.maximum(self.variance + self.reference_variance - 2 * self.covariance, 0)
+        return np.maximum(self.scaled_variance(1), 0)
+
+    def scaled_variance(self, scale: float) -> ndarray:
+        """Of l - scale l_ref."""
+        return self.variance + scale**2 * self.reference_variance - 2 * scale * self.covariance
 
 
 def powers(loss: ndarray, reference: ndarray) -> list[ndarray]:
@@ -149,12 +148,10 @@ class PairLosses:
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         off = ~np.eye(self.units, dtype=bool)
-        anchors = np.nonzero(off)[0]
-        loss, reference = self.target[off], self.reference[off]
-        if not self.within:
-            return loss, reference, anchors
-        means = [np.bincount(anchors, x)[anchors] / (self.units - 1) for x in (loss, reference)]
-        return loss - means[0], reference - means[1], anchors
+        anchors, losses = np.nonzero(off)[0], (self.target[off], self.reference[off])
+        if self.within:
+            losses = tuple(x - np.bincount(anchors, x)[anchors] / (self.units - 1) for x in losses)
+        return *losses, anchors
 
     def shuffled(self, chance: np.random.Generator) -> "PairLosses":
         order = chance.permutation(self.units)
@@ -168,7 +165,6 @@ class PairLosses:
 
     def at_temperature(self, temperature: float) -> None:
         """The losses of pairs are linear in the similarity: a temperature is a scale, and ``beta`` the best of it."""
-        return None
 
 
 Paired = Samples | PairLosses
@@ -198,7 +194,8 @@ def views(target: Features, reference: Features, temperature: float) -> dict[str
     """Everything that is measured on pairs, by name, ``image side, per pair`` first.
 
     Args:
-        target, reference: of the same pairs.
+        target: features of a model.
+        reference: features of the same pairs.
         temperature: tau of an anchor's whole loss.
     """
     losses = {side: (target.losses(side), reference.losses(side)) for side in SIDES}
@@ -208,17 +205,13 @@ def views(target: Features, reference: Features, temperature: float) -> dict[str
         for side, both in losses.items()
     }
     for side, (loss, other) in losses.items():
-        tempered = _tempered(other, temperature)
+        tempered = partial(anchor_losses, other, temperature)
         made[f"{side} side, {PER_ANCHOR}"] = Samples(anchor_losses(loss, temperature), tempered(1.0), None, tempered)
     return made
 
 
-def anchor_losses(losses: ndarray, temperature: float, *, reference_temperature: float = 1.0) -> ndarray:
+def anchor_losses(losses: ndarray, temperature: float, reference_temperature: float = 1.0) -> ndarray:
     """tau log mean_j exp(l_ij / tau) of every anchor, ``[n]``, with similarities divided by a temperature before."""
     logits = losses / (reference_temperature * temperature)
     logits = np.where(np.eye(len(losses), dtype=bool), -np.inf, logits)
     return temperature * (logsumexp(logits, axis=1) - np.log(len(losses) - 1))
-
-
-def _tempered(losses: ndarray, temperature: float) -> Callable[[float], ndarray]:
-    return lambda scale: anchor_losses(losses, temperature, reference_temperature=scale)
