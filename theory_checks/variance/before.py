@@ -50,9 +50,8 @@ def judge(
             f"--proxy B; got {', '.join(names)}"
         )
     bundled = data is None or data == EMOJI_DATA
-    shards = str(emoji_shard("held_out_google")) if bundled else data
     temperature = TEMPERATURES[bundled]
-    judged_on = pairs_of(shards, pairs, caption_field)
+    judged_on = pairs_of(str(emoji_shard("held_out_google") if bundled else data), pairs, caption_field)
     on, labels, answers = device_named(device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)

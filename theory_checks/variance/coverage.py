@@ -13,7 +13,7 @@ import typer
 from numpy import ndarray
 from rich.console import Console
 
-from steering.reports.grid import Cell, Column, Grid, to_rich
+from steering.reports.grid import Grid, to_rich
 from steering.theory_checks.variance.measure import measure
 from steering.theory_checks.variance.paired import Samples
 from steering.training.seeds import derive
@@ -22,23 +22,14 @@ Draw = Callable[[np.random.Generator, int], tuple[ndarray, ndarray]]  # l and l_
 
 
 class Case(NamedTuple):
-    """A law of l and l_ref whose ratio of variances is known.
+    """A law of l and l_ref whose ratio of variances is known."""
 
-    Attributes:
-        name: for the table.
-        draw: gives ``[n]`` losses of both, for one seed; may scatter from seed to seed.
-        ratio: the true R; of seeds that scatter, the geometric mean.
-        size: samples of a seed.
-        seeds: repetitions that one interval is made of.
-        cluster: samples that share their values with each other.
-    """
-
-    name: str
-    draw: Draw
-    ratio: float
-    size: int
-    seeds: int = 1
-    cluster: int = 1
+    name: str  # for the table
+    draw: Draw  # of one seed; may scatter from seed to seed
+    ratio: float  # the true R; of seeds that scatter, the geometric mean
+    size: int  # samples of a seed
+    seeds: int = 1  # repetitions that one interval is made of
+    cluster: int = 1  # samples that share their values with each other
 
 
 def light(chance: np.random.Generator, size: int) -> tuple[ndarray, ndarray]:
@@ -103,10 +94,10 @@ def main(repetitions: Annotated[int, typer.Option(min=1, help="Intervals of ever
         covered, unreliable = simulate(case, repetitions)
         error = math.sqrt(covered * (1 - covered) / repetitions)
         share = f"{100 * covered:.1f} +- {100 * error:.1f} %"
-        rows.append(tuple(map(Cell, (case.name, f"{case.ratio:.3g}", share, f"{100 * unreliable:.0f} %"))))
-    columns = (Column("losses", False), Column("true R"), Column("covered"), Column("called unreliable"))
+        rows.append([case.name, f"{case.ratio:.3g}", share, f"{100 * unreliable:.0f} %"])
+    heads = ["true R", "covered", "called unreliable"]
     note = f"{repetitions} repetitions; +- is a standard error of them."
-    Console().print(to_rich(Grid("Coverage of the 95 % intervals", columns, tuple(rows), note)))
+    Console().print(to_rich(Grid.of("Coverage of the 95 % intervals", ["losses"], heads, rows, note)))
 
 
 if __name__ == "__main__":

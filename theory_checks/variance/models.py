@@ -43,7 +43,9 @@ def steered_by_shuffled(task: Task, model: nn.Module) -> Task:
 
     def losses(which: nn.Module, batch: Batch) -> Losses:
         answers = task.losses(which, batch)
-        parts = {name: getattr(answers, name) for name in ("values", "mask", "outputs")} if which is model else {}
+        if which is not model:
+            return answers
+        parts = {name: getattr(answers, name) for name in ("values", "mask", "outputs")}
         return answers._replace(**{name: part.roll(1, 0) for name, part in parts.items() if part is not None})
 
     return exchange(task, reference=lambda: model, losses=losses)

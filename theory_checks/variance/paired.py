@@ -148,10 +148,13 @@ class PairLosses:
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         off = ~np.eye(self.units, dtype=bool)
-        anchors, losses = np.nonzero(off)[0], (self.target[off], self.reference[off])
-        if self.within:
-            losses = tuple(x - np.bincount(anchors, x)[anchors] / (self.units - 1) for x in losses)
-        return *losses, anchors
+        anchors = np.nonzero(off)[0]
+
+        def part(losses: ndarray) -> ndarray:
+            means = np.bincount(anchors, losses[off])[anchors] / (self.units - 1)
+            return losses[off] - means * self.within
+
+        return part(self.target), part(self.reference), anchors
 
     def shuffled(self, chance: np.random.Generator) -> "PairLosses":
         order = chance.permutation(self.units)

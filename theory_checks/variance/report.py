@@ -11,18 +11,8 @@ from steering.theory_checks.variance.losses import MOST_WHOLE
 from steering.theory_checks.variance.measure import Measured
 from steering.theory_checks.variance.paired import PER_ANCHOR
 from steering.theory_checks.variance.trajectory import Moment
-from steering.theory_checks.variance.verdicts import (
-    TONES,
-    Leak,
-    answer,
-    cautions,
-    further,
-    leak,
-    of_seeds,
-    short,
-    span,
-    verdict,
-)
+from steering.theory_checks.variance.verdicts import TONES, Leak, answer, cautions, further, leak, of_seeds, short
+from steering.theory_checks.variance.verdicts import span, verdict
 
 QUESTION = (
     "Does subtracting the reference's loss make the loss vary less on data that neither model was trained on? By the "
@@ -54,6 +44,9 @@ def report(
     findings, warnings = _sentences(collected, measured, leaked)
     if along and (course := trajectory.finding(along, head)):
         findings.append(course)
+    noun = "pairs" if any(PER_ANCHOR in view for _, view in measured) else "samples"
+    same = " All seeds have the same held-out samples, which are drawn for all of them at once."
+    pictures = [plots.ratios(by_name), plots.cloud(head, pair), plots.tails(head, pair)]
     return Report(
         title=f"Variance: {subject}",
         question=QUESTION,
@@ -61,14 +54,9 @@ def report(
         findings=findings,
         cautions=warnings,
         grids=[_ratios(by_name), _details(by_name), *([certified.grid(certificates)] if certificates else [])],
-        plots=[
-            plots.ratios(by_name),
-            plots.cloud(head, pair),
-            plots.tails(head, pair),
-            *([plots.along(head, along)] if along else []),
-        ],
+        plots=[*pictures, *([plots.along(head, along)] if along else [])],
         method=[
-            _data(first, collected, any(PER_ANCHOR in view for _, view in measured)),
+            f"{first.units:,} held-out {noun}, {first.repetitions} seeds.{same if collected.crossed else ''}",
             "Definitions, intervals and limits are explained in docs/variance.md of model-steering.",
         ],
         numbers={
@@ -127,48 +115,34 @@ def as_numbers(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _data(first: Measured, collected: Collected, of_pairs: bool) -> str:
-    noun = "pairs" if of_pairs else "samples"
-    same = " All seeds have the same held-out samples, which are drawn for all of them at once."
-    return f"{first.units:,} held-out {noun}, {first.repetitions} seeds.{same if collected.crossed else ''}"
-
-
 def _ratios(by_name: Mapping[str, Measured]) -> Grid:
     rows = []
     for name, measured in by_name.items():
-        figures, ratio = measured.figures, measured.ratio
-        reliable, outcome = measured.reliable, verdict(ratio)
-        means = [short(figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
-        interval = Cell(span(ratio), "" if reliable else "undecided")
+        ratio, reliable, outcome = measured.ratio, measured.reliable, verdict(measured.ratio)
+        means = [short(measured.figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
         pill = Cell(outcome if reliable else f"{outcome}?", TONES[outcome])
-        rows.append([name, *means, interval, pill, short(ratio.value**0.5)])
+        rows.append([name, *means, Cell(span(ratio), "" if reliable else "undecided"), pill, short(ratio.value**0.5)])
     heads = ["mean loss", "Var(l)", "Var(l - l_ref)", "R [95 %]", "variance", "sqrt(R)"]
     note = "R = Var(l - l_ref) / Var(l). sqrt(R) is the factor on the main term of the bound, against DRO without it."
     return Grid.of("What the reference takes of the variance", ["target"], heads, rows, note)
 
 
 def _details(by_name: Mapping[str, Measured]) -> Grid:
-    names = ("corr", "needed", "beta*", "R at beta*", "temp.", "R there", "shuffled", "winsorised", "top unit")
+    heads = ("corr", "needed", "beta*", "R at beta*", "temp.", "R there", "shuffled", "winsorised", "top unit")
     rows = []
-    for name, measured in by_name.items():
-        figures, tails = measured.figures, measured.tails
-        share = max(tails.loss_share, tails.difference_share)
-        least = f"> {short(figures['deviations'].value / 2, 3)}"
-        rows.append(
-            [
-                name,
-                short(figures["correlation"].value, 3),
-                Cell(least, "better" if figures["margin"].value > 0 else "worse"),
-                *(short(figures[key].value) for key in ("beta", "ratio_at_beta")),
-                *(MISSING if x is None else short(x) for x in (measured.temperature, measured.tempered)),
-                *map(short, (measured.shuffled, measured.winsorised.value)),
-                Cell(f"{100 * share:.1f} %", "" if measured.reliable else "worse"),
-            ]
-        )
+    for name, one in by_name.items():
+        value = {key: figure.value for key, figure in one.figures.items()}
+        least = Cell(f"> {short(value['deviations'] / 2, 3)}", "better" if value["margin"] > 0 else "worse")
+        tempered = (one.temperature, one.tempered)
+        others = (value["beta"], value["ratio_at_beta"], *tempered, one.shuffled, one.winsorised.value)
+        texts = [MISSING if x is None else short(x) for x in others]
+        share = f"{100 * max(one.tails.loss_share, one.tails.difference_share):.1f} %"
+        top = Cell(share, "" if one.reliable else "worse")
+        rows.append([name, short(value["correlation"], 3), least, *texts, top])
     note = (
         "needed: sd(l_ref) / (2 sd(l)), the correlation above which R < 1. temp.: what the reference's scores would "
         "have to be divided by for the smallest R, found on these very samples. shuffled: R with the reference's "
         "losses of other samples. winsorised: R with the outer hundredth of either tail drawn in. top: the largest "
         "share of one sample (or pair) in either variance."
     )
-    return Grid.of("What it is made of", ["target"], names, rows, note)
+    return Grid.of("What it is made of", ["target"], heads, rows, note)

@@ -25,19 +25,13 @@ FILE = "variance.json"  # beside the checkpoint of every seed
 
 @dataclass(frozen=True)
 class Moment:
-    """The variances of the held-out losses after one step.
+    """The variances of the held-out losses after one step."""
 
-    Attributes:
-        step: gradient steps taken.
-        units: independent units of the held-out samples.
-        variance, reference_variance, difference_variance: of l, l_ref and l - l_ref.
-    """
-
-    step: int
-    units: int
-    variance: float
-    reference_variance: float
-    difference_variance: float
+    step: int  # gradient steps taken
+    units: int  # independent units of the held-out samples
+    variance: float  # of l
+    reference_variance: float  # of l_ref
+    difference_variance: float  # of l - l_ref
 
     @property
     def ratio(self) -> float:
@@ -102,13 +96,10 @@ def read(folder: Path, arm: str, last: int, units: Sequence[int]) -> list[list[M
     Returns:
         Moments by seed, in order; none where nothing was measured.
     """
-    expected = set(steps(last))
-    seeds = [
-        [one for one in _saved(_path(folder, arm, seed)) if one.step in expected and one.units == number]
-        for seed, number in enumerate(units)
-    ]
-    common = set.intersection(*({one.step for one in moments} for moments in seeds))
-    return [[one for one in moments if one.step in common] for moments in seeds] if common else []
+    saved = [_saved(_path(folder, arm, seed)) for seed in range(len(units))]
+    seeds = [{one.step: one for one in moments if one.units == n} for moments, n in zip(saved, units, strict=True)]
+    common = sorted(set(steps(last)).intersection(*seeds))
+    return [[moments[step] for step in common] for moments in seeds] if common else []
 
 
 def ratios(along: Sequence[Sequence[Moment]]) -> ndarray:

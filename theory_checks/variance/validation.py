@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from steering.errors import UserError
-from steering.reports.grid import Cell, Column, Grid
+from steering.reports.grid import Cell, Grid
 from steering.reports.report import Report
 from steering.runs.config import RunConfig
 from steering.settings import Recipe
@@ -31,17 +31,11 @@ LONGER = 4  # times the steps of a recipe until an overfit reference has learnt 
 
 
 class Trained(NamedTuple):
-    """What one seed predicted, and the errors after training; docs/variance.md says what the predictions are.
+    """What one seed predicted, and the errors after training; docs/variance.md says what the predictions are."""
 
-    Attributes:
-        predicted: by prediction, ``[candidates]``; less should be better.
-        errors: after training with each candidate, by its name.
-        plain: error without a reference.
-    """
-
-    predicted: dict[str, ndarray]
-    errors: dict[str, float]
-    plain: float
+    predicted: dict[str, ndarray]  # by prediction, [candidates]; less should be better
+    errors: dict[str, float]  # after training with each candidate, by its name
+    plain: float  # error without a reference
 
 
 def check(task: Task, name: str) -> None:
@@ -59,7 +53,44 @@ def check(task: Task, name: str) -> None:
 def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
     """Predicts, trains with every candidate, compares; ``check`` has passed."""
     seeds = [_one_seed(task.seeded(seed), config.recipe, trainer, seed) for seed in range(config.recipe.seeds)]
-    return _report(seeds, config, command)
+    names, first = list(seeds[0].errors), next(iter(seeds[0].predicted))
+    errors = np.array([list(one.errors.values()) for one in seeds])
+    predicted = {name: np.stack([one.predicted[name] for one in seeds]) for name in seeds[0].predicted}
+    worths = {name: worth(rows, errors) for name, rows in predicted.items()}
+    geometric = {name: np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist() for name, rows in predicted.items()}
+    means = {name: dict(zip(names, values, strict=True)) for name, values in geometric.items()}
+    after = {name: _over_seeds(column) for name, column in zip(names, errors.T, strict=True)}
+    plain = float(np.mean([one.plain for one in seeds]))
+    random = float((errors.mean(1) - errors.min(1)).mean())
+    return Report(
+        title=f"Worth of the ranking: {config.task}",
+        question=(
+            "Does the order of references that R predicts before training agree with the order of the targets' errors "
+            "after training with each?"
+        ),
+        verdict=_verdict(worths[first].tau),
+        findings=_findings(worths, random),
+        cautions=[f"{len(errors)} seeds are too few; use at least 5"] if len(errors) < 5 else [],
+        grids=[_worth_grid(worths, random), _candidate_grid(means, after, plain)],
+        plots=[
+            plots.prediction(file, name, means[name], after, plain)
+            for file, name in (("prediction", first), ("own", "own error"))
+        ],
+        method=[
+            f"{len(errors)} seeds; each draws data, noise and references anew, and every candidate steers one training "
+            f"by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
+            "Candidates, predictions and limits are explained in docs/variance.md of model-steering.",
+        ],
+        numbers={
+            "worth": {name: one._asdict() for name, one in worths.items()},
+            "random_regret": random,
+            "candidates": names,
+            "errors": errors,
+            "predicted": predicted,
+            "plain": [one.plain for one in seeds],
+        },
+        command=command,
+    )
 
 
 def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Trained:
@@ -134,17 +165,11 @@ def _score(task: Task, model: nn.Module, batch: Batch) -> Scored:
 
 
 class Worth(NamedTuple):
-    """What a prediction is worth.
+    """What a prediction is worth."""
 
-    Attributes:
-        tau: Kendall's tau with the trained order, the mean over seeds of each seed's.
-        overall: tau of the means over seeds.
-        regret: error of the first-ranked candidate less that of the best one, mean over seeds.
-    """
-
-    tau: Estimate
-    overall: float
-    regret: Estimate
+    tau: Estimate  # Kendall's tau with the trained order, the mean over seeds of each seed's
+    overall: float  # tau of the means over seeds
+    regret: Estimate  # error of the first-ranked candidate less that of the best one, mean over seeds
 
 
 def worth(predicted: ndarray, errors: ndarray, *, seed: int = 0) -> Worth:
@@ -166,67 +191,16 @@ def _over_seeds(values: ndarray, seed: int = 0) -> Estimate:
     return interval(Drawn(float(values.mean()), draws), len(values))
 
 
-def _report(seeds: list[Trained], config: RunConfig, command: str) -> Report:
-    names, first = list(seeds[0].errors), next(iter(seeds[0].predicted))
-    errors = np.array([list(one.errors.values()) for one in seeds])
-    predicted = {name: np.stack([one.predicted[name] for one in seeds]) for name in seeds[0].predicted}
-    worths = {name: worth(rows, errors) for name, rows in predicted.items()}
-    means = {name: dict(zip(names, _geometric(rows), strict=True)) for name, rows in predicted.items()}
-    after = {name: _over_seeds(column) for name, column in zip(names, errors.T, strict=True)}
-    plain = float(np.mean([one.plain for one in seeds]))
-    random = float((errors.mean(1) - errors.min(1)).mean())
-    return Report(
-        title=f"Worth of the ranking: {config.task}",
-        question=(
-            "Does the order of references that R predicts before training agree with the order of the targets' errors "
-            "after training with each?"
-        ),
-        verdict=_verdict(worths[first].tau),
-        findings=_findings(worths, random),
-        cautions=[f"{len(errors)} seeds are too few; use at least 5"] if len(errors) < 5 else [],
-        grids=[_worth_grid(worths, random), _candidate_grid(means, after, plain)],
-        plots=[
-            plots.prediction(file, name, means[name], after, plain)
-            for file, name in (("prediction", first), ("own", "own error"))
-        ],
-        method=[
-            f"{len(errors)} seeds; each draws data, noise and references anew, and every candidate steers one training "
-            f"by the recipe's arm '{plain_and_steered(config.recipe)[1]}'.",
-            "Candidates, predictions and limits are explained in docs/variance.md of model-steering.",
-        ],
-        numbers={
-            "worth": {
-                name: {"tau": vars(one.tau), "overall": one.overall, "regret": vars(one.regret)}
-                for name, one in worths.items()
-            },
-            "random_regret": random,
-            "candidates": names,
-            "errors": errors,
-            "predicted": predicted,
-            "plain": [one.plain for one in seeds],
-        },
-        command=command,
-    )
-
-
-def _geometric(rows: ndarray) -> list[float]:
-    """Geometric means over seeds of ``[seeds, candidates]``."""
-    return np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist()
-
-
 def _span(value: Estimate, decimals: int = 2, factor: float = 1.0) -> str:
     middle, low, high = (f"{factor * x:.{decimals}f}" for x in (value.value, value.low, value.high))
     return f"{middle} [{low}, {high}]"
 
 
 def _verdict(tau: Estimate) -> str:
-    answer = "tells nothing certain of the trained one"
-    if tau.low > 0.5:
-        answer = "is largely the trained one"
-    elif tau.low > 0:
-        answer = "agrees with the trained one, but loosely"
-    elif tau.high < 0:
-        answer = "is against the trained one"
+    if tau.low > 0:
+        answer = "is largely the trained one" if tau.low > 0.5 else "agrees with the trained one, but loosely"
+    else:
+        answer = "is against the trained one" if tau.high < 0 else "tells nothing certain of the trained one"
     return f"The predicted order {answer}: Kendall's tau {_span(tau)}."
 
 
@@ -244,30 +218,23 @@ def _findings(worths: Mapping[str, Worth], random: float) -> list[str]:
 
 def _worth_grid(worths: Mapping[str, Worth], random: float) -> Grid:
     top = max(one.tau.value for one in worths.values())
-    rows = [
-        (
-            Cell(name),
-            Cell(_span(one.tau), "best" if one.tau.value == top else ""),
-            Cell(f"{one.overall:.2f}"),
-            Cell(_span(one.regret, 1, 100)),
-        )
-        for name, one in worths.items()
-    ]
-    columns = (Column("prediction", False), Column("tau"), Column("of means"), Column("regret, points"))
+    rows = []
+    for name, one in worths.items():
+        tau = Cell(_span(one.tau), "best" if one.tau.value == top else "")
+        rows.append([name, tau, f"{one.overall:.2f}", _span(one.regret, 1, 100)])
     note = (
         "tau: Kendall's, of the predicted and the trained order, mean over seeds; 1 is the same order, 0 none, -1 the "
         f"reverse. regret: error with the first-ranked less that with the best; a random choice has {100 * random:.1f}."
     )
-    return Grid("What a prediction is worth", columns, tuple(rows), note)
+    return Grid.of("What a prediction is worth", ["prediction"], ["tau", "of means", "regret, points"], rows, note)
 
 
 def _candidate_grid(means: Mapping[str, dict[str, float]], errors: Mapping[str, Estimate], plain: float) -> Grid:
     rows = []
     for name, error in sorted(errors.items(), key=lambda pair: pair[1].value):
-        predicted = [Cell(short(values[name])) for values in means.values()]
         tone = "better" if error.high < plain else ("worse" if error.low > plain else "")
-        rows.append((Cell(name), *predicted, Cell(_span(error, 1, 100), tone)))
-    rows.append((Cell("no reference", "quiet"), *[Cell("")] * len(means), Cell(f"{100 * plain:.1f}", "quiet")))
-    columns = (Column("reference", False), *(Column(name) for name in means), Column("error after training, %"))
+        rows.append([name, *(short(values[name]) for values in means.values()), Cell(_span(error, 1, 100), tone)])
+    rows.append([Cell("no reference", "quiet"), *[""] * len(means), Cell(f"{100 * plain:.1f}", "quiet")])
+    heads = [*means, "error after training, %"]
     note = "Predictions: geometric means over seeds."
-    return Grid("The candidates, best first after training", columns, tuple(rows), note)
+    return Grid.of("The candidates, best first after training", ["reference"], heads, rows, note)

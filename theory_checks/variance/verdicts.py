@@ -31,42 +31,37 @@ def verdict(ratio: Estimate) -> Verdict:
 
 def answer(measured: Measured, target: str) -> str:
     """The plain answer: what the theory makes one expect of this reference."""
-    ratio = measured.ratio
-    value, factor = f"R = {span(ratio)}", f"predicted factor sqrt(R) = {math.sqrt(ratio.value):.2g}"
+    ratio, outcome = measured.ratio, verdict(measured.ratio)
+    value, factor = f"R = {span(ratio)}", f"factor sqrt(R) = {math.sqrt(ratio.value):.2g}"
     if not measured.reliable:
         calm = f"winsorised {span(measured.winsorised)}"
         return f"Unreliable for {target}: single samples carry too much of the variances ({value}; {calm})."
     if ratio.value < SAME:
         return f"The target is the reference ({target}: {value}): of steering this says nothing."
-    if verdict(ratio) == "undecided":
+    if outcome == "undecided":
         return f"Undecided for {target}: the interval of R reaches from below 1 to above it ({value})."
-    if verdict(ratio) == "larger":
+    if outcome == "larger":
         return (
             f"The loss varies more with the reference than without, {target}: {value}. By the bound, steering by it is "
-            f"worse than DRO without a reference ({factor.removeprefix('predicted ')})."
+            f"worse than DRO without a reference ({factor})."
         )
     if ratio.low > VISIBLE:
-        return f"Expect no visible effect of the variance, {target}: {value}, {factor}."
-    if ratio.high > VISIBLE:
-        return (
-            f"The loss varies less with the reference, {target}, but whether enough to be seen is undecided: {value}, "
-            f"{factor}."
-        )
-    return f"The loss varies less with the reference, {target}: {value}, {factor}."
+        return f"Expect no visible effect of the variance, {target}: {value}, predicted {factor}."
+    open_question = ", but whether enough to be seen is undecided" if ratio.high > VISIBLE else ""
+    return f"The loss varies less with the reference, {target}{open_question}: {value}, predicted {factor}."
 
 
 def further(by_name: dict[str, Measured]) -> list[str]:
     """What else the measurements say, mostly the first one."""
     (head, first), *others = by_name.items()
-    figures, visible = first.figures, min(first.ratio.value / 2, VISIBLE)
-    lines = []
+    figures, visible, lines = first.figures, min(first.ratio.value / 2, VISIBLE), []
     if scaled := figures.get("ratio_at_scale"):
         lines.append(
             f"Subtracted with the scale of the steered arm, the reference leaves R = {span(scaled)} ({head}): "
             f"{verdict(scaled)}."
         )
     lines += [answer(measured, name) for name, measured in others]
-    beta, ratio_at_beta = figures["beta"].value, figures["ratio_at_beta"].value
+    beta, ratio_at_beta, difference = figures["beta"].value, figures["ratio_at_beta"].value, figures["difference"]
     if ratio_at_beta < visible and first.ratio.value > VISIBLE / 2:
         lines.append(
             f"What stands against the reference is its scale, not what it knows: subtracted {short(beta)} times "
@@ -78,17 +73,14 @@ def further(by_name: dict[str, Measured]) -> list[str]:
             f"With its scores divided by {short(temperature)} the reference would leave R = {short(tempered)} "
             f"({head}): it is {'over' if temperature > 1 else 'under'}-confident here."
         )
-    difference = figures["difference"]
     side = "below" if difference.value < 0 else "above"
-    lines.append(
+    return [
+        *lines,
         f"The mean held-out loss of {head} is {short(abs(difference.value))} {side} the reference's (mean difference "
-        f"{span(difference)})."
-    )
-    lines.append(
+        f"{span(difference)}).",
         f"With the reference's losses of other samples R is {short(first.shuffled)}; {short(first.uncorrelated)} is "
-        f"what an unrelated reference gives."
-    )
-    return lines
+        f"what an unrelated reference gives.",
+    ]
 
 
 @dataclass(frozen=True)
