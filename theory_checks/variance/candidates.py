@@ -48,12 +48,16 @@ def rank(
         proxy: judges all; without one, each is judged by the best of the others.
         draws: of the held-out samples, the same for all candidates, whose order in each draw is counted.
     """
-    drawn, ranked = [], []
+    of, drawn, ranked = FIGURES["ratio"].of, [], []
     for name in (name for name in losses if name != proxy):
         other = stand_in(losses, name, proxy)
         pairs = compare(other, name)
         units = next(iter(pairs.values())).units
-        logs = {view: _log_ratio(pair, draws) for view, pair in pairs.items()}
+        with np.errstate(divide="ignore"):
+            logs = {
+                view: Drawn(*(np.log(of(m)) for m in (pair.moments(), pair.draws(draws, np.random.default_rng(0)))))
+                for view, pair in pairs.items()
+            }
         mean = Drawn(*(np.mean(parts, 0) for parts in zip(*(logs[view] for view in decide), strict=True)))
         at_beta = geometric([float(FIGURES["ratio_at_beta"].of(pairs[view].moments())) for view in decide])
         views = {view: interval(log, units).map(np.exp) for view, log in logs.items()}
@@ -63,9 +67,3 @@ def rank(
     best = np.argmin(np.stack(drawn), 0)
     ranked = [replace(one, first=float((best == index).mean())) for index, one in enumerate(ranked)]
     return sorted(ranked, key=lambda one: one.ratio.value)
-
-
-def _log_ratio(pair: Paired, draws: int) -> Drawn:
-    of = FIGURES["ratio"].of
-    with np.errstate(divide="ignore"):
-        return Drawn(float(np.log(of(pair.moments()))), np.log(of(pair.draws(draws, np.random.default_rng(0)))))

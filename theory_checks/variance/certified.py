@@ -28,14 +28,10 @@ def certify(collected: Collected) -> dict[str, list[Certified]]:
     """
     certificates = {}
     for (target, view), pairs in collected.pairs.items():
-        single = [pair for pair in pairs if isinstance(pair, Samples) and pair.clusters is None]
-        if target == STAR or view or len(single) < len(pairs):
-            continue
-        differences = [pair.target - pair.reference for pair in single]
-        certificates[target] = [
-            Certified(certificate(d, DELTA, width), certificate(d, DELTA), width)
-            for d, width in ((d, float(np.ptp(d))) for d in differences)
-        ]
+        differences = [p.target - p.reference for p in pairs if isinstance(p, Samples) and p.clusters is None]
+        if target != STAR and not view and len(differences) == len(pairs):
+            widths = [(d, float(np.ptp(d))) for d in differences]
+            certificates[target] = [Certified(certificate(d, DELTA, b), certificate(d, DELTA), b) for d, b in widths]
     return certificates
 
 

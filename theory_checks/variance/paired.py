@@ -56,17 +56,12 @@ def powers(loss: ndarray, reference: ndarray) -> list[ndarray]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Losses a sample.
+    """Losses a sample."""
 
-    Attributes:
-        target, reference: ``[n]``.
-        clusters: ``[n]`` labels of samples that belong together; each is its own if not given.
-        tempered: the reference's losses with its scores divided by a temperature.
-    """
-
-    target: ndarray
-    reference: ndarray
-    clusters: ndarray | None = None
+    target: ndarray  # [n]
+    reference: ndarray  # [n]
+    clusters: ndarray | None = None  # [n] labels of samples that belong together; each is its own if not given
+    # The reference's losses with its scores divided by a temperature.
     tempered: Callable[[float], ndarray] | None = field(default=None, repr=False)
 
     @property
@@ -110,16 +105,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Losses l_ij of anchors and negatives, j other than i; a draw takes whole pairs, as anchors and negatives alike.
+    """Losses l_ij of anchors and negatives, j other than i; a draw takes whole pairs, as anchors and negatives alike."""
 
-    Attributes:
-        target, reference: ``[n, n]``; the diagonal does not count.
-        within: variances within an anchor, averaged over anchors, instead of over all.
-    """
-
-    target: ndarray
+    target: ndarray  # [n, n]; the diagonal does not count
     reference: ndarray
-    within: bool = False
+    within: bool = False  # variances within an anchor, averaged over anchors, instead of over all
 
     @property
     def units(self) -> int:

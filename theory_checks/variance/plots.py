@@ -9,18 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from steering.reports.figures import (
-    BASE,
-    GREY,
-    PALETTE,
-    appearance,
-    figure,
-    key,
-    logarithmic,
-    name_rows,
-    plot,
-    styled,
-)
+from steering.reports.figures import BASE, GREY, PALETTE, appearance, figure, key, logarithmic, name_rows, plot, styled
 from steering.reports.report import Plot
 from steering.theory_checks.bootstrap import Estimate
 from steering.theory_checks.variance.measure import Measured

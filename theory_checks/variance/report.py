@@ -5,14 +5,12 @@ from typing import Any
 
 from steering.reports.grid import MISSING, Cell, Grid
 from steering.reports.report import Report
-from steering.theory_checks.variance import certified, plots, trajectory
+from steering.theory_checks.variance import certified, plots, trajectory, verdicts
 from steering.theory_checks.variance.bench import STAR, Collected
 from steering.theory_checks.variance.losses import MOST_WHOLE
 from steering.theory_checks.variance.measure import Measured
 from steering.theory_checks.variance.paired import PER_ANCHOR
 from steering.theory_checks.variance.trajectory import Moment
-from steering.theory_checks.variance.verdicts import TONES, Leak, answer, cautions, further, leak, of_seeds, short
-from steering.theory_checks.variance.verdicts import span, verdict
 
 QUESTION = (
     "Does subtracting the reference's loss make the loss vary less on data that neither model was trained on? By the "
@@ -39,7 +37,7 @@ def report(
     by_name = {label(*key): one for key, one in measured.items()}
     head, first = next(iter(by_name.items()))
     pair = collected.pairs[next(iter(measured))][0]
-    leaked = leak(collected.leaks) if collected.leaks else None
+    leaked = verdicts.leak(collected.leaks) if collected.leaks else None
     certificates = certified.certify(collected)
     findings, warnings = _sentences(collected, measured, leaked)
     if along and (course := trajectory.finding(along, head)):
@@ -50,7 +48,7 @@ def report(
     return Report(
         title=f"Variance: {subject}",
         question=QUESTION,
-        verdict=answer(first, head),
+        verdict=verdicts.answer(first, head),
         findings=findings,
         cautions=warnings,
         grids=[_ratios(by_name), _details(by_name), *([certified.grid(certificates)] if certificates else [])],
@@ -71,15 +69,15 @@ def report(
 
 
 def _sentences(
-    collected: Collected, measured: Mapping[tuple[str, str], Measured], leaked: Leak | None
+    collected: Collected, measured: Mapping[tuple[str, str], Measured], leaked: verdicts.Leak | None
 ) -> tuple[list[str], list[str]]:
     """Findings and cautions on the first view of every target; sentences on all would hide what matters."""
     views: dict[str, tuple[str, str]] = {}
     for key in measured:
         views.setdefault(key[0], key)
     heads = {label(*key): measured[key] for key in views.values()}
-    findings, warnings = further(heads), of_seeds(next(iter(heads.values())))
-    warnings += [line for name, one in heads.items() for line in cautions(name, one)]
+    findings, warnings = verdicts.further(heads), verdicts.of_seeds(next(iter(heads.values())))
+    warnings += [line for name, one in heads.items() for line in verdicts.cautions(name, one)]
     if leaked is not None and leaked.detected:
         warnings.insert(0, leaked.sentence())
     elif leaked is not None:
@@ -102,7 +100,7 @@ def as_numbers(measured: Measured) -> dict[str, Any]:
     """All of a measurement as plain numbers."""
     return measured.figures | {
         "winsorised": measured.winsorised,
-        "verdict": verdict(measured.ratio),
+        "verdict": verdicts.verdict(measured.ratio),
         "factor": measured.ratio.value**0.5,
         "temperature": measured.temperature,
         "ratio_at_temperature": measured.tempered,
@@ -118,10 +116,18 @@ def as_numbers(measured: Measured) -> dict[str, Any]:
 def _ratios(by_name: Mapping[str, Measured]) -> Grid:
     rows = []
     for name, measured in by_name.items():
-        ratio, reliable, outcome = measured.ratio, measured.reliable, verdict(measured.ratio)
-        means = [short(measured.figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
-        pill = Cell(outcome if reliable else f"{outcome}?", TONES[outcome])
-        rows.append([name, *means, Cell(span(ratio), "" if reliable else "undecided"), pill, short(ratio.value**0.5)])
+        ratio, reliable, outcome = measured.ratio, measured.reliable, verdicts.verdict(measured.ratio)
+        means = [verdicts.short(measured.figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
+        pill = Cell(outcome if reliable else f"{outcome}?", verdicts.TONES[outcome])
+        rows.append(
+            [
+                name,
+                *means,
+                Cell(verdicts.span(ratio), "" if reliable else "undecided"),
+                pill,
+                verdicts.short(ratio.value**0.5),
+            ]
+        )
     heads = ["mean loss", "Var(l)", "Var(l - l_ref)", "R [95 %]", "variance", "sqrt(R)"]
     note = "R = Var(l - l_ref) / Var(l). sqrt(R) is the factor on the main term of the bound, against DRO without it."
     return Grid.of("What the reference takes of the variance", ["target"], heads, rows, note)
@@ -132,13 +138,13 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
     rows = []
     for name, one in by_name.items():
         value = {key: figure.value for key, figure in one.figures.items()}
-        least = Cell(f"> {short(value['deviations'] / 2, 3)}", "better" if value["margin"] > 0 else "worse")
+        least = Cell(f"> {verdicts.short(value['deviations'] / 2, 3)}", "better" if value["margin"] > 0 else "worse")
         tempered = (one.temperature, one.tempered)
         others = (value["beta"], value["ratio_at_beta"], *tempered, one.shuffled, one.winsorised.value)
-        texts = [MISSING if x is None else short(x) for x in others]
+        texts = [MISSING if x is None else verdicts.short(x) for x in others]
         share = f"{100 * max(one.tails.loss_share, one.tails.difference_share):.1f} %"
         top = Cell(share, "" if one.reliable else "worse")
-        rows.append([name, short(value["correlation"], 3), least, *texts, top])
+        rows.append([name, verdicts.short(value["correlation"], 3), least, *texts, top])
     note = (
         "needed: sd(l_ref) / (2 sd(l)), the correlation above which R < 1. temp.: what the reference's scores would "
         "have to be divided by for the smallest R, found on these very samples. shuffled: R with the reference's "

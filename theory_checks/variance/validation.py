@@ -99,20 +99,16 @@ def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Traine
     pool, fresh = split(losses.held_out(task), POOL)
     clean_pool, clean = split(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
     candidates = _candidates(task, recipe, trainer, seed, pool, clean_pool)
-    trained = losses.trained_on(task, losses.MOST_WHOLE)
-    larger = train_on(task, concatenate(trained, pool))
-    proxies = {
-        "R, plainly trained target": trainer("plain", task, recipe.arms[plain], recipe, seed),
-        "R, best model at hand": trainer("best", larger, recipe.arms[plain], recipe, seed),
-    }
+    larger = train_on(task, concatenate(losses.trained_on(task, losses.MOST_WHOLE), pool))
+    target = trainer("plain", task, recipe.arms[plain], recipe, seed)
+    best = trainer("best", larger, recipe.arms[plain], recipe, seed)
     scores = {name: _score(candidate, candidate.reference(), fresh) for name, candidate in candidates.items()}
-    targets = [
+    models = [
         trainer(f"with-{name.replace(' ', '-')}", candidate, recipe.arms[steered], recipe, seed)
         for name, candidate in candidates.items()
     ]
-    error, *errors = (
-        float(_score(task, model, clean).wrong.mean()) for model in (proxies["R, plainly trained target"], *targets)
-    )
+    error, *errors = (float(_score(task, model, clean).wrong.mean()) for model in (target, *models))
+    proxies = {"R, plainly trained target": target, "R, best model at hand": best}
     predicted = _predict(scores, {name: _score(task, model, fresh) for name, model in proxies.items()})
     return Trained(predicted, dict(zip(candidates, errors, strict=True)), error)
 
@@ -205,15 +201,13 @@ def _verdict(tau: Estimate) -> str:
 
 
 def _findings(worths: Mapping[str, Worth], random: float) -> list[str]:
-    best = max(worths, key=lambda name: worths[name].tau.value)
-    first = next(iter(worths))
-    lines = [
+    best, first = max(worths, key=lambda name: worths[name].tau.value), next(iter(worths))
+    chosen = f"The best of the predictions is '{best}' (tau {worths[best].tau.value:.2f}), chosen afterwards."
+    return [
         f"Taking the candidate of the smallest predicted R costs {100 * worths[first].regret.value:.1f} points of "
-        f"error against the best one; one at random costs {100 * random:.1f}."
+        f"error against the best one; one at random costs {100 * random:.1f}.",
+        *([chosen] if best != first else []),
     ]
-    if best != first:
-        lines.append(f"The best of the predictions is '{best}' (tau {worths[best].tau.value:.2f}), chosen afterwards.")
-    return lines
 
 
 def _worth_grid(worths: Mapping[str, Worth], random: float) -> Grid:
