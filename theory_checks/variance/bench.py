@@ -125,10 +125,8 @@ def collect(
 
 def cross_fitted(task: Task, reference: Scored, star: Model, seed: int) -> Samples:
     """A stand-in for the best model: trained on one half of the held-out samples too, scored on the other."""
-    samples = concatenate(*losses.held_out(task))
-    fold = torch.arange(len(samples)) % 2
-    target = np.zeros(len(samples))
-    trained = losses.trained_on(task, losses.MOST_WHOLE)
+    samples, trained = concatenate(*losses.held_out(task)), losses.trained_on(task, losses.MOST_WHOLE)
+    fold, target = torch.arange(len(samples)) % 2, np.zeros(len(samples))
     for part in range(2):
         data = concatenate(trained, samples.take((fold != part).nonzero()[:, 0]))
         model = star(train_on(task, data), f"{STAR}-{part}", seed)

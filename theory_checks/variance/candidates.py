@@ -55,10 +55,12 @@ def rank(
         units = next(iter(pairs.values())).units
         with np.errstate(divide="ignore"):
             logs = {
-                view: Drawn(*(np.log(of(m)) for m in (pair.moments(), pair.draws(draws, np.random.default_rng(0)))))
+                view: Drawn(float(np.log(of(pair.moments()))), np.log(of(pair.draws(draws, np.random.default_rng(0)))))
                 for view, pair in pairs.items()
             }
-        mean = Drawn(*(np.mean(parts, 0) for parts in zip(*(logs[view] for view in decide), strict=True)))
+        mean = Drawn(
+            float(np.mean([logs[view].value for view in decide])), np.mean([logs[view].draws for view in decide], 0)
+        )
         at_beta = geometric([float(FIGURES["ratio_at_beta"].of(pairs[view].moments())) for view in decide])
         views = {view: interval(log, units).map(np.exp) for view, log in logs.items()}
         ratio = interval(mean, units).map(np.exp)

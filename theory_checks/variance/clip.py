@@ -26,19 +26,14 @@ TEMPERATURES = (1e-3, 10.0)  # temperatures among which the best one of a model 
 
 @dataclass
 class ClipBench:
-    """Held-out pairs of a CLIP task, with as many wrong captions as its training pairs have.
-
-    Args:
-        task: whose pairs these are.
-        most: pairs to use; similarities of all with all are kept.
-    """
+    """Held-out pairs of a CLIP task, with as many wrong captions as its training pairs have."""
 
     task: Clip
-    most: int
+    most: int  # pairs to use; similarities of all with all are kept
 
     def score(self, model: nn.Module) -> Features:
         """A model's features of the held-out pairs; a share of the captions is passed on in a circle."""
-        answers = features(_towers(model), self._pairs)
+        answers = features(model, self._pairs)
         number = len(answers.right)
         noise = self.task.noise if self.task.data == EMOJI_DATA else 0.0  # other held-out pairs are as they come
         order = torch.arange(number)
@@ -51,7 +46,7 @@ class ClipBench:
 
     def leak(self, reference: nn.Module, answers: Features) -> tuple[np.ndarray, np.ndarray]:
         """The reference's anchor losses of fresh and of training pairs, against as many negatives each; ``[n]``."""
-        trained = features(_towers(reference), self.task.training_pairs(len(answers.left)))
+        trained = features(reference, self.task.training_pairs(len(answers.left)))
         number = min(len(answers.left), len(trained.left))
         parts = (Features(both.left[:number], both.right[:number]) for both in (answers, trained))
         fresh, old = (np.mean([anchor_losses(x.losses(s), self.temperature) for s in SIDES], 0) for x in parts)
@@ -78,8 +73,10 @@ def pairs_of(data: str, most: int, caption_field: str | None = None) -> PairSet:
     return _sample(PairSet(shards), most)
 
 
-def features(towers: Towers, pairs: PairSet, workers: int = 0) -> Features:
-    """A model's features of pairs."""
+def features(model: nn.Module, pairs: PairSet, workers: int = 0) -> Features:
+    """Features of pairs by towers, or by a reference that has them."""
+    towers = model.towers if isinstance(model, Reference) else model
+    assert isinstance(towers, Towers)
     sides = pairs.embed(towers, Work(workers=workers))
     return Features(*(torch.as_tensor(side).double().cpu().numpy() for side in sides))
 
@@ -108,9 +105,3 @@ def _sample(pairs: PairSet, most: int) -> PairSet:
         return pairs
     chosen = torch.randperm(len(pairs), generator=generator(0, "pairs"))[:most].sort().values
     return PairSet(pairs.shards, [pairs.ids[index] for index in chosen.tolist()], lines=pairs.lines)
-
-
-def _towers(model: nn.Module) -> Towers:
-    towers = model.towers if isinstance(model, Reference) else model
-    assert isinstance(towers, Towers)
-    return towers

@@ -105,7 +105,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Losses l_ij of anchors and negatives, j other than i; a draw takes whole pairs, as anchors and negatives alike."""
+    """Losses l_ij of anchors and negatives, j other than i; a draw takes whole pairs, as both."""
 
     target: ndarray  # [n, n]; the diagonal does not count
     reference: ndarray

@@ -75,8 +75,7 @@ def cloud(name: str, pair: Paired) -> Plot:
     axes.plot(ends, loss.mean() + slope * (ends - reference.mean()), color=PALETTE[1])
     room = 0.05 * np.ptp(loss[drawn])
     axes.set_ylim(loss[drawn].min() - room, loss[drawn].max() + room)
-    axes.set_xlabel("loss of the reference")
-    axes.set_ylabel("loss of the target")
+    axes.set(xlabel="loss of the reference", ylabel="loss of the target")
     handles = [
         key("a held-out sample", PALETTE[0], alpha=0.5, **DOT),
         key("regression, slope beta*", PALETTE[1]),
@@ -104,9 +103,7 @@ def tails(name: str, pair: Paired) -> Plot:
     logarithmic(axes, "x", at=[10.0**power for power in range(-8, 1)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("share of the samples, the most deviant first")
-    axes.set_ylabel("share of the variance")
+    axes.set(ylim=(0, 1.02), xlabel="share of the samples, the most deviant first", ylabel="share of the variance")
     caption = (
         f"{name}, first repetition. The further to the upper left, the fewer samples a variance rests on; where one "
         f"carries a tenth of it, its interval is not to be relied on."
@@ -156,10 +153,8 @@ def prediction(
         axes.plot([x, x], [100 * error.low, 100 * error.high], color=colour, lw=1.6)
         mark = {"marker": MARKS[index % len(MARKS)], "color": colour, "mec": "white", "mew": 0.8, "ms": 8, "ls": ""}
         handles += axes.plot([x], [100 * error.value], label=candidate, alpha=0.85, **mark)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel=f"predicted before training: {title}", ylabel="error after training, %")
     logarithmic(axes, "x")
-    axes.set_xlabel(f"predicted before training: {title}")
-    axes.set_ylabel("error after training, %")
     caption = (
         f"A point is a reference: across, {title}, its mean over seeds; up, the error of the target that was "
         f"steered by it, with its 95 % interval over seeds. Were the prediction right, the points would rise."

@@ -1,6 +1,7 @@
 """The report on trained models: what the reference takes of their losses' variance."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from steering.reports.grid import MISSING, Cell, Grid
@@ -62,7 +63,7 @@ def report(
             "leak": leaked and {"gap": leaked.gap, "error": leaked.error, "found": leaked.detected},
             "shared_samples": collected.crossed,
             "certificates": certified.as_numbers(certificates),
-            "along_training": trajectory.as_numbers(along),
+            "along_training": [[asdict(one) | {"ratio": one.ratio, "init": one.initial} for one in s] for s in along],
         },
         command=command,
     )

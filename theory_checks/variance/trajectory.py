@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,20 +47,17 @@ def steps(last: int) -> list[int]:
     return np.unique(np.geomspace(min(FIRST, last), last, MOMENTS).round().astype(int)).tolist()
 
 
+@dataclass
 class Observer:
     """Measures R after some steps of a run's plain arm; the training ends with the same bits as without.
 
     What is measured after a step is on disk before the step is in any checkpoint, so a run that goes on lacks none.
-
-    Args:
-        folder: of the run.
-        plain: name of that arm.
-        pairs: most image-text pairs.
     """
 
-    def __init__(self, folder: Path, plain: str, pairs: int):
-        self.folder, self.plain, self.pairs = folder, plain, pairs
-        self._baseline: Baseline | None = None
+    folder: Path  # of the run
+    plain: str  # name of that arm
+    pairs: int  # most image-text pairs
+    _baseline: Baseline | None = field(init=False, default=None)
 
     def __call__(self, arm: str, training: Training) -> None:
         """Called after every step of every arm."""
@@ -130,11 +126,6 @@ def finding(along: Sequence[Sequence[Moment]], name: str) -> str | None:
         f"R is smallest in the middle of the training of {name}: {short(where)} after step {along[0][least].step}, "
         f"{short(end)} at its end (means over seeds)."
     )
-
-
-def as_numbers(along: Sequence[Sequence[Moment]]) -> list[list[dict[str, Any]]]:
-    """All of it as plain numbers, by seed."""
-    return [[asdict(one) | {"ratio": one.ratio, "init": one.initial} for one in seed] for seed in along]
 
 
 def _path(folder: Path, arm: str, seed: int) -> Path:

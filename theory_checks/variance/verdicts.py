@@ -95,15 +95,15 @@ class Leak:
         return self.gap > ERRORS * self.error
 
     def sentence(self) -> str:
-        if self.detected:
+        if not self.detected:
             return (
-                f"the reference's loss is {short(self.gap)} lower on the target's training data than on fresh data "
-                f"({self.gap / self.error:.1f} standard errors): it seems to have seen them, and what is measured here "
-                "on fresh data does not hold in training"
+                f"No sign of a leak: the reference's loss is {short(self.gap)} +- {short(self.error)} (one standard "
+                "error) higher on fresh samples than on the target's training samples."
             )
         return (
-            f"No sign of a leak: the reference's loss is {short(self.gap)} +- {short(self.error)} (one standard error) "
-            "higher on fresh samples than on the target's training samples."
+            f"the reference's loss is {short(self.gap)} lower on the target's training data than on fresh data "
+            f"({self.gap / self.error:.1f} standard errors): it seems to have seen them, and what is measured here on "
+            "fresh data does not hold in training"
         )
 
 
