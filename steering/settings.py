@@ -1,8 +1,9 @@
 """What a run is made of: arms to compare and the settings they are trained with. No torch in here."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -48,12 +49,9 @@ class Arm(Strict):
     over: Literal["batch", "rows"] | None = None
     average: Annotated[str, Field(pattern=r"^(rows|entries|groups(\(.*\))?)$")] = "rows"
     grouping: Literal["centre", "rows"] | None = None
-    gamma: Annotated[Share | Literal["auto"], Field(validation_alias=AliasChoices("gamma", "rate"))] = 1.0
-    gamma_schedule: Annotated[
-        Literal["constant", "cosine", "cosine_per_step"],
-        Field(validation_alias=AliasChoices("gamma_schedule", "rate_schedule")),
-    ] = "constant"
-    gamma_decay: Annotated[Share, Field(validation_alias=AliasChoices("gamma_decay", "rate_decay"))] = 1.0
+    gamma: Share | Literal["auto"] = 1.0
+    gamma_schedule: Literal["constant", "cosine", "cosine_per_step"] = "constant"
+    gamma_decay: Share = 1.0
     temperature: Positive | None = None
     distill: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -112,7 +110,7 @@ class Recipe(Strict):
     checkpoint_every: AtLeastOne = 200
     checkpoint_minutes: Positive | None = None
     keep_checkpoints: AtLeastOne = 1
-    scalar_lr_factor: Annotated[Positive, Field(validation_alias=AliasChoices("scalar_lr_factor", "scale_rate"))] = 1.0
+    scalar_lr_factor: Positive = 1.0
     arms: dict[str, Arm]
     more: dict[str, Arm] = {}
     baseline: str
@@ -132,3 +130,21 @@ class Metric(Strict):
     better: Literal["high", "low"] = "high"
     chance: float | None = None
     percent: bool = False
+
+
+RENAMED = {
+    "rate": "gamma",
+    "rate_schedule": "gamma_schedule",
+    "rate_decay": "gamma_decay",
+    "scale_rate": "scalar_lr_factor",
+}
+
+
+def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a recipe, or of an arm, whose names of earlier versions are replaced by today's."""
+    settings = {RENAMED.get(name, name): value for name, value in recipe.items()}
+    for group in ("arms", "more"):
+        if isinstance(settings.get(group), Mapping):
+            arms = settings[group].items()
+            settings[group] = {n: with_present_names(arm) if isinstance(arm, Mapping) else arm for n, arm in arms}
+    return settings

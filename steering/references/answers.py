@@ -58,9 +58,15 @@ class Answers:
         order = rows.argsort(stable=True)  # sample by sample, each in an order of its own
         return cls({name: x[order] for name, x in parts.items()}, torch.bincount(rows, minlength=n).cpu(), ragged=True)
 
+    def _with_mask(self) -> "Answers":
+        every = torch.ones_like(self.parts["values"], dtype=torch.bool)
+        return replace(self, parts={"values": self.parts["values"], "mask": every} | self.parts)
+
     @staticmethod
     def join(parts: "Sequence[Answers]") -> "Answers":
         """The answers to the samples of several, one behind the other, on the device of the last."""
+        if any("mask" in part.parts for part in parts):  # a batch without padding may have none
+            parts = [part if "mask" in part.parts else part._with_mask() for part in parts]
         last = parts[-1]
         if len(parts) == 1:
             return last

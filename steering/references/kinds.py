@@ -193,7 +193,7 @@ class CrossFitted:
 
     def __call__(self, batch: Batch) -> Losses:
         ids = batch.ids.cpu()
-        if ids.min() < 0 or ids.max() >= len(self.folds):
+        if len(ids) and (ids.min() < 0 or ids.max() >= len(self.folds)):
             raise UserError(f"there are folds of {len(self.folds)} samples, got the id {int(ids.max())}")
         parts = [(self.folds[ids] == k).nonzero()[:, 0] for k in range(len(self.references))]
         pairs = [(as_reference(x), part) for x, part in zip(self.references, parts, strict=True) if len(part)]

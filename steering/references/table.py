@@ -51,6 +51,7 @@ class LossTable:
             if not flat or ends != [0, len(self.values)] or (self.offsets.diff() < 0).any():
                 raise UserError(f"offsets rise from 0 to {len(self.values)}, the number of flat losses, got {ends}")
         self.size = len(self.values) if self.offsets is None else len(self.offsets) - 1
+        self._padded = bool(self.values.dim() == 2 and self.values.isnan().any())
         self._sorted, self._order = (torch.arange(self.size) if self.ids is None else self.ids).sort()
         if len(self._sorted) != self.size or not self.size:
             raise UserError(f"each of {self.size} samples has an id and a loss, got {len(self._sorted)} ids")
@@ -60,10 +61,13 @@ class LossTable:
         return self.look_up(batch.ids)
 
     def losses(self, ids: Any) -> Tensor:
-        """The values of the losses of ``[n]`` ids, on their device; flat where samples have any number of tokens."""
-        values = self.look_up(ids).values
-        assert isinstance(values, Tensor)
-        return values
+        """The values of the losses of ``[n]`` ids, on their device; flat where samples have any number of tokens.
+
+        NaN where a padded line has no loss.
+        """
+        losses = self.look_up(ids)
+        assert isinstance(losses.values, Tensor)
+        return losses.values if losses.mask is None else losses.values.masked_fill(~losses.mask, torch.nan)
 
     def look_up(self, ids: Any) -> Losses:
         """The losses of ``[n]`` ids: of tokens with the rows that they belong to, of padded lines with their mask.
@@ -81,8 +85,8 @@ class LossTable:
         values = self.values[index]
         missing = values.isnan()
         if values.dim() == 2:
-            mask = ~missing if missing.any() else None
-            missing, values = missing.all(1), values.nan_to_num()
+            mask = ~missing if self._padded else None  # of every batch, or of none
+            missing, values = missing.all(1), values.masked_fill(missing, 0)
         _refuse(numbers[missing if rows is None else rows[missing].unique()], "are NaN")
         return Answers.of(Losses(values, mask, rows=rows), len(numbers)).losses(ids.device)
 
@@ -104,9 +108,12 @@ class LossTable:
     def scored(cls, reference: Callable[[Batch], Losses], batches: Iterable[Batch], **provenance: Any) -> "LossTable":
         """The losses of all samples of some batches, scored by a reference now."""
         batches = list(batches)
-        answers = Answers.join([Answers.of(reference(batch), len(batch)).only(["values"]) for batch in batches])
+        scored = [Answers.of(reference(batch), len(batch)).only(["values", "mask"]) for batch in batches]
+        answers = Answers.join(scored)
         offsets = torch.cat([torch.tensor([0]), answers.counts.cumsum(0)]) if answers.ragged else None
-        return cls(answers.parts["values"], torch.cat([batch.ids for batch in batches]), offsets, provenance)
+        values, mask = answers.parts["values"], answers.parts.get("mask")
+        values = values if mask is None else values.masked_fill(~mask.bool(), torch.nan)
+        return cls(values, torch.cat([batch.ids for batch in batches]), offsets, provenance)
 
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file, with provenance and a checksum, that is whole or not there."""

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from steering import atomic_files, registry
 from steering.errors import UserError, did_you_mean
-from steering.settings import Recipe, Strict
+from steering.settings import Recipe, Strict, with_present_names
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from steering.task import Task
@@ -254,6 +254,8 @@ def _plain(config: Any, where: str) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from None
     assert isinstance(settings, dict)
+    if isinstance(settings.get("recipe"), dict):
+        settings["recipe"] = with_present_names(settings["recipe"])
     return {str(name): value for name, value in settings.items()}
 
 

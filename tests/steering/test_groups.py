@@ -115,7 +115,9 @@ def test_a_step_that_overflowed_leaves_the_weights_alone():
 
 
 @pytest.mark.parametrize(
-    "options", [{"grouping": "centre"}, {"over": "batch"}, {"average": GroupWeights()}], ids=["centre", "batch", "weights"]
+    "options",
+    [{"grouping": "centre"}, {"over": "batch"}, {"average": GroupWeights()}],
+    ids=["centre", "batch", "weights"],
 )
 def test_pairs_have_rows_of_their_own(options):
     pairs = Pairs(torch.eye(3), torch.eye(3))

@@ -30,7 +30,7 @@ def test_columns_that_are_nan_have_no_loss_and_a_mask():
     losses = LossTable([[1.0, 2.0], [3.0, np.nan]]).look_up([1, 0])
     assert values(losses) == [[3.0, 0.0], [1.0, 2.0]]
     assert losses.mask is not None and losses.mask.tolist() == [[True, False], [True, True]]
-    assert LossTable([[1.0, 2.0], [3.0, np.nan]]).look_up([0]).mask is None
+    assert LossTable([[1.0, 2.0], [3.0, 4.0]]).look_up([0]).mask is None
 
 
 def test_tokens_of_any_number_are_flat_with_their_rows():
@@ -135,3 +135,19 @@ def test_a_reference_can_be_scored_into_a_table():
 
     table = LossTable.scored(tokens, batches, loss="half the id")
     assert table.losses([1, 3]).tolist() == [0.5, 1.5, 1.5, 1.5] and table.provenance == {"loss": "half the id"}
+
+
+def test_padding_of_a_table_is_no_loss_of_zero():
+    nan = torch.nan
+    table = LossTable(torch.tensor([[1.0, nan], [2.0, 3.0], [torch.inf, 1.0]]))
+    losses = table.losses([0, 1, 2])
+    assert torch.equal(losses.nan_to_num(-1, torch.inf), torch.tensor([[1.0, -1], [2, 3], [torch.inf, 1]]))
+    assert table.look_up([1]).mask is not None, "every batch of a padded table has a mask"
+
+
+def test_a_table_scored_with_a_mask_has_nothing_under_it():
+    def reference(batch):
+        return Losses(torch.tensor([[1.0, 777.0], [1.0, 1.0]]), mask=torch.tensor([[True, False], [True, True]]))
+
+    table = LossTable.scored(reference, [Batch(torch.tensor([0, 1]), {})])
+    assert table.losses([0]).isnan().tolist() == [[False, True]]

@@ -210,3 +210,15 @@ def test_a_preset_and_a_file_are_one_too_many(tmp_path):
     (tmp_path / "a.yaml").write_text("task: clip")
     with pytest.raises(UserError, match=r"a preset and a file of settings, one-gpu and .*a.yaml: give one of them"):
         resolve(None, file=tmp_path / "a.yaml", preset="one-gpu")
+
+
+def test_names_of_earlier_versions_are_still_read(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        "task: digits\nrecipe:\n  scale_rate: 0.5\n  arms:\n"
+        "    erm: {rate: 0.4, rate_schedule: cosine, rate_decay: 0.5}\n"
+    )
+    config, _ = resolve(None, file=file, sets=["recipe.arms.erm.rate=0.3"])
+    arm = config.recipe.arms["erm"]
+    assert config.recipe.scalar_lr_factor == 0.5
+    assert (arm.gamma, arm.gamma_schedule, arm.gamma_decay) == (0.3, "cosine", 0.5)
