@@ -229,7 +229,7 @@ class Steerer:
         scale = variance.best_scale().to(sample[0])
         return scale, scale
 
-    def _rule_at(self, losses: Tensor | Pairs) -> tuple[Rule, Tensor | None]:
+    def _rule_at(self, losses: "Tensor | Pairs | ArrayLike") -> tuple[Rule, Tensor | None]:
         """The rule of this call, and the model's temperature if the rule is one at that temperature."""
         if self._tempered is None:
             return cast(Rule, self.rule), None
@@ -349,7 +349,7 @@ class Steerer:
             self.average.load_state_dict(state["group_weights"])
 
 
-def _negatives(losses: Tensor | Pairs) -> int:
+def _negatives(losses: object) -> int:
     """Negatives of every anchor of Pairs, at least 1."""
     return max(1, len(losses.left) * world_size() - 1) if is_pairs(losses) else 1
 

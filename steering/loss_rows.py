@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -139,15 +139,12 @@ class LossRows:
             return parts, self.sizes
         counts = self.sizes if self.shared else tuple(header.rows for header in self.headers)
         width = 1 if self.shared else max(header.columns for header in self.headers)
-        ends = torch.tensor(counts).cumsum(0)
-        total, number = int(ends[-1]), -(-VARIANCE_ENTRIES // width)
-        if total <= number:
+        number = -(-VARIANCE_ENTRIES // width)
+        if sum(counts) <= number:
             return parts, self.sizes
-        chosen = torch.randint(total, (number,), generator=torch.Generator().manual_seed(total)).sort().values
-        owners = torch.searchsorted(ends, chosen, right=True)
-        own = (chosen[owners == rank()] - (ends[rank()] - counts[rank()])).to(self.values.device)
-        parts = [None if part is None else part.index_select(1 if self.shared else 0, own) for part in parts]
-        return parts, tuple(owners.bincount(minlength=len(counts)).tolist())
+        own, sizes = _chosen(counts, number, rank())
+        own = own.to(self.values.device)
+        return [None if part is None else part.index_select(1 if self.shared else 0, own) for part in parts], sizes
 
     def memory_index(self, ids: Tensor | None) -> Tensor:
         """Where in the memory the dual of every row lives, ``[rows]``."""
@@ -203,11 +200,11 @@ class LossRows:
             assert weights is not None
             entries = self._entries(weights)
             first = entries if settled and rule.normalised else weights.sum(-1)
-            second = torch.linalg.vecdot(weights, weights)
+            second = _weighted_sums(weights, weights)
             if self.shared and world_size() > 1:
                 first, second, entries = all_reduce_sum(torch.stack([first, second, entries]))
             share = self._share(entries, average, fresh.excess, frozen)
-        loss = (torch.linalg.vecdot(weights, self._fill(self.values, 0)) * share).sum()
+        loss = (_weighted_sums(weights, self._fill(self.values, 0)) * share).sum()
         weighted_loss = loss.detach()
         if self.reference is not None:
             with torch.no_grad():
@@ -221,7 +218,7 @@ class LossRows:
         if self.groups is not None:  # whose means were taken off
             assert self.reference is not None
             excess = self._fill(self.values.detach() - scale.to(self.values) * self.reference, 0)
-        return (torch.linalg.vecdot(weights, excess) * share).sum()
+        return (_weighted_sums(weights, excess) * share).sum()
 
     def _share(self, entries: Tensor, average: Average | GroupWeights, excess: Tensor, frozen: bool) -> Tensor | float:
         """What an entry of weight 1 counts for in the loss, a number or ``[rows]``."""
@@ -291,6 +288,24 @@ class LossRows:
         if self.index is None:
             return matrix.reshape(self.shape) if self.shape.numel() else matrix.new_zeros(self.shape)
         return matrix.reshape(-1)[self.index].reshape(self.shape)
+
+
+def _weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum of every row's values times their weights, ``[rows]``; of one weight for a whole row it takes no product."""
+    if weights.stride(-1) == 0 and weights.shape[-1]:
+        return values.sum(-1) * weights[:, 0]
+    return torch.linalg.vecdot(weights, values)
+
+
+@lru_cache(maxsize=8)  # batches are of one size as a rule
+def _chosen(counts: tuple[int, ...], number: int, own_rank: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Some of what ranks hold ``counts`` of, at random: indices of those of one rank, and how many every rank has."""
+    ends = torch.tensor(counts).cumsum(0)
+    total = int(ends[-1])
+    chosen = torch.randint(total, (number,), generator=torch.Generator().manual_seed(total)).sort().values
+    owners = torch.searchsorted(ends, chosen, right=True)
+    own = chosen[owners == own_rank] - (ends[own_rank] - counts[own_rank])
+    return own, tuple(owners.bincount(minlength=len(counts)).tolist())
 
 
 def sample_ids(ids: Tensor | None, rows: int) -> Tensor:

@@ -80,7 +80,8 @@ class PairRows:
         """What the other ranks have to know."""
         reference_width = 0 if self.reference is None else self.reference[0].shape[1]
         dtype, reference = DTYPES.index(self.target[0].dtype), int(self.reference is not None)
-        return Header(KINDS.index("pairs"), dtype, reference, 0, *self.target[0].shape, reference_width)
+        pairs, width = self.target[0].shape
+        return Header(KINDS.index("pairs"), dtype, reference, 0, pairs, width, reference_width)
 
     def agreed(self, headers: Sequence[Header]) -> "PairRows":
         """The rows as all ranks see them, with everyone's right features.

@@ -27,5 +27,5 @@ class Uniform:
         return torch.ones_like(excess)
 
     def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        weights = torch.ones_like(excess) if mask is None else mask.to(excess)
+        weights = excess.new_ones(()).expand_as(excess) if mask is None else mask.to(excess)
         return weights, excess.new_zeros(len(excess), 1)

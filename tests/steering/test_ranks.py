@@ -6,6 +6,7 @@ averaged as DistributedDataParallel does. All in double precision, to 1e-12.
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def faults() -> dict[str, str]:
         "a wrong id here alone": lambda: Steerer(Uniform(), memory=remembering)(
             torch.zeros(1, 2), ids=[9 if first else 1]
         ),
-        "losses of none here alone": lambda: Steerer(Uniform())(None if first else torch.zeros(2)),
+        "losses of none here alone": lambda: Steerer(Uniform())(cast(Any, None if first else torch.zeros(2))),
         "features of none here alone": lambda: Steerer(Uniform())(
             Pairs(*(torch.zeros(3) if first else torch.zeros(3, 2) for _ in range(2)))
         ),
