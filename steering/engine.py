@@ -312,7 +312,7 @@ class Steerer:
         if ratio > 1:
             lines.append(
                 f"the excess loss varies more than the loss itself (ratio {ratio:.2f}): at this scale the "
-                f"reference adds noise; try reference_scale='auto' (now {best:.2f})"
+                f"reference adds noise; compare a smaller reference_scale on held-out data (least variance: {best:.2f})"
             )
         if plain < 1e-3:
             lines.append(

@@ -87,9 +87,6 @@ class Losses(NamedTuple):
     rows: Tensor | None = None
     groups: Tensor | None = None
 
-    def detach(self) -> "Losses":
-        return Losses(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]
-
     def in_order_of(self, rows: Tensor | None) -> "Losses":
         """The same losses with their entries in the order of others, given the rows of those.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steering.errors import UserError
 from steering.rules.kl import log_mean_exp
-from steering.rules.rule import Figures, Population
+from steering.rules.rule import Population
 from steering.rules.solve import minus, top
 
 __all__ = ["Individual"]
@@ -101,6 +101,3 @@ class Individual:
         """The whole dual, with the temperature of the next visit."""
         then = (t - self.learning_rate * momentum).clamp(self.least, self.most)
         return torch.cat([dual, t, drift, momentum, then], -1)
-
-
-_: type[Figures] = Individual

@@ -271,6 +271,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(rule, tmp_path):
         (lambda s: s(torch.tensor(1.0)), r"losses are \[n\], \[rows, columns\] or \[entries\] and not empty, got \[\]"),
         (lambda s: s(torch.zeros(0)), r"and not empty, got \[0\]"),
         (lambda s: s(torch.zeros(2, 2, 2)), r"got \[2, 2, 2\]"),
+        (lambda s: s(torch.zeros(3, dtype=torch.complex64)), "losses are real numbers, got torch.complex64"),
         (lambda s: s(torch.zeros(3), torch.zeros(4)), "was reduction='none' forgotten"),
         (lambda s: s(torch.zeros(3), torch.zeros(1)), "must be of the same samples"),
         (lambda s: s(torch.zeros(3), torch.tensor(0.0)), r"must be of the same samples, got \[3\] and \[\]"),

@@ -123,3 +123,22 @@ def test_pairs_have_rows_of_their_own(options):
     pairs = Pairs(torch.eye(3), torch.eye(3))
     with pytest.raises(UserError, match="the rows of Pairs are their anchors"):
         Steerer("kl(temperature=1)", **options)(pairs, pairs)
+
+
+@pytest.mark.parametrize("groups", [[0, 10**7], [0, 1, 1]], ids=str)
+def test_numbers_of_groups_that_cannot_be_are_explained(groups):
+    with pytest.raises(UserError, match=r"groups are numbered from 0 to 1048575|groups are one number a sample"):
+        Steerer(Uniform(), grouping="rows")(torch.zeros(4), torch.zeros(4), groups=groups)
+
+
+def test_a_group_that_comes_late_begins_with_the_mean_weight():
+    """Weights 2/3 and 1/3; a third group is given 1/2, so that all are 4/9, 2/9 and 3/9 of the whole."""
+    weights = GroupWeights(step_size=1.0, smoothing=0.0)
+    weights.update(torch.tensor([math.log(2), 0.0]), torch.tensor([True, True]))
+    later = weights.update(torch.zeros(3), torch.tensor([True, True, True]))
+    assert later.tolist() == pytest.approx([4 / 9, 2 / 9, 3 / 9])
+
+
+def test_a_checkpoint_without_weights_over_groups_is_refused():
+    with pytest.raises(UserError, match="the checkpoint has no weights over groups"):
+        Steerer(Uniform(), average=GroupWeights()).load_state_dict(Steerer(Uniform()).state_dict())

@@ -100,3 +100,17 @@ def test_parts_with_and_without_padding_become_one_batch():
     assert mask is not None and mask.tolist() == [[True, True], [True, False]]
     with pytest.raises(UserError, match="either every batch has outputs, rows and groups of its losses, or none"):
         Losses.concatenate([full, Losses(torch.ones(1, 2), groups=torch.zeros(1, dtype=torch.long))], [1, 1])
+
+
+def test_entries_are_put_in_the_order_of_others():
+    losses = Losses(torch.tensor([1.0, 2.0, 3.0]), mask=torch.tensor([True, False, True]), rows=torch.tensor([0, 0, 1]))
+    ordered = losses.in_order_of(torch.tensor([0, 1, 0]))
+    assert isinstance(ordered.values, torch.Tensor) and ordered.values.tolist() == [1, 3, 2]
+    assert ordered.mask is not None and ordered.mask.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([0, 1, 1]), torch.tensor([0, 0])], ids=["none", "others", "fewer"])
+def test_other_entries_than_those_of_the_target_are_refused(rows):
+    losses = Losses(torch.ones(3), rows=torch.tensor([0, 0, 1]))
+    with pytest.raises(UserError, match="target and reference have losses of the same entries of every sample, got"):
+        losses.in_order_of(rows)
