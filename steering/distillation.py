@@ -50,7 +50,7 @@ def distil(
         >>> round(float(distil(scores, torch.tensor([[0.0, 0.0], [9.0, 0.0]]), mask=[True, False])), 6)
         0.0
     """
-    fail_on_all_ranks(lambda: _check(student, teacher))
+    mask = fail_on_all_ranks(lambda: _checked(student, teacher, mask))
     if is_pairs(student) and is_pairs(teacher):
         shapes = all_gather_numbers([len(student.left), student.left.shape[1], teacher.left.shape[1]])
         if any(shape != shapes[0] for shape in shapes):
@@ -60,7 +60,7 @@ def distil(
     student = student if student.dtype == torch.float64 else student.float()
     teacher = teacher.detach().to(student)
     if mask is not None:  # whatever the scores are under padding
-        hidden = ~tensor_of(mask, "the mask").to(student.device).bool()[..., None]
+        hidden = ~mask.to(student.device)[..., None]
         student, teacher = student.masked_fill(hidden, 0), teacher.masked_fill(hidden, 0)
     log_p, log_q = F.log_softmax(teacher, -1), F.log_softmax(student, -1)
     p = log_p.exp()
@@ -70,8 +70,8 @@ def distil(
     return Steerer(Uniform(), average=average).eval()((p * gaps).sum(-1), mask=mask, rows=rows).loss
 
 
-def _check(student: Tensor | Pairs, teacher: Tensor | Pairs) -> None:
-    """Refuses answers that do not fit together."""
+def _checked(student: Tensor | Pairs, teacher: Tensor | Pairs, mask: Any) -> Tensor | None:
+    """The mask as a tensor of bool; refuses answers, or a mask, that do not fit together."""
     if is_pairs(student) and is_pairs(teacher):
         fit = len(student.left) == len(teacher.left)
     elif isinstance(student, Tensor) and isinstance(teacher, Tensor):
@@ -80,6 +80,15 @@ def _check(student: Tensor | Pairs, teacher: Tensor | Pairs) -> None:
         fit = False
     if not fit:
         raise UserError(f"a teacher's answers are like the student's, got {_kind(teacher)} for {_kind(student)}")
+    if mask is None or is_pairs(student):
+        return None
+    mask = tensor_of(mask, "the mask").bool()
+    if mask.shape != student.shape[:-1]:
+        raise UserError(
+            f"the mask is shaped like the scores without their classes, {list(student.shape[:-1])}, got "
+            f"{list(mask.shape)}"
+        )
+    return mask
 
 
 def _kind(answers: Tensor | Pairs) -> str:

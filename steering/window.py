@@ -8,6 +8,7 @@ from torch import Tensor
 
 from steering.arrange import tensor_of
 from steering.contrastive.pairs import Pairs, is_pairs, leaves_of, with_leaves
+from steering.distributed import fail_on_all_ranks
 from steering.errors import UserError
 from steering.steered import Steered
 
@@ -59,7 +60,7 @@ def window(losses: Tensor | Pairs, steer: Callable[[Tensor | Pairs], Steered]) -
         losses: of the whole window.
         steer: gives the Steered of losses with a gradient.
     """
-    losses = losses if is_pairs(losses) else tensor_of(losses, "losses")
+    losses = fail_on_all_ranks(lambda: losses if is_pairs(losses) else tensor_of(losses, "losses"))
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [_with_gradient(leaf) for leaf in leaves_of(losses)]
         steered = steer(with_leaves(losses, leaves))

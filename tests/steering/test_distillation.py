@@ -110,3 +110,8 @@ def test_what_stands_under_padding_reaches_no_gradient():
     teacher[1] = torch.nan
     (gradient,) = torch.autograd.grad(distil(student, teacher, mask=[True, False]), student)
     assert gradient[0].any() and (gradient[1] == 0).all()
+
+
+def test_a_mask_that_does_not_fit_the_scores_is_refused():
+    with pytest.raises(UserError, match=r"the mask is shaped like the scores without their classes, \[2\], got \[3\]"):
+        distil(torch.zeros(2, 3), torch.zeros(2, 3), mask=[True, True, False])

@@ -172,6 +172,10 @@ def faults() -> dict[str, str]:
         "unlike precisions": lambda: Steerer(Uniform())(
             torch.zeros(2, dtype=torch.float64 if first else torch.float32)
         ),
+        "a window of none here alone": lambda: Steerer(Uniform()).weigh(cast(Any, None if first else torch.zeros(2))),
+        "a mask of answers here alone": lambda: distil(
+            torch.zeros(2, 3), torch.zeros(2, 3), mask=torch.ones(3 if first else 2)
+        ),
         "answers of none here alone": lambda: distil(torch.zeros(2, 3), torch.zeros(2, 4 if first else 3)),
         "nothing anywhere": lambda: Steerer(Uniform())(torch.zeros(0)),
     }
@@ -231,7 +235,7 @@ def test_ranks_that_do_not_fit_together_are_told_so_everywhere(together):
         assert "UserError: all processes give losses of one kind, got one row over all" in messages["unlike kinds"]
         assert "got with, without" in messages["a reference here alone"]
         assert "UserError: all processes give losses of one precision, got float64, fl" in messages["unlike precisions"]
-        for name in ("losses of none", "features of none", "answers of none"):
+        for name in ("losses of none", "features of none", "a window of none", "a mask of answers", "answers of none"):
             assert messages[f"{name} here alone"].startswith("Elsewhere" if number else "UserError"), name
         for name, words in (
             ("a wrong mask here alone", "the mask is"),
