@@ -159,7 +159,7 @@ def _run(task, typed, method, arms, config, sets, out, resume, preset) -> None:
 
 def _show_finished(folder: Path, config: "RunConfig | None", console: "Console") -> bool:
     """Shows a run in which nothing is left to do, if the folder holds one of this configuration."""
-    from steering.runs.finished import finished  # which loads neither torch nor the task
+    from steering.runs.summary import finished  # which loads neither torch nor the task
 
     summary = finished(folder, config)
     if summary is not None:

@@ -15,11 +15,13 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from steering import atomic_files
 from steering.errors import UserError
-from steering.reports.grid import Cell, Column, Grid, to_markdown, to_rich
+from steering.registry import explain
+from steering.reports.grid import Grid, to_markdown, to_rich
 
 
 class Plot(NamedTuple):
@@ -52,9 +54,6 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)  # versions and hardware; if none, of the writing process
 
 
-# -------------------------------------------------------------------------------------------------------- folders
-
-
 def environment() -> dict[str, Any]:
     """Versions and hardware; no names of machines or people."""
     import torch  # which showing a finished report does not need
@@ -81,16 +80,15 @@ def write(report: Report, folder: Path) -> Path:
         RunError: the disk is full or read-only.
     """
     report = report if report.environment else replace(report, environment=environment())
-    atomic_files.write(folder / "report.md", markdown(report))
-    atomic_files.write(folder / "report.json", json.dumps(_plain(as_json(report)), indent=1) + "\n")
-    return write_page(report, folder)
+    _write_data(folder, markdown(report), as_json(report))
+    return write_page([report], folder, report.title, report.question)
 
 
-def write_page(report: Report, folder: Path) -> Path:
+def write_page(reports: Sequence[Report], folder: Path, title: str, about: str) -> Path:
     """Writes ``report.html`` and ``plots/`` alone, as of a run; otherwise like ``write``."""
-    for plot in report.plots:
+    for plot in (plot for report in reports for plot in report.plots):
         atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
-    return atomic_files.write(folder / "report.html", page([report], report.title, report.question))
+    return atomic_files.write(folder / "report.html", page(reports, title, about))
 
 
 def read(folder: Path) -> Report:
@@ -101,15 +99,15 @@ def read(folder: Path) -> Report:
     """
     try:
         content = json.loads((folder / "report.json").read_text())
-        content |= {name: list(map(_grid, content[name])) for name in ("grids", "details") if name in content}
         content["plots"] = [Plot(**plot, png=_picture(folder, plot["name"])) for plot in content["plots"]]
-        return Report(**content)
+        return TypeAdapter(Report).validate_python(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no complete report (report.json and plots): {error}") from None
+        reason = explain(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{folder} holds no complete report (report.json and plots): {reason}") from None
 
 
 def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
-    """Writes several reports as one: ``report.html``, ``report.md``, ``report.json`` and ``plots/``.
+    """Writes several reports as one, as ``write`` does.
 
     Returns:
         The path of the page.
@@ -118,21 +116,19 @@ def join(reports: list[Report], title: str, command: str, folder: Path) -> Path:
         replace(report, plots=[plot._replace(name=f"{number}-{plot.name}") for plot in report.plots])
         for number, report in enumerate(reports, start=1)
     ]
-    for plot in (plot for report in numbered for plot in report.plots):
-        atomic_files.write(folder / "plots" / f"{plot.name}.png", plot.png)
     texts = [f"# {title}\n", *(f"#{markdown(report)}" for report in numbered)]
-    atomic_files.write(folder / "report.md", "\n".join(texts))
     content = {"title": title, "command": command, "reports": list(map(as_json, numbered))}
+    _write_data(folder, "\n".join(texts), content)
+    return write_page(numbered, folder, title, f"{len(reports)} reports, made by {command}")
+
+
+def _write_data(folder: Path, text: str, content: dict[str, Any]) -> None:
+    atomic_files.write(folder / "report.md", text)
     atomic_files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
-    about = f"{len(reports)} reports, made by {command}"
-    return atomic_files.write(folder / "report.html", page(reports, title, about))
 
 
-# ---------------------------------------------------------------------------------------------------------- forms
-
-
-def show(report: Report, console: Console) -> None:
-    """Prints the tables, then the answer and what to be careful about."""
+def show(report: Report, console: Console, page: Path | None = None) -> None:
+    """Prints the tables, then the answer and what to be careful about, and where the page is."""
     console.print()
     for grid in report.grids:
         console.print(to_rich(grid))
@@ -141,6 +137,8 @@ def show(report: Report, console: Console) -> None:
         console.print(sentence, markup=False, highlight=False)
     for caution in report.cautions:
         console.print(f"caution: {caution}", markup=False, highlight=False, style="yellow")
+    if page is not None:
+        console.print(f"report: {page}", markup=False, highlight=False)
 
 
 def page(reports: Sequence[Report], title: str, about: str) -> str:
@@ -157,12 +155,12 @@ def page(reports: Sequence[Report], title: str, about: str) -> str:
 def markdown(report: Report) -> str:
     """The report for a README or a notebook; plots are linked from ``plots/``."""
     blocks = [f"# {report.title}", report.question, f"**{report.verdict}**", *report.findings]
-    blocks += [_list("Read with care:", report.cautions)] if report.cautions else []
+    blocks += ["Read with care:", _items(report.cautions)] if report.cautions else []
     blocks += [to_markdown(grid).strip() for grid in report.grids]
     blocks += [f"![{plot.title}](plots/{plot.name}.png)\n\n*{plot.caption}*" for plot in report.plots]
     blocks += [to_markdown(grid).strip() for grid in report.details]
     blocks += ["## How it was measured", *report.method] if report.method else []
-    blocks += ["## What this cannot tell", _list("", report.limits)] if report.limits else []
+    blocks += ["## What this cannot tell", _items(report.limits)] if report.limits else []
     blocks += [f"    {report.command}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -183,14 +181,8 @@ def _flat(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _list(head: str, lines: list[str]) -> str:
-    return "\n".join([head, *[""] * bool(head), *(f"- {line}" for line in lines)]).strip()
-
-
-def _grid(content: dict[str, Any]) -> Grid:
-    columns = tuple(Column(**column) for column in content["columns"])
-    rows = tuple(tuple(Cell(**cell) for cell in row) for row in content["rows"])
-    return Grid(content["title"], columns, rows, content["note"])
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _picture(folder: Path, name: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -166,7 +167,7 @@ class RunFolder:
             make: called on every rank, once for as long as the file is there.
         """
         path = self.path / name
-        text = on_rank_zero(lambda: _text(path))
+        text = on_rank_zero(lambda: path.read_text(errors="replace") if path.exists() else None)
         if text is not None:
             return _parsed(path, text, model)
         value = make()
@@ -181,8 +182,7 @@ def read_part(path: Path, model: type[Part]) -> Part | None:
     Raises:
         UserError: the file is damaged.
     """
-    text = _text(path)
-    return None if text is None else _parsed(path, text, model)
+    return _parsed(path, path.read_text(errors="replace"), model) if path.exists() else None
 
 
 def write_part(path: Path, value: BaseModel) -> None:
@@ -192,20 +192,14 @@ def write_part(path: Path, value: BaseModel) -> None:
 
 def new_folder(name: str) -> Path:
     """The first free ``runs/<name>-001``, ``-002``, ... below the working directory; of a task's path the last word."""
-    number, stem = 1, name.rpartition(":")[2]
-    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
-        number += 1
-    return folder
+    folders = (Path("runs") / f"{name.rpartition(':')[2]}-{number:03d}" for number in count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def with_folder(typed: Sequence[str], path: Path) -> str:
     """A command that was typed, with the folder that it was given if it named none."""
     named = any(word.partition("=")[0] == "--out" for word in typed)
     return shlex.join([*typed, *([] if named else ["--out", str(path)])])
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(errors="replace") if path.exists() else None  # what is no text is no JSON either
 
 
 def _parsed(path: Path, text: str, model: type[Part]) -> Part:

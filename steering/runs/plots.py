@@ -43,9 +43,6 @@ def draw(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return [made for made in (*plots, *(_fact(summary, records, fact) for fact in facts)) if made]
 
 
-# --------------------------------------------------------------------------------------------------- plots
-
-
 @styled
 def _final(summary: Summary) -> Plot | None:
     """Final headline metric of every trained arm, seeds as dots."""
@@ -59,8 +56,9 @@ def _final(summary: Summary) -> Plot | None:
     made, ((axes,),) = figure(height=0.9 + 0.42 * len(values))
     for row, (arm, numbers) in enumerate(values.items()):
         _dots(axes, row, [factor * value for value in numbers], _appearances(summary)[arm]["color"])
-    handles = []
+    handles, seeds = [], "One seed, hence no interval."
     if summary.seeds > 1:
+        seeds = "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
         handles = [
             key("mean and 95 % interval", linewidth=2.6, marker="o", markersize=7, markeredgewidth=0),
             key("seed", linestyle="", marker="o", markersize=4.5, markeredgewidth=0, alpha=0.5),
@@ -68,8 +66,6 @@ def _final(summary: Summary) -> Plot | None:
     name_rows(axes, list(values))
     handles += _reference_lines(axes, summary, vertical=True)
     axes.set_xlabel(_label(summary))
-    several = "A pale dot is a seed, the full one their mean, the bar its 95 % t interval."
-    seeds = several if summary.seeds > 1 else "One seed, hence no interval."
     caption = f"{metric.label[:1].upper()}{metric.label[1:]} at the end of training. {seeds}"
     return plot(made, handles, "final", f"Final {metric.label}", caption)
 
@@ -78,15 +74,13 @@ def _final(summary: Summary) -> Plot | None:
 def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Headline metric against samples trained on; needs evaluations during training."""
     name = summary.headline
-    curves = _curves(records, "samples", lambda r: (r.get("evaluation") or {}).get(name))
-    curves = {arm: curve for arm, curve in curves.items() if arm in summary.arms}
+    curves = _curves(summary, records, "samples", lambda r: (r.get("evaluation") or {}).get(name))
     if max((len(x) for x, _ in curves.values()), default=0) < 2:
         return None
     made, ((axes,),) = figure(height=3.9)
     handles = _lines(axes, summary, curves, factor=metric_format(summary, name).factor)
     handles += _reference_lines(axes, summary, vertical=False)
-    axes.set_ylabel(_label(summary))
-    axes.set_xlabel("samples trained on")
+    axes.set(xlabel="samples trained on", ylabel=_label(summary))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label = summary.metrics[name].label
     caption = (
@@ -99,10 +93,8 @@ def _learning(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | 
 @styled
 def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Effective sample size, gated rows, reference scale and temperature over steps, one below the other."""
-    curves = {name: _curves(records, "step", lambda r, name=name: r.get(name)) for name in PANELS}
-    curves["scale"] = {
-        arm: curve for arm, curve in curves["scale"].items() if arm in summary.arms and summary.arms[arm].subtracts
-    }
+    curves = {name: _curves(summary, records, "step", lambda r, name=name: r.get(name)) for name in PANELS}
+    curves["scale"] = {arm: curve for arm, curve in curves["scale"].items() if summary.arms[arm].subtracts}
     for name in ("gated", "temperature"):  # worth a panel only if they move
         if not any(np.ptp(values) > 0 for _, values in curves[name].values()):
             curves[name] = {}
@@ -126,28 +118,26 @@ def _concentration(summary: Summary, records: Sequence[Mapping[str, Any]]) -> Pl
 @styled
 def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> Plot | None:
     """Mean of one fact over all samples trained on so far; the records hold it running and weighted."""
-    curves = _binned(_curves(records, "step", lambda r: (r.get("facts") or {}).get(fact)))
+    curves = _binned(_curves(summary, records, "step", lambda r: (r.get("facts") or {}).get(fact)))
     if not curves:
         return None
-    share = is_share(y for _, values in curves.values() for y in values.flat)
     made, ((axes,),) = figure(height=3.3)
     handles = _lines(axes, summary, curves)
-    axes.set_ylabel(f"{fact} samples so far" if share else f"{fact} so far")
-    axes.set_xlabel("step")
-    if share:
+    ylabel, title, among = f"{fact} so far", f"Mean {fact}", "of"
+    if is_share(y for _, values in curves.values() for y in values.flat):
+        ylabel, title, among = f"{fact} samples so far", f"Share of {fact} samples", "among"
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    title = f"Share of {fact} samples" if share else f"Mean {fact}"
-    among = "among" if share else "of"
+    axes.set(xlabel="step", ylabel=ylabel)
     caption = f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
     return plot(made, handles, "fact-" + re.sub(r"\W+", "-", fact), title, caption)
 
 
-# --------------------------------------------------------------------------------------------------- data
-
-
 def _curves(
-    records: Iterable[Mapping[str, Any]], position: str, read: Callable[[Mapping[str, Any]], float | None]
+    summary: Summary,
+    records: Iterable[Mapping[str, Any]],
+    position: str,
+    read: Callable[[Mapping[str, Any]], float | None],
 ) -> Curves:
     """Collects one number of the records at the positions where every seed of an arm has it.
 
@@ -156,9 +146,9 @@ def _curves(
     arms: dict[str, dict[int, dict[int, float]]] = {}
     for record in records:
         value = read(record)
-        if value is not None and math.isfinite(value):
-            seeds = arms.setdefault(str(record["arm"]), {})
-            seeds.setdefault(int(record["seed"]), {})[int(record[position])] = float(value)
+        if value is not None and math.isfinite(value) and record["arm"] in summary.arms:
+            seeds = arms.setdefault(record["arm"], {})
+            seeds.setdefault(record["seed"], {})[record[position]] = value
     curves = {}
     for arm, seeds in arms.items():
         x = sorted(set.intersection(*map(set, seeds.values())))
@@ -177,19 +167,17 @@ def _binned(curves: Curves) -> Curves:
     return {arm: (averaged(x), averaged(values)) for arm, (x, values) in curves.items()}
 
 
-# ------------------------------------------------------------------------------------------------ drawing
-
-
 def _appearances(summary: Summary) -> dict[str, dict[str, Any]]:
     """Colour and dash of every trained arm, the same in all plots.
 
     The baseline is dark grey, so that what is new stands out against what is known.
     """
-    trained = [arm for arm, s in summary.arms.items() if s.kind == "trained"]
-    others = [arm for arm in trained if arm != summary.baseline]
+    others = [arm for arm, s in summary.arms.items() if s.kind == "trained" and arm != summary.baseline]
+    styles = {arm: appearance(index) for index, arm in enumerate(others)}
     return {
-        arm: {"color": BASE, "linestyle": "-"} if arm == summary.baseline else appearance(others.index(arm))
-        for arm in trained
+        arm: styles.get(arm) or {"color": BASE, "linestyle": "-"}
+        for arm, s in summary.arms.items()
+        if s.kind == "trained"
     }
 
 

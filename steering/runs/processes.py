@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from steering.distributed import communication_device, rank, world_size
+from steering.distributed import all_gather_numbers, communication_device, rank, world_size
 from steering.errors import RunError, UserError
 
 PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a while
@@ -94,25 +94,25 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
     if rank() == 0:
         try:
             answer = {"value": action()}
-        except (UserError, RunError) as error:
-            answer = {"error": type(error).__name__, "message": str(error)}
-        except OSError as error:
-            message = f"cannot read or write {error.filename or 'a file'}: {error.strerror}"
-            answer = {"error": "RunError", "message": message}
+        except UserError as error:
+            answer = {"mistake": str(error)}
+        except (RunError, OSError) as error:
+            answer = {
+                "trouble": str(error)
+                if isinstance(error, RunError)
+                else f"cannot read or write {error.filename or 'a file'}: {error.strerror}"
+            }
     answer = json.loads(_broadcast(json.dumps(answer).encode()))
-    if "error" in answer:
-        raise (UserError if answer["error"] == "UserError" else RunError)(answer["message"])
+    if "value" not in answer:
+        raise UserError(answer["mistake"]) if "mistake" in answer else RunError(answer["trouble"])
     return answer["value"]
 
 
 def _broadcast(message: bytes) -> bytes:
     """Bytes of the first process, in all of them."""
-    device = communication_device()
-    length = torch.tensor(len(message), device=device)
-    dist.broadcast(length, 0)
-    content = torch.zeros(int(length), dtype=torch.uint8, device=device)
-    if rank() == 0:
-        content = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
+    length = all_gather_numbers([len(message)])[0][0]
+    content = torch.tensor(list(message) if rank() == 0 else [0] * length, dtype=torch.uint8)
+    content = content.to(communication_device())
     dist.broadcast(content, 0)
     return bytes(content.cpu().tolist())
 
@@ -122,7 +122,7 @@ def _from_slurm() -> dict[str, str]:
     if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return {}
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-    variables = {name: os.environ[slurm] for name, slurm in names.items() if slurm in os.environ}
     port = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
     meeting = {"MASTER_ADDR": os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"), "MASTER_PORT": port}
-    return variables | {name: value for name, value in meeting.items() if name not in os.environ}
+    variables = {name: os.environ[slurm] for name, slurm in names.items() if slurm in os.environ}
+    return variables | {name: os.environ.get(name, value) for name, value in meeting.items()}

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from steering.errors import UserError
 from steering.reports.report import Plot, Report, write_page
-from steering.runs.journal import Journal
 from steering.runs.statistics import Interval
-from steering.runs.summary import Summary
+from steering.runs.summary import Journal, Summary
 from steering.runs.table import arms_table, differences_table, metric_format, settings_table
 
 if TYPE_CHECKING:
@@ -62,17 +61,12 @@ def write_report(
     """
     from steering.runs.plots import draw
 
-    config, environment = (
-        path.read_text() if (path := folder / name).exists() else "" for name in ("config.yaml", "environment.json")
-    )
-    report = as_report(
-        summary,
-        plots=draw(summary, records),
-        exhibits=[Plot("", exhibit.title, exhibit.text, exhibit.png) for exhibit in exhibits],
-        config=config,
-        environment=json.loads(environment or "{}"),
-    )
-    return write_page(report, folder)
+    files = [folder / "config.yaml", folder / "environment.json"]
+    config, environment = (path.read_text() if path.exists() else "" for path in files)
+    pictures = [Plot("", exhibit.title, exhibit.text, exhibit.png) for exhibit in exhibits]
+    about = {"config": config, "environment": json.loads(environment or "{}")}
+    report = as_report(summary, plots=draw(summary, records), exhibits=pictures, **about)
+    return write_page([report], folder, report.title, report.question)
 
 
 def read_run(folder: Path) -> Report:
@@ -98,26 +92,29 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# ----------------------------------------------------------------------------------------------- sentences
-
-
 def sentences(summary: Summary) -> list[str]:
     """What the headline metric says, the most important first, and no more than the seeds can carry."""
     name, baseline = summary.headline, summary.baseline
-    means = {arm: s.interval(name) for arm, s in summary.arms.items()}
-    trained = [a for a, s in summary.arms.items() if s.kind == "trained" and a != baseline and means[a]]
+    means = {arm: mean for arm, s in summary.arms.items() if (mean := s.interval(name))}
+    finished = {arm: summary.arms[arm] for arm in means}
+    trained = [arm for arm, s in finished.items() if s.kind == "trained" and arm != baseline]
     rivals = [arm for arm in trained if summary.arms[arm].steered] or trained
-    if not means.get(baseline) or not rivals:
+    if baseline not in means or not rivals:
         return [f"{summary.metrics[name].label}: there is no pair of arms to compare."]
     noun = "steered arm" if summary.arms[rivals[0]].steered else "arm"
     best = _best(summary, rivals)
     gains = [gain for arm in rivals if (gain := summary.gain(arm, baseline)) and gain.seeds > 1]
     if not gains:
-        return [_one_seed(summary, best, f"the best of {len(rivals)} {noun}s" if len(rivals) > 1 else "")]
+        winner = f"{best}, the best of {len(rivals)} {noun}s," if len(rivals) > 1 else best
+        percent = " %" if summary.metrics[name].percent else ""
+        a, b = (f"{metric_format(summary, name).number(means[arm].mean)}{percent}" for arm in (best, baseline))
+        return [
+            f"One seed gives no interval, so nothing is decided: {summary.metrics[name].label} is {a} for {winner} "
+            f"and {b} for the baseline {baseline}."
+        ]
     lines = [] if len(rivals) == 1 else [_count_verdicts(summary, gains, noun)]
     lines.append(compared(summary, best, baseline))
     # Who else has to be beaten before steering gets the credit: the best plain arm, and the reference.
-    finished = {arm: s for arm, s in summary.arms.items() if means[arm]}
     plain = _best(summary, [arm for arm, s in finished.items() if s.kind == "trained" and not s.steered])
     references = [arm for arm, s in finished.items() if s.kind == "reference"]
     others = [plain] * (plain != baseline) + references
@@ -135,12 +132,9 @@ def compared(summary: Summary, arm: str, other: str) -> str:
     if not (gain and a and b):
         return f"{arm} and {other} share no seed."
     percent, points = (" %", " points") if metric.percent else ("", "")
-    if other == summary.baseline:
-        against = f"the baseline {other}"
-    elif summary.arms[other].kind == "reference":
-        against = "the reference itself"
-    else:
-        against = f"{other}, the best arm without the reference,"
+    itself = "the reference itself" if summary.arms[other].kind == "reference" else ""
+    against = itself or f"{other}, the best arm without the reference,"
+    against = f"the baseline {other}" if other == summary.baseline else against
     means = f"{style.number(a.mean)}{percent} against {style.number(b.mean)}{percent}"
     change = f"{style.finer().number(gain.mean, sign=True)}{points}"
     if gain.low is None:
@@ -151,19 +145,6 @@ def compared(summary: Summary, arm: str, other: str) -> str:
         why = f"95 % interval {style.finer().ends(gain)}, {gain.seeds} seeds{covers}"
     says = f"against {against} is undecided" if gain.verdict == "undecided" else f"is {gain.verdict} than {against}"
     return f"{arm} {says} in {metric.label}: {means}, a gain of {change} ({why})."
-
-
-def _one_seed(summary: Summary, best: str, which: str) -> str:
-    name = summary.headline
-    metric, style = summary.metrics[name], metric_format(summary, name)
-    percent = " %" if metric.percent else ""
-    winner, baseline = summary.arms[best].interval(name), summary.arms[summary.baseline].interval(name)
-    assert winner and baseline
-    return (
-        f"One seed gives no interval, so nothing is decided: {metric.label} is {style.number(winner.mean)}{percent} "
-        f"for {f'{best}, {which},' if which else best} and {style.number(baseline.mean)}{percent} for the baseline "
-        f"{summary.baseline}."
-    )
 
 
 def _count_verdicts(summary: Summary, gains: list[Interval], noun: str) -> str:

@@ -21,11 +21,10 @@ from steering.references.store import ReferenceLosses
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.runs.folder import RunFolder
-from steering.runs.journal import Journal
 from steering.runs.processes import device_named, on_rank_zero
 from steering.runs.progress import Watch
 from steering.runs.report import write_report
-from steering.runs.summary import ArmSummary, Result, Summary
+from steering.runs.summary import ArmSummary, Journal, Result, Summary
 from steering.task import Exhibit, Task
 from steering.training import loop
 from steering.training.step import candidates_needed

@@ -32,9 +32,7 @@ class Interval:
         """Reads the interval of a difference that is positive where the first is better."""
         if self.low is not None and self.low > 0:
             return "better"
-        if self.high is not None and self.high < 0:
-            return "worse"
-        return "undecided"
+        return "worse" if self.high is not None and self.high < 0 else "undecided"
 
 
 def interval(values: Sequence[float], *, largest: float | None = None) -> Interval:
@@ -76,8 +74,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], better: Literal["h
     decided although the intervals of the two means overlap.
 
     Args:
-        a: one value a seed.
-        b: values of the same seeds, in the same order.
+        a, b: one value a seed, in the same order.
         better: which direction of the values is better.
 
     Raises:

@@ -1,9 +1,15 @@
-"""What a finished run is, in numbers: the contents of summary.json."""
+"""A run in numbers: summary.json when it is finished, metrics.jsonl on the way. No torch in here."""
 
-from typing import Literal
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from steering import atomic_files
+from steering.errors import RunError
+from steering.runs.config import RunConfig, differences, read
 from steering.runs.statistics import Interval, interval, paired_difference
 from steering.settings import Metric, Strict
 
@@ -98,3 +104,62 @@ class Summary(_Record):
         return paired_difference(
             [a[seed] for seed in shared], [b[seed] for seed in shared], self.metrics[metric].better
         )
+
+
+def finished(folder: Path, config: RunConfig | None = None) -> Summary | None:
+    """The summary of a run of which every part is there as it was summed up, and the report; else None.
+
+    Args:
+        folder: of a run, perhaps.
+        config: that it must have to the letter; None for whatever it has.
+    """
+    try:
+        written = RunConfig.model_validate(read(folder / "config.yaml"))
+        summary = Summary.model_validate_json((folder / "summary.json").read_text())
+        parts = [
+            (folder / "arms" / name / f"seed{result.seed}" / "result.json").read_text().strip()
+            == result.model_dump_json(indent=1)
+            for name, arm in summary.arms.items()
+            for result in arm.results
+        ]
+    except (OSError, ValueError):
+        return None
+    arms = ["reference", *written.recipe.arms]
+    complete = list(summary.arms) == arms and len(parts) == len(arms) * written.recipe.seeds
+    same = config is None or not differences(written, config)
+    return summary if complete and same and all(parts) and (folder / "report.html").exists() else None
+
+
+class Journal:
+    """The figures of all arms and seeds, a line a record: appended while a run goes on, cut back when it resumes.
+
+    Args:
+        path: of metrics.jsonl; made if it is not there.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.exists():
+            atomic_files.write(path, "")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines that are complete; one that a kill cut short is left out."""
+        records = []
+        for line in self.path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
+
+    def add(self, record: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}. The last checkpoint is kept") from None
+
+    def cut(self, arm: str, seed: int, step: int) -> None:
+        """Forgets what one arm and seed recorded after ``step``, since it is about to happen again."""
+        kept = [r for r in self.records() if (r["arm"], r["seed"]) != (arm, seed) or r["step"] <= step]
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        if text != self.path.read_text():
+            atomic_files.write(self.path, text)

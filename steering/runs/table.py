@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Column, Grid, Tone, number
+from steering.reports.grid import MISSING, PLUS_MINUS, Cell, Column, Grid, number
 from steering.runs.statistics import Interval, interval
 from steering.runs.summary import ArmSummary, Result, Summary
 from steering.settings import Metric
@@ -21,9 +21,9 @@ class Format:
     decimals: int
 
     @classmethod
-    def of(cls, metric: Metric, values: Iterable[float]) -> "Format":
+    def of(cls, values: Iterable[float], percent: bool = False) -> "Format":
         """One decimal for shares times 100; otherwise three significant digits of the largest value."""
-        if metric.percent:
+        if percent:
             return cls(100.0, 1)
         largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
         return cls(1.0, min(max(2 - math.floor(math.log10(largest)), 0), 6) if largest else 2)
@@ -50,7 +50,7 @@ class Format:
 def metric_format(summary: Summary, name: str) -> Format:
     """The format of one metric, from all its values in the run."""
     values = [v for arm in summary.arms.values() for v in arm.by_seed(name).values()]
-    return Format.of(summary.metrics[name], values)
+    return Format.of(values, summary.metrics[name].percent)
 
 
 def unit(label: str, metric: Metric) -> str:
@@ -58,24 +58,19 @@ def unit(label: str, metric: Metric) -> str:
     return f"{label}, %" if metric.percent else label
 
 
-# --------------------------------------------------------------------------------------------------- arms
-
-
 def arms_table(summary: Summary) -> Grid:
     """Final metrics, data and time of every arm; chance in the last row."""
     chance = any(metric.chance is not None for metric in summary.metrics.values())
-    several = summary.seeds > 1
-    return _of_columns(
-        f"Arms, mean of {summary.seeds} seeds" if several else "Arms, one seed",
-        [
-            (Column("arm", number=False), [*map(Cell, summary.arms), *[Cell("chance", "quiet")] * chance]),
-            *(_metric_column(summary, name) for name in summary.metrics),
-            *_fact_columns(summary),
-        ],
-        f"{PLUS_MINUS} is half the 95 % t interval over seeds. Best mean in bold."
-        if several
-        else "Best in bold. One seed gives no interval: another seed may order the arms differently.",
-    )
+    title = f"Arms, mean of {summary.seeds} seeds"
+    note = f"{PLUS_MINUS} is half the 95 % t interval over seeds. Best mean in bold."
+    if summary.seeds < 2:
+        title, note = (
+            "Arms, one seed",
+            "Best in bold. One seed gives no interval: another seed may order the arms differently.",
+        )
+    names = Column("arm", number=False), [*map(Cell, summary.arms), *[Cell("chance", "quiet")] * chance]
+    metrics = [_metric_column(summary, name) for name in summary.metrics]
+    return _of_columns(title, [names, *metrics, *_fact_columns(summary)], note)
 
 
 def _metric_column(summary: Summary, name: str) -> TableColumn:
@@ -84,13 +79,12 @@ def _metric_column(summary: Summary, name: str) -> TableColumn:
     intervals = [arm.interval(name) for arm in summary.arms.values()]
     means = [x.mean for x in intervals if x and math.isfinite(x.mean)]
     best = style.number((max if metric.better == "high" else min)(means)) if len(means) > 1 else None
-    column = []
-    for values in intervals:
-        # Equal as printed is equal: a reader could not see which of two same numbers deserves the mark.
-        tone: Tone = "best" if values and style.number(values.mean) == best else ""
-        column.append(Cell(style.interval(values), tone) if values else NOTHING)
+    # Equal as printed is equal: a reader could not see which of two same numbers deserves the mark.
+    cells = [
+        Cell(style.interval(x), "best" if style.number(x.mean) == best else "") if x else NOTHING for x in intervals
+    ]
     chance = MISSING if metric.chance is None else style.number(metric.chance)
-    return Column(unit(metric.label, metric)), [*column, Cell(chance, "quiet")]
+    return Column(unit(metric.label, metric)), [*cells, Cell(chance, "quiet")]
 
 
 def _fact_columns(summary: Summary) -> list[TableColumn]:
@@ -101,8 +95,7 @@ def _fact_columns(summary: Summary) -> list[TableColumn]:
         made.append(_plain_column(summary, "samples scored", lambda r: r.candidates, Format(1.0, 0)))
     for fact in dict.fromkeys(fact for r in results for fact in r.facts):
         share = is_share(r.facts[fact] for r in results if fact in r.facts)
-        heading = f"{fact} samples, %" if share else fact
-        style = Format(100.0, 1) if share else None
+        heading, style = (f"{fact} samples, %", Format(100.0, 1)) if share else (fact, None)
         made.append(_plain_column(summary, heading, lambda r, fact=fact: r.facts.get(fact), style))
     made.append(_plain_column(summary, "CPU seconds", lambda r: r.cpu_seconds))
     if len({len(arm.results) for arm in summary.arms.values()}) > 1:
@@ -120,7 +113,7 @@ def _plain_column(
 ) -> TableColumn:
     """The mean over seeds of something only trained arms have."""
     means = [_mean(arm, read) if arm.kind == "trained" else None for arm in summary.arms.values()]
-    style = style or Format.of(Metric(label=heading), [mean for mean in means if mean is not None])
+    style = style or Format.of(mean for mean in means if mean is not None)
     column = [NOTHING if mean is None else Cell(style.number(mean)) for mean in means]
     return Column(heading), [*column, Cell("")]
 
@@ -134,9 +127,6 @@ def _of_columns(title: str, made: list[TableColumn], note: str = "") -> Grid:
     """A table by its columns; those that have no cell for the last row shorten it."""
     rows = zip(*(column for _, column in made), strict=False)
     return Grid(title, tuple(heading for heading, _ in made), tuple(rows), note)
-
-
-# -------------------------------------------------------------------------------------------- differences
 
 
 def pairs(summary: Summary) -> list[tuple[str, str]]:
@@ -163,41 +153,37 @@ def differences_table(summary: Summary) -> Grid | None:
             rows.append([arm, other, Cell(gain.verdict, gain.verdict), *numbers])
     if not rows:
         return None
-    points = ", points" if metric.percent else ""
-    return Grid.of(
-        f"Differences in {metric.label}",
-        ["arm", "against", "verdict"],
-        [f"gain{points}", "95 % interval", "seeds"],
-        rows,
+    note = (
         "Gains are paired by seed and positive where the arm is better; undecided where the interval covers "
-        f"zero. {len(rows)} interval{'' if len(rows) == 1 else 's'} of 95 %, not corrected for their number.",
+        f"zero. {len(rows)} interval{'' if len(rows) == 1 else 's'} of 95 %, not corrected for their number."
     )
-
-
-# ----------------------------------------------------------------------------------------------- settings
+    numbers = ["gain, points" if metric.percent else "gain", "95 % interval", "seeds"]
+    return Grid.of(f"Differences in {metric.label}", ["arm", "against", "verdict"], numbers, rows, note)
 
 
 def settings_table(summary: Summary) -> Grid:
     """What each arm is, and what its weights looked like in training, which is no evidence of success."""
-    arms = summary.arms.values()
+    arms = summary.arms
 
-    def texts(heading: str, values: Iterable[str | None], is_number: bool = False) -> TableColumn:
-        return Column(heading, is_number), [Cell(value) if value else NOTHING for value in values]
+    def texts(heading: str, read: Callable[[str], str | None], is_number: bool = False) -> TableColumn:
+        return Column(heading, is_number), [Cell(text) if (text := read(name)) else NOTHING for name in arms]
 
-    scales = [_mean(arm, lambda r: r.scale) if arm.subtracts else None for arm in arms]  # the last, where it matters
-    made = [
-        texts("arm", summary.arms),
-        texts("rule", (arm.rule for arm in arms)),
-        texts("selector", (arm.selector for arm in arms)),
-        texts(
-            "uses the reference", (None if arm.kind == "reference" else "yes" if arm.steered else "no" for arm in arms)
-        ),
-        texts("reference scale", (number(scale) if scale is not None else None for scale in scales), True),
-    ]
-    if any(arm.distill for arm in arms):
-        made.append(texts("distillation", (f"{arm.distill:g}" if arm.distill else None for arm in arms), True))
-    ratio = any(r.variance_ratio is not None for arm in arms for r in arm.results)
-    if any(r.effective is not None for arm in arms for r in arm.results):
+    def scale(name: str) -> str | None:
+        """The last, where it matters."""
+        mean = _mean(arms[name], lambda r: r.scale) if arms[name].subtracts else None
+        return None if mean is None else number(mean)
+
+    def uses(name: str) -> str | None:
+        return None if arms[name].kind == "reference" else "yes" if arms[name].steered else "no"
+
+    made = [texts("arm", str), texts("rule", lambda name: arms[name].rule)]
+    made += [texts("selector", lambda name: arms[name].selector), texts("uses the reference", uses)]
+    made.append(texts("reference scale", scale, True))
+    if any(arm.distill for arm in arms.values()):
+        made.append(texts("distillation", lambda name: f"{arms[name].distill:g}" if arms[name].distill else None, True))
+    results = [r for arm in arms.values() for r in arm.results]
+    ratio = any(r.variance_ratio is not None for r in results)
+    if any(r.effective is not None for r in results):
         made.append(_plain_column(summary, "effective samples, %", lambda r: r.effective, Format(100.0, 1)))
     if ratio:
         made.append(_plain_column(summary, "variance ratio", lambda r: r.variance_ratio, Format(1.0, 2)))

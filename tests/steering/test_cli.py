@@ -12,7 +12,7 @@ import pytest
 from steering import cli, registry
 from steering.runs import config as configs
 from steering.runs import run as runs
-from steering.runs.finished import finished
+from steering.runs.summary import finished
 from steering.runs.folder import Stopped
 
 SMALL = ["--seeds", "1", "--steps", "2", "--batch", "20", "--set", "options.samples=60"]

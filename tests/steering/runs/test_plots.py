@@ -40,10 +40,10 @@ def test_one_seed_draws_no_interval(two_arms):
     assert "no interval" in draw(two_arms([0.5], [0.8]), [])[0].caption
 
 
-def test_a_line_written_again_after_resuming_counts_once_and_a_curve_ends_where_the_first_seed_ends():
+def test_a_line_written_again_after_resuming_counts_once_and_a_curve_ends_where_the_first_seed_ends(run, arm):
     values = {0: [(1, 5.0), (1, 7.0), (2, 2.0), (3, 9.0)], 1: [(1, 3.0), (2, 4.0)]}
     lines = [{"arm": "a", "seed": seed, "step": x, "y": y} for seed, curve in values.items() for x, y in curve]
-    positions, curves = _curves(lines, "step", lambda r: r["y"])["a"]
+    positions, curves = _curves(run({"a": arm([])}), lines, "step", lambda r: r["y"])["a"]
     assert positions.tolist() == [1, 2] and curves.tolist() == [[7.0, 2.0], [3.0, 4.0]]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steering import RunError
-from steering.runs.journal import Journal
+from steering.runs.summary import Journal
 
 
 def record(arm: str, seed: int, step: int) -> dict:
