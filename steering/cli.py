@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,8 +46,7 @@ def _main(
         typer.echo(context.get_help())
 
 
-def _method(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="Method")
+_method = partial(typer.Option, rich_help_panel="Method")
 
 
 @app.command()
@@ -56,11 +56,11 @@ def run(
     ] = None,
     ref: options.Ref = None,
     model: Annotated[str | None, typer.Option(help="Target model, ViT-B-16 say.")] = None,
-    arms: Annotated[str | None, _method("These arms, a,b,c or all.")] = None,
-    preset: Annotated[str | None, _method("Settings of a known training.")] = None,
-    rule: Annotated[str | None, _method("Rule of an arm of your own: kl(rho=80).")] = None,
-    selector: Annotated[str | None, _method("Its selector: top_k(keep=0.1).")] = None,
-    reference_scale: Annotated[str | None, _method("Its scale: auto or a number.")] = None,
+    arms: Annotated[str | None, _method(help="These arms, a,b,c or all.")] = None,
+    preset: Annotated[str | None, _method(help="Settings of a known training.")] = None,
+    rule: Annotated[str | None, _method(help="Rule of an arm of your own: kl(rho=80).")] = None,
+    selector: Annotated[str | None, _method(help="Its selector: top_k(keep=0.1).")] = None,
+    reference_scale: Annotated[str | None, _method(help="Its scale: auto or a number.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps of every arm.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.")] = None,
     seeds: options.Seeds = None,
@@ -77,14 +77,40 @@ def run(
     steer run clip          real image-caption pairs, some wrong, on a laptop
     steer run digits --rule "kl(rho=80)"
     """
-    typed: dict[str, Any] = {
-        "device": device,
-        "threads": threads,
-        "recipe": _typed(steps=steps, batch=batch, seeds=seeds),
-        "options": _typed(ref=ref, model=model, data=data),
-    }
+    from rich.console import Console
+
+    from steering.runs import config as configs
+
+    recipe, taken = _typed(steps=steps, batch=batch, seeds=seeds), _typed(ref=ref, model=model, data=data)
+    typed = _typed(device=device, threads=threads) | {"recipe": recipe, "options": taken}
     method = _typed(rule=rule, selector=selector, reference_scale=reference_scale)
-    _run(task, _typed(**typed), method, arms, config, sets or [], out, resume, preset)
+    console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
+    if resume is not None:
+        if task or config or out or method or arms or preset or recipe or taken:
+            raise UserError(
+                "--resume takes its settings from the run folder: give it alone, or with what only says where and how "
+                "to go on (--device, --threads, --set options.workers=8)"
+            )
+        if not (resume / "config.yaml").exists():
+            raise UserError(f"{resume} is no run folder: it has no config.yaml")
+        config, out = resume / "config.yaml", resume
+        if not sets and device is threads is None and _show_finished(resume, None, console):
+            return
+    settled, made = configs.resolve(task, file=config, sets=sets or [], typed=typed, preset=preset)
+    settled = configs.choose_arms(settled, arms, method)
+    if out is not None and _show_finished(out, settled, console):
+        return
+
+    from steering.runs.folder import new_folder
+    from steering.runs.processes import device_named, on_rank_zero, process_group
+    from steering.runs.run import Run  # slow to import: mistakes come before
+
+    with process_group(device_named(settled.device)) as here:
+        folder = Path(on_rank_zero(lambda: str(out or new_folder(settled.task))))
+        if preset is not None:
+            text = f"preset {preset}, with what was typed:\n\n{configs.text(settled)}"
+            console.print(text, highlight=False, markup=False)
+        _show(Run(settled, made, folder, console, ["steer", *sys.argv[1:]], here).execute(), folder, console)
 
 
 @app.command("list")
@@ -116,47 +142,6 @@ def report(
     typer.echo(f"report: {join(reports, title, f'steer {shlex.join(sys.argv[1:])}', out)}")
 
 
-def _add_plugins() -> None:
-    """Commands of plugins: entry points ``steering.commands``, functions as typer takes them, cheap to import."""
-    for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
-
-
-def _run(task, typed, method, arms, config, sets, out, resume, preset) -> None:
-    from rich.console import Console
-
-    from steering.runs import config as configs
-
-    console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)
-    if resume is not None:
-        if task or config or out or method or arms or preset or typed["recipe"] or typed["options"]:
-            raise UserError(
-                "--resume takes its settings from the run folder: give it alone, or with what only says where and how "
-                "to go on (--device, --threads, --set options.workers=8)"
-            )
-        if not (resume / "config.yaml").exists():
-            raise UserError(f"{resume} is no run folder: it has no config.yaml")
-        config, out = resume / "config.yaml", resume
-        if not sets and typed.keys() == {"recipe", "options"} and _show_finished(resume, None, console):
-            return
-    settled, task = configs.resolve(task, file=config, sets=sets, typed=typed, preset=preset)
-    settled = configs.choose_arms(settled, arms, method)
-    if out is not None and _show_finished(out, settled, console):
-        return
-
-    from steering.runs.folder import new_folder
-    from steering.runs.processes import device_named, on_rank_zero, process_group
-    from steering.runs.run import Run  # slow to import: mistakes come before
-
-    with process_group(device_named(settled.device)) as device:
-        folder = Path(on_rank_zero(lambda: str(out or new_folder(settled.task))))
-        if preset is not None:
-            console.print(
-                f"preset {preset}, with what was typed:\n\n{configs.text(settled)}", highlight=False, markup=False
-            )
-        _show(Run(settled, task, folder, console, ["steer", *sys.argv[1:]], device).execute(), folder, console)
-
-
 def _show_finished(folder: Path, config: "RunConfig | None", console: "Console") -> bool:
     """Shows a run in which nothing is left to do, if the folder holds one of this configuration."""
     from steering.runs.summary import finished  # which loads neither torch nor the task
@@ -171,12 +156,11 @@ def _show(summary: "Summary", folder: Path, console: "Console") -> None:
     from steering.reports.report import show
     from steering.runs.report import as_report
 
-    show(as_report(summary), console)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+    show(as_report(summary), console, folder / "report.html")
 
 
 def _rank() -> int:
-    """Place among the processes that were started together."""
+    """Index among the processes that were started together."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -188,7 +172,9 @@ def _typed(**options: Any) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for whoever writes training loops
-    _add_plugins()
+    # Commands of plugins: functions as typer takes them, cheap to import.
+    for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
+        app.command(entry.name)(entry.load())
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
     try:
         code = app(prog_name="steer", standalone_mode=False)
