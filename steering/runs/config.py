@@ -1,18 +1,18 @@
 """The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from yaml import YAMLError
 
-from steering import atomic_files, registry
+from steering import registry
 from steering.errors import UserError, did_you_mean
-from steering.settings import Recipe, Strict, with_present_names
+from steering.settings import Arm, Recipe, Strict, with_present_names
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from steering.task import Task
@@ -69,7 +69,11 @@ def resolve(
     if "task" not in merged:
         raise UserError(f"no task given: steer run TASK. Known: {', '.join(registry.names('tasks'))}")
     if preset is not None:
-        base = _preset(merged["task"], preset)
+        presets: Mapping[str, Any] = getattr(registry.load("tasks", merged["task"]), "presets", {})
+        if preset not in presets:
+            hint, names = did_you_mean(preset, presets) or ".", ", ".join(presets) or "none"
+            raise UserError(f"{merged['task']} has no preset {preset!r}{hint} Known: {names}")
+        base = dict(presets[preset])
         merged = _merge(base, merged)
     made: Task = registry.build("tasks", merged["task"], merged.get("options"))
     if is_dataclass(made):  # every option, so that the file says what was run whatever the defaults become
@@ -93,15 +97,15 @@ def choose_arms(config: RunConfig, names: str | None, method: Mapping[str, Any])
     Raises:
         UserError: an arm that does not exist, or that cannot be.
     """
-    recipe = config.recipe
-    arms = {name: arm.model_dump() for name, arm in recipe.arms.items()}
+    recipe = config.recipe.model_dump()
+    arms = recipe["arms"]
     if method:
         plain = {name: arm for name, arm in arms.items() if not arm["subtract"] and arm["selector"] is None}
         arms = plain | {STEERED: _steered_arm(arms, method)}
     if names is not None:
-        arms |= {name: arm.model_dump() for name, arm in recipe.more.items()}
+        arms |= recipe["more"]
     if names is not None and names.strip() != "all":
-        chosen = [name.strip() for name in names.split(",") if name.strip() and name.strip() != "reference"]
+        chosen = [name.strip() for name in names.split(",") if name.strip() not in ("", "reference")]
         existing = f"Known: reference, {', '.join(arms)}"
         if not names.strip(" ,"):
             raise UserError(f"--arms takes names, a,b,c, got {names!r}. {existing}")
@@ -109,33 +113,22 @@ def choose_arms(config: RunConfig, names: str | None, method: Mapping[str, Any])
             if name not in arms:
                 raise UserError(f"no arm is named {name!r}{did_you_mean(name, arms) or '.'} {existing}")
         arms = {name: arms[name] for name in chosen}
-    baseline = recipe.baseline if recipe.baseline in arms else next(iter(arms), "")
-    changed = recipe.model_dump() | {"arms": arms, "more": {}, "baseline": baseline}
-    return validate(config.model_dump() | {"recipe": changed})
+    baseline = recipe["baseline"] if recipe["baseline"] in arms else next(iter(arms), "")
+    return validate(config.model_dump() | {"recipe": recipe | {"arms": arms, "more": {}, "baseline": baseline}})
 
 
 def _steered_arm(arms: Mapping[str, dict[str, Any]], method: Mapping[str, Any]) -> dict[str, Any]:
     """The user's arm: the first steered one's method, but for what was typed."""
     first = next((arm for arm in arms.values() if arm["subtract"]), {})
     arm = {name: first[name] for name in ("rule", "reference_scale", "gamma") if name in first} | dict(method)
-    if str(arm.get("reference_scale", "auto")) != "auto":
-        try:
-            arm["reference_scale"] = float(arm["reference_scale"])
-        except ValueError:
-            raise UserError(
-                f"--reference-scale is auto or a number of at least 0, got {arm['reference_scale']!r}"
-            ) from None
+    scale = arm.get("reference_scale", "auto")
+    try:
+        arm["reference_scale"] = scale if scale == "auto" else float(scale)
+    except ValueError:
+        raise UserError(f"--reference-scale is auto or a number of at least 0, got {scale!r}") from None
     if set(method) == {"selector"}:
         arm["subtract"] = False  # one method at a time: the reference chooses, and does not weigh as well
     return arm
-
-
-def _preset(task: str, name: str) -> dict[str, Any]:
-    presets: Mapping[str, Any] = getattr(registry.load("tasks", task), "presets", {})
-    if name not in presets:
-        names = ", ".join(presets) or "none"
-        raise UserError(f"{task} has no preset {name!r}{did_you_mean(name, presets) or '.'} Known: {names}")
-    return dict(presets[name])
 
 
 def validate(settings: Mapping[str, Any]) -> RunConfig:
@@ -157,13 +150,8 @@ def validate(settings: Mapping[str, Any]) -> RunConfig:
 
 
 def text(config: RunConfig) -> str:
-    """The configuration as YAML."""
+    """The configuration as YAML; ``steer run --config`` runs it again."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
-
-
-def save(config: RunConfig, path: Path) -> None:
-    """Writes config.yaml; ``steer run --config`` runs it again."""
-    atomic_files.write(path, text(config))
 
 
 def load(path: Path) -> RunConfig:
@@ -184,18 +172,16 @@ def elastic(task: "Task") -> set[str]:
 
 def differences(old: RunConfig, new: RunConfig, free: Collection[str] = ()) -> list[str]:
     """Settings that two configurations do not share, as ``recipe.steps 100 -> 200``, but for those that are free."""
-    before, after = (dict(_by_path(config.model_dump())) for config in (old, new))
+    before, after = (_by_path(config.model_dump()) for config in (old, new))
     names = sorted((before.keys() | after.keys()) - set(free))
     return [f"{n} {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
 
 
-def _by_path(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Single values with their dotted paths."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _by_path(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _by_path(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Single values by their dotted paths."""
+    if not isinstance(settings, Mapping) or not settings:
+        return {prefix[:-1]: settings}
+    return {path: x for name, value in settings.items() for path, x in _by_path(value, f"{prefix}{name}.").items()}
 
 
 def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,10 +190,10 @@ def _expanded(layer: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("options", "recipe"):
         if not isinstance(layer.get(group, {}), Mapping):
             raise UserError(f"{group} is a group of settings, such as {group}.name=value; got {layer[group]!r}")
-    if "task" not in layer:
-        return layer
-    name, arguments = registry.parse(str(layer["task"]))
-    return _merge({"options": arguments}, layer) | {"task": name}
+    if "task" in layer:
+        name, arguments = registry.parse(str(layer["task"]))
+        return _merge({"options": arguments}, layer) | {"task": name}
+    return layer
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,35 +211,28 @@ def read(file: Path) -> dict[str, Any]:
     """The settings of a YAML file, as they stand there."""
     try:
         config = OmegaConf.load(file)
+        if OmegaConf.is_dict(config):
+            return _plain(config)
     except FileNotFoundError:
         raise UserError(f"no configuration file at {file}") from None
     except (YAMLError, OSError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} is no readable YAML file: {reason}") from None
-    if not OmegaConf.is_dict(config):
-        raise UserError(f"{file} holds no settings: write lines such as 'task: digits'")
-    return _plain(config, str(file))
+        raise UserError(f"{file} is no readable YAML file: {' '.join(str(error).split())}") from None
+    raise UserError(f"{file} holds no settings: write lines such as 'task: digits'")
 
 
 def _dotted(sets: Sequence[str]) -> dict[str, Any]:
     for text in sets:
         if "=" not in text:
             raise UserError(f"--set takes a.b=c, got {text!r}; write --set recipe.steps=100 say")
-    where = f"--set {' '.join(sets)}"
     try:
-        config = OmegaConf.from_dotlist(list(sets))
+        return _plain(OmegaConf.from_dotlist(list(sets)))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    return _plain(config, where)
+        raise UserError(f"--set {' '.join(sets)}: {' '.join(str(error).split())}") from None
 
 
-def _plain(config: Any, where: str) -> dict[str, Any]:
+def _plain(config: Any) -> dict[str, Any]:
     """Settings as plain values, references such as ``${oc.env:HOME}`` replaced by what they stand for."""
-    try:
-        settings = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from None
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     if isinstance(settings.get("recipe"), dict):
         settings["recipe"] = with_present_names(settings["recipe"])
     return {str(name): value for name, value in settings.items()}
@@ -262,19 +241,9 @@ def _plain(config: Any, where: str) -> dict[str, Any]:
 def _explain(error: ValidationError) -> str:
     """One line: where, what was got, what is allowed, and the nearest known name for an unknown one."""
     first = error.errors()[0]
-    *path, last = (str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return registry.explain(error)
-    fields = _fields_at(path)
+    *path, last = (str(part) for part in first["loc"])
+    fields = list((Arm if "arms" in path or "more" in path else Recipe if path else RunConfig).model_fields)
     where = f"in {'.'.join(path)}" if path else "at the top"
     return f"no setting is named {last!r} {where}{did_you_mean(last, fields) or '.'} Known: {', '.join(fields)}"
-
-
-def _fields_at(path: Sequence[str]) -> list[str]:
-    """Names of the settings in the group that a path of keys leads to."""
-    model: type[BaseModel] = RunConfig
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else model
-        inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
-        model = inner[0] if inner else model
-    return list(model.model_fields)

@@ -21,9 +21,9 @@ class Format:
     decimals: int
 
     @classmethod
-    def of(cls, values: Iterable[float], percent: bool = False) -> "Format":
+    def of(cls, metric: Metric | None, values: Iterable[float]) -> "Format":
         """One decimal for shares times 100; otherwise three significant digits of the largest value."""
-        if percent:
+        if metric and metric.percent:
             return cls(100.0, 1)
         largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
         return cls(1.0, min(max(2 - math.floor(math.log10(largest)), 0), 6) if largest else 2)
@@ -50,7 +50,7 @@ class Format:
 def metric_format(summary: Summary, name: str) -> Format:
     """The format of one metric, from all its values in the run."""
     values = [v for arm in summary.arms.values() for v in arm.by_seed(name).values()]
-    return Format.of(values, summary.metrics[name].percent)
+    return Format.of(summary.metrics[name], values)
 
 
 def unit(label: str, metric: Metric) -> str:
@@ -113,7 +113,7 @@ def _plain_column(
 ) -> TableColumn:
     """The mean over seeds of something only trained arms have."""
     means = [_mean(arm, read) if arm.kind == "trained" else None for arm in summary.arms.values()]
-    style = style or Format.of(mean for mean in means if mean is not None)
+    style = style or Format.of(None, [mean for mean in means if mean is not None])
     column = [NOTHING if mean is None else Cell(style.number(mean)) for mean in means]
     return Column(heading), [*column, Cell("")]
 

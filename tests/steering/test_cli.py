@@ -12,8 +12,8 @@ import pytest
 from steering import cli, registry
 from steering.runs import config as configs
 from steering.runs import run as runs
-from steering.runs.summary import finished
 from steering.runs.folder import Stopped
+from steering.runs.summary import finished
 
 SMALL = ["--seeds", "1", "--steps", "2", "--batch", "20", "--set", "options.samples=60"]
 

@@ -44,7 +44,7 @@ def run_folder(tars, tmp_path) -> Path:
     data = tars(1, name="trained")
     options = {"data": data, "val": data, "model": EMOJI, "ref": f"local-dir:{BUNDLE}"}
     config, _ = configs.resolve("clip", typed={"options": options})
-    configs.save(config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(configs.text(config))
     for arm, seed in (("unsteered", 0), ("unsteered", 1), ("drrho_clip", 0)):
         torch.manual_seed(seed)
         export(build(EMOJI), folder / "arms" / arm / f"seed{seed}" / "export")
@@ -113,10 +113,10 @@ def test_mistakes_are_told_in_one_line(run_folder, tmp_path):
     assert "--arms chooses among the arms of a run" in report(f"local-dir:{BUNDLE}", arms="unsteered")
     assert "no device is named 'tpu'" in report(f"local-dir:{BUNDLE}", device="tpu")
     assert "there is no shard" in report(f"local-dir:{BUNDLE}", data=str(tmp_path / "none.tar"))
-    configs.save(configs.resolve("digits")[0], run_folder / "config.yaml")
+    (run_folder / "config.yaml").write_text(configs.text(configs.resolve("digits")[0]))
     assert "is a run of digits: steer eval evaluates CLIP models" in report(run_folder, arms="unsteered")
     (tmp_path / "new").mkdir()
-    configs.save(configs.resolve("clip")[0], tmp_path / "new" / "config.yaml")
+    (tmp_path / "new" / "config.yaml").write_text(configs.text(configs.resolve("clip")[0]))
     assert f"has no exported model: finish it first, steer run --resume {tmp_path / 'new'}" in report(tmp_path / "new")
 
 

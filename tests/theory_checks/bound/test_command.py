@@ -91,7 +91,7 @@ def test_what_does_not_go_together_is_said(folder, width, message, tmp_path):
 
 def test_an_unfinished_run_is_named(tmp_path):
     config, _ = configs.resolve("blobs")
-    configs.save(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(configs.text(config))
     with pytest.raises(UserError, match=f"steer run --resume {tmp_path}"):
         run(run_folder=tmp_path, width=None, quick=False, seed=0, out=tmp_path / "out")
 
