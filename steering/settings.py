@@ -132,19 +132,16 @@ class Metric(Strict):
     percent: bool = False
 
 
-RENAMED = {
-    "rate": "gamma",
-    "rate_schedule": "gamma_schedule",
-    "rate_decay": "gamma_decay",
-    "scale_rate": "scalar_lr_factor",
-}
+RENAMED = {"rate": "gamma", "rate_schedule": "gamma_schedule", "rate_decay": "gamma_decay"}
+RENAMED |= {"scale_rate": "scalar_lr_factor"}
 
 
-def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def with_present_names(recipe: Any) -> Any:
     """Settings of a recipe, or of an arm, whose names of earlier versions are replaced by today's."""
+    if not isinstance(recipe, Mapping):
+        return recipe
     settings = {RENAMED.get(name, name): value for name, value in recipe.items()}
-    for group in ("arms", "more"):
-        if isinstance(settings.get(group), Mapping):
-            arms = settings[group].items()
-            settings[group] = {n: with_present_names(arm) if isinstance(arm, Mapping) else arm for n, arm in arms}
+    for group in {"arms", "more"} & settings.keys():
+        if isinstance(settings[group], Mapping):
+            settings[group] = {name: with_present_names(arm) for name, arm in settings[group].items()}
     return settings

@@ -233,9 +233,7 @@ def _dotted(sets: Sequence[str]) -> dict[str, Any]:
 def _plain(config: Any) -> dict[str, Any]:
     """Settings as plain values, references such as ``${oc.env:HOME}`` replaced by what they stand for."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    if isinstance(settings.get("recipe"), dict):
-        settings["recipe"] = with_present_names(settings["recipe"])
-    return {str(name): value for name, value in settings.items()}
+    return {str(name): with_present_names(x) if name == "recipe" else x for name, x in settings.items()}
 
 
 def _explain(error: ValidationError) -> str:

@@ -29,8 +29,7 @@ class Watch:
         )
         self.run_bar = self.bars.add_task("whole run", total=total_steps, note="")
         self.current = None
-        self._printed = time.monotonic()
-        self._notes: set[str] = set()
+        self._printed, self._notes = time.monotonic(), set[str]()
 
     def __enter__(self) -> Self:
         self.bars.start()

@@ -72,13 +72,9 @@ class Run:
         torch.set_num_threads(self.config.threads)
         if not on_rank_zero(self.folder.exists):
             self._load_reference()
-        with RunFolder.open(
-            self.folder,
-            settings="config.yaml",
-            compare=self._settings,
-            command=self.command,
-            resume=self.resume or f"steer run --resume {shlex.quote(str(self.folder))}",
-        ) as folder:
+        resume = self.resume or f"steer run --resume {shlex.quote(str(self.folder))}"
+        about = {"settings": "config.yaml", "compare": self._settings, "command": self.command, "resume": resume}
+        with RunFolder.open(self.folder, **about) as folder:
             self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
             journal = Journal(self.folder / "metrics.jsonl") if rank() == 0 else None
             summary = self._summary(self._results(folder, journal))
@@ -90,12 +86,10 @@ class Run:
 
     def _load_reference(self) -> None:
         """What cannot be loaded or trained leaves no folder behind."""
-        _ = self.task.metrics
         reference = self._reference_of(0)
-        _ = reference.model
-        if any(arm.distill for arm in self.recipe.arms.values()):
-            _ = reference.teacher.model
+        _ = self.task.metrics, reference.model
         for arm in self.recipe.arms.values():
+            _ = arm.distill and reference.teacher.model
             candidates_needed(arm, self.recipe, self.task.size)
 
     def _settings(self, path: Path) -> str:
@@ -116,24 +110,20 @@ class Run:
         with Watch(self.console, total_steps=total) as watch:
             for seed in range(self.recipe.seeds):
                 reference = self._reference_of(seed)
-                evaluate = partial(self._evaluate, reference, seed, watch)
-                results[REFERENCE].append(self._once(folder, REFERENCE, seed, evaluate))
-                for name in self.recipe.arms:
-                    train = partial(self._train, name, seed, reference, folder, journal, watch)
-                    results[name].append(self._once(folder, name, seed, train))
-                    watch.finished(self.recipe.steps)
+                for name in results:
+                    steps = 0 if name == REFERENCE else self.recipe.steps
+                    make = partial(self._train, name, seed, reference, folder, journal, watch)
+                    make = make if steps else partial(self._evaluate, reference, seed, watch)
+                    path = f"arms/{name}/seed{seed}/result.json"
+                    results[name].append(folder.part(path, Result, partial(self._timed, make)))
+                    watch.finished(steps)
         return results
 
-    def _once(self, folder: RunFolder, name: str, seed: int, make: Callable[[], Result]) -> Result:
-        """What result.json of an arm and seed says, or else what ``make`` gives."""
-
-        def timed() -> Result:
-            began = time.monotonic()
-            result = make()
-            skipped = (getattr(self.task, "skipped", None) or dict)()
-            return result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
-
-        return folder.part(f"arms/{name}/seed{seed}/result.json", Result, timed)
+    def _timed(self, make: Callable[[], Result]) -> Result:
+        began = time.monotonic()
+        result = make()
+        skipped = (getattr(self.task, "skipped", None) or dict)()
+        return result.model_copy(update={"seconds": time.monotonic() - began, "skipped": skipped})
 
     def _reference_of(self, seed: int) -> ReferenceLosses:
         """The reference's losses on the data of one repetition, kept while the data stay the same."""
@@ -149,7 +139,7 @@ class Run:
         if self._reference_metrics is None:
             watch.note("evaluating the reference")
             self._reference_metrics = on_rank_zero(lambda: loop.evaluate(reference.task, reference.model))
-        return Result(seed=seed, metrics=self._reference_metrics or {}, samples=0, candidates=0)
+        return Result(seed=seed, metrics=self._reference_metrics or {})
 
     def _train(
         self, name: str, seed: int, reference: ReferenceLosses, folder: RunFolder, journal: Journal | None, watch: Watch
@@ -208,12 +198,9 @@ class Run:
     def _summary(self, results: dict[str, list[Result]]) -> Summary:
         arms = {REFERENCE: ArmSummary(kind="reference", results=results[REFERENCE])}
         for name, arm in self.recipe.arms.items():
-            selector = arm.selector is not None and registry.build("selectors", arm.selector)
-            arms[name] = ArmSummary(
-                **arm.model_dump(include={"rule", "selector", "subtract", "distill"}),
-                selector_uses_reference=bool(selector and selector.uses_reference),
-                results=results[name],
-            )
+            uses = arm.selector is not None and bool(registry.build("selectors", arm.selector).uses_reference)
+            about = arm.model_dump(include={"rule", "selector", "subtract", "distill"})
+            arms[name] = ArmSummary(**about, selector_uses_reference=uses, results=results[name])
         about = json.loads((self.folder / "environment.json").read_text())
         flat = [result for arm in arms.values() for result in arm.results]
         return Summary(
@@ -244,7 +231,7 @@ class Run:
 
 @contextmanager
 def _named(arm: str, checkpoint: Path) -> Iterator[None]:
-    """Says of what befalls a training which arm it was and what is left of it."""
+    """Names the arm to which something happens, and what is left of it."""
     try:
         yield
     except Elsewhere:
@@ -258,15 +245,15 @@ def _named(arm: str, checkpoint: Path) -> Iterator[None]:
 
 def _cautions(arms: dict[str, ArmSummary]) -> list[str]:
     """One line a kind of caution and arm, however many seeds it befell."""
-    cases: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    lines = []
     for name, arm in arms.items():
+        cases: dict[str, list[tuple[int, str]]] = {}
         for result in arm.results:
             for caution in result.cautions:
                 kind = caution.partition("(")[0]  # the sentence before its numbers
-                cases.setdefault((name, kind), []).append((result.seed, caution))
-    lines = []
-    for (name, _), of_kind in cases.items():
-        seeds = len(arms[name].results)
-        where = f"{len(of_kind)} of {seeds} seeds, seed {of_kind[0][0]} say" if seeds > 1 else "its only seed"
-        lines.append(f"{name}, {where}: {of_kind[0][1]}")
+                cases.setdefault(kind, []).append((result.seed, caution))
+        for of_kind in cases.values():
+            seeds, (seed, caution) = len(arm.results), of_kind[0]
+            where = f"{len(of_kind)} of {seeds} seeds, seed {seed} say" if seeds > 1 else "its only seed"
+            lines.append(f"{name}, {where}: {caution}")
     return lines

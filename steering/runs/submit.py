@@ -44,18 +44,22 @@ def submit(
     """
     if local and nodes > 1:
         raise UserError(f"--local is this machine alone, got --nodes {nodes}")
-    folder, minutes = _folder(context, line), max(1, round(60 * hours))
+    folder, minutes, port = _folder(context, line), max(1, round(60 * hours)), None
     settings: dict[str, Any] = {"gpus_per_node": gpus} if gpus or local else {}
     if local:
         settings |= {"timeout_min": minutes, "tasks_per_node": processes or max(1, gpus)}
-        executor = _local(folder)
+        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # at the time limit, to what will look after the job
+        executor = _submitit().LocalExecutor(folder)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     else:
         settings |= {"job_name": "steer", "nodes": nodes, "ntasks_per_node": processes or max(1, gpus)}
         settings |= {"time": minutes} | ({"partition": partition} if partition else {})
         executor = _slurm(folder, set_slurm or [])
     executor.update_parameters(**settings, stderr_to_stdout=True)
     try:
-        submitted = executor.submit(become, list(line), _free_port() if local else None)
+        submitted = executor.submit(become, list(line), port)
     except (RuntimeError, OSError) as error:  # submitit's own errors are RuntimeErrors
         raise RunError(f"the job was not taken: {error}") from None
     typer.echo(f"job {submitted.job_id}: steer {' '.join(line)}\noutput: {submitted.paths.stdout}")
@@ -98,28 +102,15 @@ def _slurm(folder: Path, sets: Sequence[str]) -> Any:
         raise UserError(
             "this machine has no srun: submit from one that belongs to the cluster, or try the line here with --local"
         ) from None
-    additional: dict[str, Any] = {"requeue": True, "signal": f"TERM@{WARNING}"}
-    for text in sets:
-        name, equals, value = text.partition("=")
-        additional[name] = value if equals else True
+    pairs = (text.partition("=") for text in sets)
+    additional = {name: value if equals else True for name, equals, value in pairs}
     executor.update_parameters(
-        additional_parameters=additional,
+        additional_parameters={"requeue": True, "signal": f"TERM@{WARNING}"} | additional,
         srun_args=["--kill-on-bad-exit=1"],  # nobody waits for a process that has failed
         setup=CORES,
         teardown=QUEUE_AGAIN,
     )
     return executor
-
-
-def _local(folder: Path) -> Any:
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "TERM"  # at the time limit, to what will look after the job
-    return _submitit().LocalExecutor(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _submitit() -> Any:
