@@ -28,28 +28,19 @@ if TYPE_CHECKING:
     from steering.task import Losses as Losses
     from steering.task import Task as Task
 
-_HOME = {
-    "Steered": "steered",
-    "Steerer": "engine",
-    "RunError": "errors",
-    "UserError": "errors",
-    "DualMemory": "dual_memory",
-    "GroupWeights": "groups",
-    "Pairs": "contrastive.pairs",
-    "KL": "rules",
-    "ChiSquare": "rules",
-    "CVaR": "rules",
-    "GlobalContrastive": "rules",
-    "Individual": "rules",
-    "InfoNCE": "rules",
-    "Rule": "rules",
-    "Uniform": "rules",
-    "Selector": "selectors",
-    "Batch": "task",
-    "Losses": "task",
-    "distil": "distillation",
-    "Task": "task",
+_NAMES = {
+    "contrastive.pairs": "Pairs",
+    "distillation": "distil",
+    "dual_memory": "DualMemory",
+    "engine": "Steerer",
+    "errors": "RunError UserError",
+    "groups": "GroupWeights",
+    "rules": "KL ChiSquare CVaR GlobalContrastive Individual InfoNCE Rule Uniform",
+    "selectors": "Selector",
+    "steered": "Steered",
+    "task": "Batch Losses Task",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -79,13 +80,13 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
     name, arguments = parse(text)
     cls = load(kind, name)
     arguments |= options or {}
-    allowed = [p for p in inspect.signature(cls).parameters if p != "self"]
+    allowed = list(inspect.signature(cls).parameters)
     for argument in arguments:
         if argument not in allowed:
             takes = ", ".join(allowed) or "no arguments"
             raise UserError(f"{name} has no {argument}{did_you_mean(str(argument), allowed) or '.'} It takes {takes}")
     try:
-        made = _constructor(cls)(arguments)
+        made = _made(cls, arguments)
     except UserError:
         raise
     except ValidationError as error:
@@ -101,14 +102,12 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
     return made
 
 
-def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any]:
-    """What makes a plugin of its arguments; those of a dataclass are checked against its annotations."""
+def _made(cls: Any, arguments: dict[str, Any]) -> Any:
+    """A plugin of these arguments; those of a dataclass are checked against its annotations."""
     if "__dataclass_fields__" in vars(cls):  # a child of one may have a constructor of its own
-        try:
-            return TypeAdapter(cls).validate_python
-        except PydanticSchemaGenerationError:
-            pass  # a field of a type that pydantic does not know
-    return lambda arguments: cls(**arguments)
+        with suppress(PydanticSchemaGenerationError):  # a field of a type that pydantic does not know
+            return TypeAdapter(cls).validate_python(arguments)
+    return cls(**arguments)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -74,8 +74,7 @@ def legend(made: Figure, handles: Sequence[Artist]) -> None:
 
 
 def png(made: Figure) -> bytes:
-    out = io.BytesIO()
-    made.savefig(out, format="png", metadata={"Software": None})
+    made.savefig(out := io.BytesIO(), format="png", metadata={"Software": None})
     return out.getvalue()
 
 

@@ -108,5 +108,4 @@ def to_markdown(grid: Grid) -> str:
     lines = [[column.name for column in grid.columns], ["---:" if column.number else "---" for column in grid.columns]]
     lines += [[f"**{cell.text}**" if cell.tone == "best" else cell.text for cell in row] for row in grid.rows]
     escaped = (" | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) for line in lines)
-    table = "".join(f"| {line} |\n" for line in escaped)
-    return f"**{grid.title}**\n\n{table}" + (f"\n{grid.note}\n" if grid.note else "")
+    return f"**{grid.title}**\n\n" + "".join(f"| {line} |\n" for line in escaped) + (grid.note and f"\n{grid.note}\n")

@@ -55,11 +55,9 @@ class Interrupts:
         self.advice = advice
         self.received: int | None = None
         self._training = False
-        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._receive)
+        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

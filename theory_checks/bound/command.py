@@ -33,9 +33,7 @@ def run(*, run_folder: Path | None, width: float | None, quick: bool, seed: int,
             made = report(results, command)
         else:
             made = applied.report(applied.certified(run_folder, width), run_folder, command)
-    page = write(made, out or new_folder("bound" if run_folder is None else "bound-run"))
-    show(made, console)
-    _line(console, f"report: {page}")
+    show(made, console, write(made, out or new_folder("bound" if run_folder is None else "bound-run")))
 
 
 def _line(console: Console, text: str) -> None:

@@ -55,9 +55,7 @@ def run(options: SimpleNamespace) -> None:
         results = {study.name: _measured(study, opened, console) for study in studies}
     sections = [study.summarise(results[study.name]) for study in studies]
     report = _report(f"Curvature tuning: {name}", question, options.command, sections, results)
-    page = write(report, folder)
-    show(report, console)
-    console.print(f"report: {page}")
+    show(report, console, write(report, folder))
 
 
 class Repetition(Strict):

@@ -57,9 +57,7 @@ def run(
     analysis, chosen = execute(plan, folder, jobs=jobs or os.cpu_count() or 1, console=console)
     made = report(analysis, chosen, frozen, shlex.join(["steer", *sys.argv[1:]]))
     atomic_files.write(folder / "errors.csv", seeds_table(analysis))
-    page = write(made, folder)
-    show(made, console)
-    console.print(f"report: {page}", markup=False, highlight=False)
+    show(made, console, write(made, folder))
 
 
 def planned(

@@ -52,10 +52,8 @@ def run(
     subsets = [subset(name, chosen, first, reading, seed) for name, chosen in _chosen(points, subset_name, conditions)]
     axis = "forward GFLOPs \u00d7 samples" if published else UNITS[unit] if runs else "compute"
     made = report(subsets, points, first, axis, published, shlex.join(["steer", *sys.argv[1:]]))
-    page = write(made, out or new_folder("scaling"))
     console = Console(soft_wrap=not sys.stdout.isatty())
-    show(made, console)
-    console.print(f"report: {page}", markup=False, highlight=False)
+    show(made, console, write(made, out or new_folder("scaling")))
 
 
 def _chosen(points: list[Point], name: str | None, conditions: Sequence[str]) -> list[tuple[str, list[Point]]]:

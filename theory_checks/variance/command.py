@@ -50,9 +50,7 @@ def run(options: Options) -> None:
     """
     console = Console(soft_wrap=not sys.stdout.isatty())
     folder, made = _measured(options, console)
-    page = write(made, folder)
-    show(made, console)
-    console.print(f"report: {page}", markup=False, highlight=False)
+    show(made, console, write(made, folder))
 
 
 def _measured(options: Options, console: Console) -> tuple[Path, Report]:
