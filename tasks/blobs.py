@@ -1,30 +1,28 @@
 """Clouds of points in the plane with wrong labels, and a reference that knows where the clouds are."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.settings import Arm, Metric, Recipe
-from steering.task import Batch, Losses
-from steering.tasks.in_memory import Draw, InMemory, Samples, clean, corrupted, frozen_linear
+from steering.settings import Arm, Recipe
+from steering.task import Batch
+from steering.tasks.in_memory import Classification, Draw, Samples, check_noise, clean, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Blobs"]
 
-CLASSES = 6
 SPREAD = 0.3  # standard deviation of a cloud; the centres lie on the unit circle, neighbours 1 apart
 REFERENCE = 18  # clean samples
 TEST = 2000
 
 
 @dataclass(frozen=True)
-class Blobs(InMemory):
+class Blobs(Classification):
     """Six clouds of points around a circle, some of them with the label of another cloud.
 
     The target is a small network, large enough to learn wrong labels by heart. The reference compares a point
@@ -45,6 +43,7 @@ class Blobs(InMemory):
     noise: float = 0.4
     seed: int = 0
 
+    classes = 6
     recipe = Recipe(
         steps=60,
         batch=100,
@@ -64,57 +63,39 @@ class Blobs(InMemory):
     def __post_init__(self):
         if self.samples < 1:
             raise UserError(f"blobs needs at least 1 of samples, got {self.samples}")
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"blobs needs a noise within 0 and 1, got {self.noise:g}")
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        return {"error": Metric(label="test error", better="low", chance=1 - 1 / CLASSES, percent=True)}
+        check_noise("blobs", self.noise)
 
     def target(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+        return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, self.classes))
 
     def reference(self) -> nn.Module:
         """Linear discriminants: log density of each cloud up to a constant, with the means of clean samples."""
         x, y, _ = self.draw.reference
-        means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
+        means = torch.stack([x[y == label].mean(0) for label in range(self.classes)])
         return frozen_linear(means / SPREAD**2, -means.square().sum(-1) / (2 * SPREAD**2))
-
-    def reference_batch(self) -> Batch:
-        """The clean samples that the reference knows."""
-        return self.draw.reference.batch(torch.arange(REFERENCE))
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """Fresh points, as many as the test set has, with labels as noisy as the training set's."""
-        return _noisy(TEST, self.noise, generator(self.seed, "blobs", "held out")).batches(batch)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        outputs = model(batch["x"])
-        return Losses(cross_entropy(outputs, batch["y"], reduction="none"), outputs=outputs)
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        guessed = model(self.draw.test.x.to(device)).argmax(-1)
-        return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
+        return self._noisy(TEST, generator(self.seed, "blobs", "held out")).batches(batch)
 
     @cached_property
     def draw(self) -> Draw:
         chance = generator(self.seed, "blobs")
-        train = _noisy(self.samples, self.noise, chance)
-        test_y, reference_y = torch.randint(CLASSES, (TEST,), generator=chance), torch.arange(REFERENCE) % CLASSES
-        test = clean(_points(test_y, chance), test_y)
-        return Draw(train, clean(_points(reference_y, generator(self.seed, "blobs", "reference")), reference_y), test)
+        train, test = self._noisy(self.samples, chance), torch.randint(self.classes, (TEST,), generator=chance)
+        reference = torch.arange(REFERENCE) % self.classes
+        test_samples = clean(_points(test, chance), test)
+        return Draw(
+            train, clean(_points(reference, generator(self.seed, "blobs", "reference")), reference), test_samples
+        )
 
-
-def _noisy(number: int, noise: float, chance: torch.Generator) -> Samples:
-    """Points of random clouds, a share of them with another cloud's label."""
-    y = torch.randint(CLASSES, (number,), generator=chance)
-    return corrupted(_points(y, chance), y, noise, CLASSES, chance)
+    def _noisy(self, number: int, chance: torch.Generator) -> Samples:
+        """Points of random clouds, a share of them with another cloud's label."""
+        y = torch.randint(self.classes, (number,), generator=chance)
+        return self.corrupted(_points(y, chance), y, self.noise, chance)
 
 
 def _points(y: Tensor, chance: torch.Generator) -> Tensor:
     """Points of the clouds ``[n]``, ``[n, 2]``."""
-    angle = y * (2 * math.pi / CLASSES)
+    angle = y * (2 * math.pi / Blobs.classes)
     centres = torch.stack([angle.cos(), angle.sin()], -1)
     return centres + SPREAD * torch.randn(len(y), 2, generator=chance)

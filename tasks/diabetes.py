@@ -13,7 +13,7 @@ from torch.nn.functional import huber_loss
 from steering.errors import UserError
 from steering.settings import Arm, Metric, Recipe
 from steering.task import Batch, Losses
-from steering.tasks.in_memory import Draw, InMemory, Samples, check_sizes, clean, frozen_linear
+from steering.tasks.in_memory import Draw, InMemory, Samples, check_noise, check_sizes, clean, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Diabetes"]
@@ -73,8 +73,7 @@ class Diabetes(InMemory):
 
     def __post_init__(self):
         check_sizes("diabetes", self.samples, self.reference_samples, PATIENTS, "patients")
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"diabetes needs a noise within 0 and 1, got {self.noise:g}")
+        check_noise("diabetes", self.noise)
         if self.huber is not None and not self.huber > 0:
             raise UserError(f"diabetes needs a huber above 0, or None for the squared error, got {self.huber:g}")
 

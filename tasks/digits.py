@@ -1,6 +1,6 @@
 """Digits with wrong labels, and a reference that saw a few right ones."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
@@ -9,24 +9,22 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.settings import Arm, Metric, Recipe
-from steering.task import Batch, Losses
-from steering.tasks.in_memory import Draw, InMemory, check_sizes, clean, corrupted, frozen_linear
+from steering.settings import Arm, Recipe
+from steering.task import Batch
+from steering.tasks.in_memory import Classification, Draw, check_noise, check_sizes, clean, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Digits"]
 
 IMAGES = 1797
-CLASSES = 10
 PIXELS = 64
 HIDDEN = 64  # units of the mlp
 
 
 @dataclass(frozen=True)
-class Digits(InMemory):
+class Digits(Classification):
     """Handwritten digits, 40 % of the training labels wrong; the reference saw 100 clean ones.
 
     The target is a linear softmax on the 8 x 8 images of scikit-learn (1797 in all). The reference is a
@@ -64,6 +62,7 @@ class Digits(InMemory):
     model: Literal["linear", "mlp"] = "linear"
     seed: int = 0
 
+    classes = 10
     recipe = Recipe(
         steps=150,
         batch=160,
@@ -83,52 +82,32 @@ class Digits(InMemory):
 
     def __post_init__(self):
         check_sizes("digits", self.samples, self.reference_samples, IMAGES, "images")
-        for noise in (self.noise, self.reference_noise):
-            if not 0 <= noise <= 1:
-                raise UserError(f"digits needs a noise within 0 and 1, got {noise:g}")
+        check_noise("digits", self.noise, self.reference_noise)
         if not self.reference_c > 0:
             raise UserError(f"digits needs a reference_c above 0, got {self.reference_c:g}")
         if self.model not in ("linear", "mlp"):
             raise UserError(f"digits has the models linear and mlp, got {self.model!r}")
 
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        return {"error": Metric(label="test error", better="low", chance=0.9, percent=True)}
-
     def target(self) -> nn.Module:
         if self.model == "mlp":
-            return nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
-        return nn.Linear(PIXELS, CLASSES)
+            return nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, self.classes))
+        return nn.Linear(PIXELS, self.classes)
 
     def reference(self) -> nn.Module:
         """Logistic regression, as a linear layer."""
         classifier = LogisticRegression(C=self.reference_c, max_iter=1000)
         classifier.fit(self.draw.reference.x.numpy(), self.draw.reference.y.numpy())
-        if len(classifier.classes_) < CLASSES:
+        if len(classifier.classes_) < self.classes:
             raise UserError(
                 f"the {self.reference_samples} reference samples of seed {self.seed} show only "
-                f"{len(classifier.classes_)} of {CLASSES} digits: use a larger reference_samples"
+                f"{len(classifier.classes_)} of {self.classes} digits: use a larger reference_samples"
             )
         return frozen_linear(torch.from_numpy(classifier.coef_), torch.from_numpy(classifier.intercept_))
-
-    def reference_batch(self) -> Batch:
-        """What the reference was trained on."""
-        return self.draw.reference.batch(torch.arange(self.reference_samples))
 
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The images of the test set, with labels as noisy as the training set's."""
         x, y, _ = self.draw.test
-        return corrupted(x, y, self.noise, CLASSES, generator(self.seed, "digits", "held out")).batches(batch)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        outputs = model(batch["x"])
-        return Losses(cross_entropy(outputs, batch["y"], reduction="none"), outputs=outputs)
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        guessed = model(self.draw.test.x.to(device)).argmax(-1)
-        return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
+        return self.corrupted(x, y, self.noise, generator(self.seed, "digits", "held out")).batches(batch)
 
     @cached_property
     def draw(self) -> Draw:
@@ -136,9 +115,9 @@ class Digits(InMemory):
         chance = generator(self.seed, "digits")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
-        noisy = corrupted(x[train], y[train], self.noise, CLASSES, chance)
+        noisy = self.corrupted(x[train], y[train], self.noise, chance)
         chance = generator(self.seed, "digits", "reference")
-        seen = corrupted(x[reference], y[reference], self.reference_noise, CLASSES, chance)
+        seen = self.corrupted(x[reference], y[reference], self.reference_noise, chance)
         return Draw(noisy, seen, clean(x[test], y[test]))
 
 

@@ -1,15 +1,17 @@
 """What tasks on a few samples in memory have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from steering.errors import UserError
-from steering.task import Batch
+from steering.settings import Metric
+from steering.task import Batch, Losses
 from steering.training.loader import ShuffledLoader
 
 
@@ -62,15 +64,44 @@ class InMemory:
         return ShuffledLoader(self.load, size=self.size, batch=batch, seed=seed)
 
 
+class Classification(InMemory):
+    """Labels from 0 to ``classes`` - 1 under the cross-entropy; what counts is the share of test labels not guessed."""
+
+    classes: ClassVar[int]
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"error": Metric(label="test error", better="low", chance=1 - 1 / self.classes, percent=True)}
+
+    def reference_batch(self) -> Batch:
+        """What the reference was trained on."""
+        return self.draw.reference.batch(torch.arange(len(self.draw.reference.y)))
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        outputs = model(batch["x"])
+        return Losses(cross_entropy(outputs, batch["y"], reduction="none"), outputs=outputs)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        guessed = model(self.draw.test.x.to(device)).argmax(-1)
+        return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
+
+    def corrupted(self, x: Tensor, y: Tensor, noise: float, chance: torch.Generator) -> Samples:
+        """Samples of which a share has its label replaced by another class, uniformly."""
+        wrong = torch.rand(len(y), generator=chance) < noise
+        shift = torch.randint(1, self.classes, (len(y),), generator=chance)  # never back to the right class
+        return Samples(x, torch.where(wrong, (y + shift) % self.classes, y), wrong)
+
+
 def clean(x: Tensor, y: Tensor) -> Samples:
     return Samples(x, y, torch.zeros(len(y), dtype=torch.bool))
 
 
-def corrupted(x: Tensor, y: Tensor, noise: float, classes: int, chance: torch.Generator) -> Samples:
-    """Samples of which a share has its label replaced by another class, uniformly."""
-    wrong = torch.rand(len(y), generator=chance) < noise
-    shift = torch.randint(1, classes, (len(y),), generator=chance)  # never back to the right class
-    return Samples(x, torch.where(wrong, (y + shift) % classes, y), wrong)
+def check_noise(task: str, *shares: float) -> None:
+    for noise in shares:
+        if not 0 <= noise <= 1:
+            raise UserError(f"{task} needs a noise within 0 and 1, got {noise:g}")
 
 
 def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Module:

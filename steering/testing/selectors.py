@@ -8,7 +8,7 @@ from torch import Tensor
 from steering.contrastive.pairs import Pairs, leaves_of, with_leaves
 from steering.errors import UserError
 from steering.selectors.selector import Selector
-from steering.testing._generators import disturb, states
+from steering.testing._contract import Contract, disturb
 from steering.training.seeds import untouched
 
 
@@ -39,16 +39,11 @@ def check_selector(selector: Selector) -> None:
     assert accepted, f"{selector!r} refuses a loss per sample, rows of entries and Pairs"
     with untouched():
         for case in accepted:
-            for number in (7, 1, case.candidates):
-                _check_leaves_its_arguments_alone(case, number)
-                _check_places(case, number)
-                _check_same_again(case, number)
-                _check_leaves_the_generators_alone(case, number)
-            _check_losses_with_gradient(case)
+            case.check()
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Case(Contract):
     """One selector on one batch of candidates."""
 
     selector: Selector
@@ -56,14 +51,16 @@ class _Case:
     losses: Tensor | Pairs
     reference: Tensor | Pairs | None
 
+    def __str__(self) -> str:
+        return f"{self.selector!r} on {self.name}"
+
     @property
     def candidates(self) -> int:
         return len(leaves_of(self.losses)[0])
 
-    def __call__(self, number: int, losses: Tensor | Pairs | None = None, *, seed: int = 0) -> Tensor:
+    def __call__(self, number: int, losses: Tensor | Pairs | None = None) -> Tensor:
         losses = self.losses if losses is None else losses
-        generator = torch.Generator().manual_seed(seed)
-        return self.selector(losses, self.reference, number=number, generator=generator)
+        return self.selector(losses, self.reference, number=number, generator=torch.Generator().manual_seed(0))
 
     def is_accepted(self) -> bool:
         try:
@@ -72,9 +69,30 @@ class _Case:
             return False
         return True
 
-    def fail(self, promise: str, got: object) -> str:
-        """The message of a broken promise."""
-        return f"{self.selector!r} on {self.name}: {promise}, got {got}"
+    def check_choices(self) -> None:
+        for number in (7, 1, self.candidates):
+            tensors = leaves_of(self.losses) + ([] if self.reference is None else leaves_of(self.reference))
+            before = [value.clone().nan_to_num() for value in tensors]
+            indices = self(number)
+            unchanged = all(torch.equal(old, new.nan_to_num()) for old, new in zip(before, tensors, strict=True))
+            self.require(unchanged, "does not write into its arguments", "changed losses")
+            well_formed = isinstance(indices, Tensor) and (indices.shape, indices.dtype) == ((number,), torch.int64)
+            self.require(well_formed, f"gives places [{number}] int64", f"{list(indices.shape)} {indices.dtype}")
+            inside = 0 <= int(indices.min()) and int(indices.max()) < self.candidates
+            self.require(inside, f"places lie from 0 to {self.candidates - 1}", indices)
+            self.require(len(indices.unique()) == number, "every place is given once at most", indices)
+            disturb()
+            again = self(number)
+            promise = "the generator is the only source of chance, so that the same one gives the same places"
+            self.require(torch.equal(indices, again), promise, f"{indices} and then {again}")
+            self.quietly("a selector", lambda number=number: self(number))
+
+    def check_losses_with_gradient(self) -> None:
+        leaves = [value.clone().requires_grad_() for value in leaves_of(self.losses)]
+        indices, plain = self(7, with_leaves(self.losses, leaves)), self(7)
+        promise = "chooses alike whether or not the losses carry a gradient"
+        self.require(torch.equal(indices, plain), promise, f"{indices} and {plain}")
+        self.require(all(leaf.grad is None for leaf in leaves), "computes no gradient", "one")
 
 
 def _cases(selector: Selector) -> list[_Case]:
@@ -95,49 +113,3 @@ def _cases(selector: Selector) -> list[_Case]:
             name = f"{kind} in {str(dtype)[6:]}"
             cases.append(_Case(selector, name, target_losses, reference_losses if selector.uses_reference else None))
     return cases
-
-
-def _tensors(losses: Tensor | Pairs | None) -> list[Tensor]:
-    return [] if losses is None else leaves_of(losses)
-
-
-def _check_places(case: _Case, number: int) -> None:
-    places = case(number)
-    promise = f"gives places [{number}] int64"
-    right = isinstance(places, Tensor) and places.shape == (number,) and places.dtype == torch.int64
-    assert right, case.fail(promise, f"{list(places.shape)} {places.dtype}")
-    promise = f"places lie from 0 to {case.candidates - 1}"
-    assert 0 <= int(places.min()) and int(places.max()) < case.candidates, case.fail(promise, places)
-    assert len(places.unique()) == number, case.fail("every place is given once at most", places)
-
-
-def _check_same_again(case: _Case, number: int) -> None:
-    first = case(number)
-    disturb()
-    again = case(number)
-    promise = "the generator is the only source of chance, so that the same one gives the same places"
-    assert torch.equal(first, again), case.fail(promise, f"{first} and then {again}")
-
-
-def _check_leaves_its_arguments_alone(case: _Case, number: int) -> None:
-    before = [value.clone() for value in _tensors(case.losses) + _tensors(case.reference)]
-    case(number)
-    after = _tensors(case.losses) + _tensors(case.reference)
-    unchanged = all(torch.equal(old.nan_to_num(), new.nan_to_num()) for old, new in zip(before, after, strict=True))
-    assert unchanged, case.fail("does not write into its arguments", "changed losses")
-
-
-def _check_leaves_the_generators_alone(case: _Case, number: int) -> None:
-    before = states()
-    case(number)
-    touched = [name for name, state in states().items() if state != before[name]]
-    assert not touched, case.fail("leaves the global generators alone", f"another state of {touched}")
-
-
-def _check_losses_with_gradient(case: _Case) -> None:
-    leaves = [value.clone().requires_grad_() for value in _tensors(case.losses)]
-    losses = with_leaves(case.losses, leaves)
-    places = case(7, losses)
-    promise = "chooses alike whether or not the losses carry a gradient"
-    assert torch.equal(places, case(7)), case.fail(promise, f"{places} and {case(7)}")
-    assert all(leaf.grad is None for leaf in leaves), case.fail("computes no gradient", "one")

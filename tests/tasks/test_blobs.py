@@ -8,7 +8,7 @@ import torch
 
 from steering import UserError, registry
 from steering.references.store import ReferenceLosses
-from steering.tasks.blobs import CLASSES, SPREAD, Blobs
+from steering.tasks.blobs import SPREAD, Blobs
 from steering.training.loop import Training, evaluate
 
 
@@ -18,7 +18,7 @@ def everything(task):
 
 def nearest(x):
     """The cloud whose centre is nearest, ``[n]``."""
-    angle = torch.arange(CLASSES) * (2 * math.pi / CLASSES)
+    angle = torch.arange(Blobs.classes) * (2 * math.pi / Blobs.classes)
     return torch.cdist(x, torch.stack([angle.cos(), angle.sin()], -1)).argmin(-1)
 
 
@@ -45,7 +45,7 @@ def test_the_reference_and_the_target_see_different_points():
 def test_the_references_own_points_are_three_of_every_cloud_and_all_it_knows():
     task = Blobs()
     batch = task.reference_batch()
-    assert batch["y"].bincount().tolist() == [3] * CLASSES and not batch.facts["wrong"].any()
+    assert batch["y"].bincount().tolist() == [3] * Blobs.classes and not batch.facts["wrong"].any()
     weight, _ = task.reference().parameters()
     assert torch.allclose(weight[2] * SPREAD**2, batch["x"][batch["y"] == 2].mean(0))
 

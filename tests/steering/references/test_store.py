@@ -6,7 +6,7 @@ from torch import nn
 
 from steering import Batch, Losses, Pairs, RunError, UserError
 from steering.references import ReferenceLosses
-from steering.testing._generators import states
+from steering.testing._contract import states
 
 FORMS = ["samples", "columns", "tokens", "pairs"]
 
@@ -102,7 +102,7 @@ def test_what_one_process_scores_another_sees_at_once(tmp_path):
     assert [task.scored for task in tasks] == [[[2]], [[3]]]
 
 
-def test_loading_and_scoring_leave_the_generators_alone():
+def test_loading_and_scoring_leave_the_contract_alone():
     before = states()
     assert store(Counting()).model is not None
     store(Counting())(batch(1, 2))
