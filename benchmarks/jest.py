@@ -9,7 +9,7 @@ from benchmarks import harness
 from benchmarks.harness import Goal, Report, Work
 from benchmarks.official import dense_jest
 from steering.contrastive.jest import Jest
-from steering.selectors.choose import largest, sample
+from steering.selectors.selector import largest, sample
 
 WIDTH, KEEP, SCALES = 512, 0.2, (30.0, 100.0)
 SMALL = {"size": 256}

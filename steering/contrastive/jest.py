@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from steering.contrastive.pairs import Pairs, is_pairs
 from steering.errors import UserError
-from steering.selectors.choose import check_keep, largest, sample
+from steering.selectors.selector import check_keep, largest, sample
 
 __all__ = ["Jest"]
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,34 +33,27 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a batch that gives Losses, Pairs, or losses ``[n]`` or ``[n, columns]``; it may have ``model``."""
+    """A function of a batch that gives Losses, Pairs, or losses ``[n]`` or ``[n, columns]``.
+
+    Args:
+        function: without side effects.
+        about: what may have ``model`` and ``keep``, the function itself if not given.
+    """
 
     function: Callable[[Batch], Any]
+    about: Any = None
 
     @property
     def model(self) -> nn.Module | None:
-        return getattr(self.function, "model", None)
+        return getattr(self.about or self.function, "model", None)
 
     @property
     def keep(self) -> bool:
-        return getattr(self.function, "keep", True)
+        return getattr(self.about or self.function, "keep", True)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Losses:
         return Answers.of(self.function(batch), len(batch)).losses(batch.ids.device)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A frozen module, under which the task has losses."""
-
-    model: nn.Module
-    task: Task
-    keep: bool = True
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Losses:
-        return self.task.losses(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -205,6 +200,11 @@ class CrossFitted:
         return Answers.join(answers).take(torch.cat(parts).argsort()).losses(batch.ids.device)
 
 
+def of_model(model: nn.Module, task: Task, *, keep: bool = True) -> Function:
+    """A frozen module, under which the task has losses."""
+    return Function(partial(task.losses, model), SimpleNamespace(model=model, keep=keep))
+
+
 def as_reference(reference: Any, task: Task | None = None, device: torch.device | str | None = None) -> Reference:
     """Makes what answers a batch of anything that can be a reference.
 
@@ -227,7 +227,7 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
         if task is None:
             raise UserError("a module has losses under a task only: as_reference(module, task)")
         model = trained(task, Path(reference.path)) if isinstance(reference, Checkpoint) else reference
-        return Model(model.to(device).eval().requires_grad_(False), task)
+        return of_model(model.to(device).eval().requires_grad_(False), task)
     if isinstance(reference, CrossFitted):
         return replace(reference, references=[as_reference(x, task, device) for x in reference.references])
     if isinstance(reference, str | Path):
@@ -236,7 +236,7 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
         reference = LossTable(reference)
     if isinstance(reference, LossTable):
         return reference if task is None else reference.check(task)
-    if isinstance(reference, Estimator | OwnPast | Model | Function):
+    if isinstance(reference, Estimator | OwnPast | Function):
         return reference
     name = type(reference).__name__
     if hasattr(reference, "predict"):

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from steering.errors import UserError
 from steering.references.answers import Answers
-from steering.references.kinds import Model, OwnPast, Reference, as_reference
+from steering.references.kinds import OwnPast, Reference, as_reference, of_model
 from steering.references.records import Records
 from steering.task import Batch, Losses, Task
 from steering.training.seeds import untouched
@@ -75,7 +75,7 @@ class ReferenceLosses:
             self._past = reference.following(self._target)
             if self._past_state:
                 self._past.load_state_dict(self._past_state)
-        return Model(self._past.module, self.task, keep=False)
+        return of_model(self._past.module, self.task, keep=False)
 
     @property
     def model(self) -> nn.Module | None:

@@ -134,9 +134,7 @@ class LossTable:
         """
         path = Path(path)
         try:
-            if path.suffix not in _READ:
-                raise UserError(f"losses are read from {', '.join(_READ)}")
-            parts, provenance = _READ[path.suffix](path)
+            parts, provenance = _read(path)
             if "losses" not in parts:
                 raise UserError(f"has no losses, but {', '.join(parts) or 'nothing'}")
             return cls(*(parts.get(name) for name in ("losses", "ids", "offsets")), provenance=provenance)
@@ -174,30 +172,26 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return f"{zlib.crc32(b''.join(parts)):08x}"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict]:
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if about.get("checksum", _checksum(tensors)) != _checksum(tensors):
-        raise UserError("its checksum is wrong")
-    return tensors, json.loads(about.get("provenance", "{}"))
-
-
-def _read_numpy(path: Path) -> tuple[dict[str, Any], dict]:
-    with path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
-        return ({"losses": content} if isinstance(content, np.ndarray) else dict(content)), {}
-
-
-def _read_parquet(path: Path) -> tuple[dict[str, Any], dict]:
+def _read(path: Path) -> tuple[dict[str, Any], dict]:
+    """What a file has by name, and its provenance."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if about.get("checksum", _checksum(tensors)) != _checksum(tensors):
+            raise UserError("its checksum is wrong")
+        return tensors, json.loads(about.get("provenance", "{}"))
+    if path.suffix in (".npz", ".npy"):
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return ({"losses": content} if isinstance(content, np.ndarray) else dict(content)), {}
+    if path.suffix != ".parquet":
+        raise UserError("losses are read from .safetensors, .npz, .npy, .parquet")
     from pyarrow import parquet  # optional
 
     table = parquet.read_table(path)
     parts: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
-    if hasattr(losses := parts.get("losses", np.empty(0)), "value_lengths"):  # of lists
+    if hasattr(losses := parts.get("losses"), "value_lengths"):  # of lists
         parts["offsets"] = np.concatenate([[0], losses.value_lengths().to_numpy(zero_copy_only=False).cumsum()])
         parts["losses"] = losses.flatten()
     return {n: x if isinstance(x, np.ndarray) else x.to_numpy(zero_copy_only=False) for n, x in parts.items()}, {}
-
-
-_READ = {".safetensors": _read_safetensors, ".npz": _read_numpy, ".npy": _read_numpy, ".parquet": _read_parquet}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steering.contrastive.pairs import Pairs, leaves_of
 from steering.errors import UserError
-from steering.selectors.choose import check_keep, excess, largest, per_candidate, sample
+from steering.selectors.selector import check_keep, excess, largest, per_candidate, sample
 
 __all__ = ["Boltzmann", "ReferenceOnly", "TopK", "TopLoss", "Uniform"]
 
@@ -49,7 +49,7 @@ class TopK(ByScore):
     pairs jointly.
 
     Args:
-        keep: share of the candidates, above 0 and at most 1; the paper keeps 32 of 320.
+        keep: of ByScore; the paper keeps 32 of 320.
 
     Example:
         >>> losses, reference = torch.tensor([3.0, 5.0, 2.0, 1.0]), torch.tensor([1.0, 5.0, 1.0, 1.0])
@@ -72,7 +72,7 @@ class Boltzmann(ByScore):
     a candidate far above the others may fill its batch; here it is drawn first and the others follow.
 
     Args:
-        keep: share of the candidates, above 0 and at most 1.
+        keep: of ByScore.
         temperature: in units of the loss, above 0. Towards 0 this is ``top_k``, towards infinity ``uniform``.
     """
 
@@ -98,9 +98,6 @@ class TopLoss(ByScore):
 
     What cannot be learned (a wrong label) has a large loss too and is kept for good, which is what a reference
     is there to prevent (Shrivastava et al. 2016; Jiang et al. 2019; JEST's "hard learner").
-
-    Args:
-        keep: share of the candidates, above 0 and at most 1.
     """
 
     name = "top_loss"
@@ -117,9 +114,6 @@ class ReferenceOnly(ByScore):
     JEST calls it "easy reference" (Evans et al. 2024, section 2); data filtering networks do the same once for
     the whole data set (Fang et al. 2024), there by the similarity of a pair, here for Pairs by its contrastive
     loss among the candidates.
-
-    Args:
-        keep: share of the candidates, above 0 and at most 1.
     """
 
     name = "reference_only"
@@ -131,11 +125,7 @@ class ReferenceOnly(ByScore):
 
 @dataclass(frozen=True)
 class Uniform(ByScore):
-    """Keeps a random share of the candidates (random-k), at the cost of a selector that scores them.
-
-    Args:
-        keep: share of the candidates, above 0 and at most 1.
-    """
+    """Keeps a random share of the candidates (random-k), at the cost of a selector that scores them."""
 
     name = "uniform"
     uses_reference = False

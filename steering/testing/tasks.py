@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from steering import registry
 from steering.contrastive.pairs import is_pairs
 from steering.errors import RunError, UserError
-from steering.references.kinds import Model, OwnPast, Reference, as_reference
+from steering.references.kinds import OwnPast, Reference, as_reference, of_model
 from steering.references.store import ReferenceLosses
 from steering.task import Batch, Losses, Task
 from steering.testing._contract import Contract, disturb
@@ -67,7 +68,7 @@ class _Case(Contract):
     def reference(self) -> Reference:
         reference = as_reference(self.task.reference(), self.task)
         if isinstance(reference, OwnPast):
-            return Model(reference.following(self.target()).module, self.task)
+            return of_model(reference.following(self.target()).module, self.task)
         return reference
 
     def check_settings(self) -> None:
@@ -148,11 +149,12 @@ class _Case(Contract):
     def check_losses(self) -> None:
         batch, target, reference = self.first(), self.target(), self.reference()
         fields = {name: value.clone() for name, value in batch.fields.items()}
-        losses = {"target": self.task.losses(target, batch), "reference": reference(batch)}
+        losses = {}
+        for owner, answer in (("target", partial(self.task.losses, target)), ("reference", reference)):
+            losses[owner] = answer(batch)
+            self.require_shapes(losses[owner], owner)
         unchanged = all(torch.equal(value, batch.fields[name]) for name, value in fields.items())
         self.require(unchanged, "losses do not write into the batch", "changed fields")
-        for owner, one in losses.items():
-            self.require_shapes(one, owner)
         shapes = [list(one.values.shape) for one in losses.values() if isinstance(one.values, Tensor)]
         self.require(shapes[:1] == shapes[1:], "target and reference have losses of the same shape", shapes)
         _tensors(losses["target"])[0].sum().backward()

@@ -1,7 +1,6 @@
 """Everything a run needs to go on bit for bit, in one file that loads without running code."""
 
 import os
-import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from zipfile import ZipFile
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from steering import atomic_files
 from steering.errors import UserError
@@ -43,7 +43,6 @@ class Saver:
 
     def __init__(self, path: Path, *, keep: int = 1):
         self.path, self.keep = path, keep
-        self._newest: int | None = None  # step of the one at ``path``, once this process has written it
         self._began = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
@@ -67,7 +66,7 @@ class Saver:
         """Begins to write; raises RunError if the one before could not be written."""
         self.wait()
         self._began = time.monotonic()
-        self._writing = self._pool.submit(self._write, _copied(state))
+        self._writing = self._pool.submit(self._write, tree_map(_copied, state))
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk; raises RunError if it could not be written."""
@@ -76,53 +75,26 @@ class Saver:
             writing.result()
 
     def _write(self, state: dict[str, Any]) -> None:
-        older = self._older()
-        for step in [step for step in older if step >= state["done"]]:  # of a training that was begun anew
-            older.pop(step).unlink(missing_ok=True)
-        before = self._before()
-        if before is not None and before < state["done"]:
-            aside = self.path.with_name(f"{self.path.stem}-{before:08d}{self.path.suffix}")
-            _duplicate(self.path, aside)
-            older[before] = aside
+        older = {int(path.stem[-8:]): path for path in self.path.parent.glob(self._named("[0-9]" * 8))}
+        if self.keep > 1 and self.path.exists():
+            before = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["done"]
+            older[before] = self.path.with_name(self._named(f"{before:08d}"))
+            older[before].unlink(missing_ok=True)
+            try:
+                os.link(self.path, older[before])  # a second name, which takes no space
+            except OSError:
+                atomic_files.write(older[before], lambda temporary: shutil.copyfile(self.path, temporary))
         save(self.path, state)
-        self._newest = state["done"]
-        for step in sorted(older)[: max(0, len(older) - self.keep + 1)]:
+        past = sorted(step for step in older if step < state["done"])  # others are of a training that was begun anew
+        for step in older.keys() - past[len(past) - self.keep + 1 if len(past) >= self.keep else 0 :]:
             older[step].unlink(missing_ok=True)
 
-    def _before(self) -> int | None:
-        """Step of the checkpoint that is about to be replaced, None where it need not be kept."""
-        if self.keep == 1 or not self.path.exists():
-            return None
-        return _step(self.path) if self._newest is None else self._newest
-
-    def _older(self) -> dict[int, Path]:
-        """Checkpoints beside the newest, by step."""
-        name = re.compile(rf"{re.escape(self.path.stem)}-([0-9]{{8}}){re.escape(self.path.suffix)}")
-        return {int(match[1]): path for path in self.path.parent.glob("*") if (match := name.fullmatch(path.name))}
-
-
-def _duplicate(path: Path, copy: Path) -> None:
-    """The same file under a second name, in no space where the file system can do that."""
-    copy.unlink(missing_ok=True)
-    try:
-        os.link(path, copy)
-    except OSError:
-        atomic_files.write(copy, lambda temporary: shutil.copyfile(path, temporary))
-
-
-def _step(path: Path) -> int:
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"])
+    def _named(self, number: str) -> str:
+        return f"{self.path.stem}-{number}{self.path.suffix}"
 
 
 def _copied(value: Any) -> Any:
-    """The same state in memory of its own, on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(inner) for inner in value)
-    return value
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def load(path: Path) -> dict[str, Any]:

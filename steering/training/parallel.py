@@ -25,7 +25,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class _Calling(nn.Module):
-    """A model whose forward pass is any function of it: of its methods and parameters as well."""
+    """A model whose forward pass is any function of it: DDP averages gradients of what that gives, and no others."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -33,13 +33,6 @@ class _Calling(nn.Module):
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.model, *arguments)
-
-
-class Replicated(DistributedDataParallel):
-    """A model of which every process has a copy; gradients are averaged during the backward pass.
-
-    DDP averages the gradients of what its forward pass gave, and of nothing else: ``call_wrapped`` makes it that.
-    """
 
 
 def wrap(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
@@ -54,7 +47,7 @@ def wrap(model: nn.Module, kind: str, device: torch.device | str) -> nn.Module:
         return model
     if kind == "fsdp":
         return _shard(model, torch.device(device).type)
-    return Replicated(_Calling(model), find_unused_parameters=True, gradient_as_bucket_view=True)
+    return DistributedDataParallel(_Calling(model), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def call_wrapped(wrapped: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -65,7 +58,9 @@ def call_wrapped(wrapped: nn.Module, function: Callable[..., Any], *arguments: A
         function: may use all of the model, not its forward pass alone.
         arguments: further ones.
     """
-    return wrapped(function, *arguments) if isinstance(wrapped, Replicated) else function(wrapped, *arguments)
+    if isinstance(wrapped, DistributedDataParallel):
+        return wrapped(function, *arguments)
+    return function(wrapped, *arguments)
 
 
 def _shard(model: nn.Module, device: str) -> nn.Module:
@@ -89,7 +84,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 def no_sync(wrapped: nn.Module) -> AbstractContextManager:
     """Within it no gradients are exchanged, because more of them are to come."""
-    return wrapped.no_sync() if isinstance(wrapped, Replicated) else nullcontext()
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
 
 def average_scalar_gradients(model: nn.Module) -> None:

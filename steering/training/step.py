@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steering import registry
 from steering.contrastive.pairs import Pairs, is_pairs
@@ -25,7 +26,6 @@ from steering.task import Batch, Losses, Task
 from steering.training import checkpoint, parallel, seeds
 from steering.training.counters import Counters
 from steering.training.forward import Forward, score
-from steering.training.optimizer import average_of, make_optimizer
 from steering.training.schedules import GammaSchedule, learning_rate
 
 Record = dict[str, Any]
@@ -63,7 +63,10 @@ class Training:
         self.seed, self.device = seed, device
         self.selector: Selector | None = registry.build("selectors", arm.selector) if arm.selector else None
         self.model = _target(task, arm, recipe, seed).to(device)
-        self.average = average_of(self.model, recipe)
+        self.average = None
+        if recipe.ema is not None:
+            decay = get_ema_multi_avg_fn(recipe.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         self.reference = reference.following(self.model)
         if recipe.compile:
             self.model.compile()
@@ -71,6 +74,8 @@ class Training:
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "fp16")
         self.gamma = GammaSchedule(arm, recipe, task.size)
+        name, arguments = registry.parse(arm.average)
+        average = GroupWeights(**arguments) if name == "groups" else cast(Average, arm.average)
         memory = DualMemory(task.rows, gamma=self.gamma(0), keep=not self.gamma.constant)
         self.steerer = Steerer(
             registry.build("rules", arm.rule),
@@ -78,7 +83,7 @@ class Training:
             population=getattr(task, "population", None) or task.size,
             memory=memory,
             over=arm.over,
-            average=_average(arm.average),
+            average=average,
             grouping=arm.grouping,
         )
         self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
@@ -108,7 +113,7 @@ class Training:
         loss = float(all_reduce_sum(objective.detach()) / world_size())
         if not math.isfinite(loss):
             ids = _not_finite(losses, batch)
-            raise RunError(_message(loss, self.done, ids if len(ids) else all_gather(batch.ids)))
+            raise self._error(loss, ids if len(ids) else all_gather(batch.ids))
         backward(self.scaler.scale(objective))
         figures = {"learning_rate": self._update()} | self._figures(steered, distillation)
         self.done += 1
@@ -125,7 +130,7 @@ class Training:
         parallel.broadcast_buffers(self.model)  # with which every rank scores
         losses = score(self.task, self.model, candidates, self.recipe)
         if len(ids := _not_finite(losses, candidates)):
-            raise RunError(_message(math.nan, self.done, ids))
+            raise self._error(math.nan, ids)
         reference = None
         if self.selector.uses_reference:
             reference = _one_each(fail_on_all_ranks(lambda: self.reference(candidates)), len(candidates))
@@ -133,6 +138,10 @@ class Training:
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
         losses = _one_each(losses, len(candidates))
         return candidates.take(self.selector(losses, reference, number=number, generator=chance))
+
+    def _error(self, loss: float, ids: Tensor) -> RunError:
+        names = ", ".join(map(str, ids[:20].tolist())) + (", ..." if len(ids) > 20 else "")
+        return RunError(f"the loss became {loss} in step {self.done + 1}; sample ids {names}")
 
     def _reference_and_teacher(self, batch: Batch) -> tuple[Losses | None, Losses | None]:
         """The losses of the reference and of the teacher, of each that the arm uses."""
@@ -256,6 +265,24 @@ def _target(task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:
     return model
 
 
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser; only matrices are decayed, and scalars have a learning rate of their own.
+
+    Every group's ``factor`` is its learning rate's share of the recipe's.
+    """
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.dim() >= 2], "weight_decay": recipe.weight_decay, "factor": 1.0},
+        {"params": [p for p in learned if p.dim() == 1], "weight_decay": 0.0, "factor": 1.0},
+        {"params": [p for p in learned if p.dim() == 0], "weight_decay": 0.0, "factor": recipe.scalar_lr_factor},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.adam_epsilon)
+
+
 def _same_entries(losses: Losses, reference: Losses, batch: Batch) -> Tensor | Pairs:
     """The reference's losses of the target's entries; nothing may stand in the place of one that is missing."""
     reference = reference.in_order_of(losses.rows)
@@ -267,14 +294,6 @@ def _same_entries(losses: Losses, reference: Losses, batch: Batch) -> Tensor | P
         ids = ", ".join(map(str, batch.ids[cast(Tensor, sums) > 0][:3].tolist()))
         raise UserError(f"the reference has no loss for entries that the target has, of sample ids {ids}")
     return reference.values
-
-
-def _average(text: str) -> Average | GroupWeights:
-    """What an arm's ``average`` names."""
-    name, arguments = registry.parse(text)
-    if name == "groups":
-        return GroupWeights(**arguments)
-    return cast(Average, text)
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
@@ -303,8 +322,3 @@ def _not_finite(losses: Losses, batch: Batch) -> Tensor:
     """Ids, on all ranks, of the samples whose own losses are not finite."""
     finite = losses.finite(len(batch)).to(batch.ids)
     return all_gather(batch.ids)[all_gather(finite) == 0]
-
-
-def _message(loss: float, step: int, ids: Tensor) -> str:
-    names = ", ".join(map(str, ids[:20].tolist())) + (", ..." if len(ids) > 20 else "")
-    return f"the loss became {loss} in step {step + 1}; sample ids {names}"
