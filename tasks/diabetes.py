@@ -27,19 +27,8 @@ class Diabetes(InMemory):
     """Progression of diabetes in 442 patients, some of the targets swapped; the reference saw 60 right ones.
 
     The target is a linear regression on the ten features of scikit-learn's data, under a Huber loss, which
-    suits wrong targets by itself. The reference is a ridge regression (alpha = 10, best of {1, 10, 30, 100})
-    on other patients; all the rest is the test set, 132 of them. A repetition redraws all of it.
-
-    Settings were chosen on seeds 2000 to 2039, apart from the ones a run uses. On seeds 1000 to 1023 R^2 is
-    0.436 for plain training and the same for DRO; KL gains 0.024 +- 0.011 over it, CVaR 0.022 +- 0.017 (95 %
-    intervals of paired differences). Three things to be read with it:
-
-    - The choice of loss does as much: from the squared error (``huber=None``) plain training gains 0.019 by
-      the Huber loss, and steering is worth 0.038 +- 0.013 there, against a baseline that is too weak.
-    - Hardly any wrong target is left out (29 to 30 % of the weight, of 31 %): a target of another patient is not
-      told from a right one by a reference that explains less than half the variance. What helps is nearness
-      to a reference that knows other patients.
-    - Without wrong targets (``noise=0``) nothing is certain: 0.006 +- 0.006 by KL, -0.003 +- 0.012 by CVaR.
+    suits wrong targets by itself. The reference is a ridge regression on other patients; all the rest is the test
+    set, 132 of them. docs/tasks.md says how the settings were chosen.
 
     Args:
         samples: training patients.

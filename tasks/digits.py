@@ -27,22 +27,8 @@ HIDDEN = 64  # units of the mlp
 class Digits(Classification):
     """Handwritten digits, 40 % of the training labels wrong; the reference saw 100 clean ones.
 
-    The target is a linear softmax on the 8 x 8 images of scikit-learn (1797 in all). The reference is a
-    logistic regression on other images than the target's; all the rest is the test set. A repetition redraws
-    split, noise and reference, so that an interval over seeds covers them all (but every draw is from the
-    same 1797 images).
-
-    The settings were chosen on seeds 2000 to 2023, apart from the ones a run uses: the weight decay where
-    plain training does best (0.2 of {0.03, ..., 1}; with less of it steering would look better than it is),
-    DRO as the best of KL (seven temperatures, three rho) and CVaR (five shares) without a reference, and the
-    CVaR with one as the best of four shares. On seeds 1000 to 1023 KL then ends 4.6 +- 0.9 points of test
-    error below plain training, 4.3 +- 0.8 below DRO and 2.6 +- 0.6 below the reference (95 % t-intervals of
-    paired differences). Plain training on the 60 % of lowest reference loss does as well here (0.2 +- 0.5
-    behind): what the reference tells is mostly which labels are wrong.
-
-    The reference is subtracted whole, as in the paper. The coefficient of least variance, ``auto``, is
-    estimated on noisy labels, which the target learns to fit and a clean reference does not; it falls to 0.4
-    and costs 1.4 +- 0.4 points.
+    The target is a linear softmax on the 8 x 8 images of scikit-learn (1797 in all), the reference a logistic
+    regression on other images; all the rest is the test set. docs/tasks.md says how the settings were chosen.
 
     Args:
         samples: training samples.

@@ -26,12 +26,9 @@ class ReferenceLosses:
 
     The reference sees every sample once, as the task shows it to a reference, and is not even loaded before a sample is
     missing. Stored are losses, or features of Pairs, and apart from them the outputs of samples that a target distils
-    from. What a task has in files of its own (``stored``) is asked for every time and not stored twice, nor are the
-    losses of a reference that changes, or that is a table (``keep`` is False).
-
-    Nothing is stored where the losses of all samples would exceed 2 GiB (for Pairs of width 512, 524,288 samples):
-    then every batch is scored anew, and a run that resumes finds the same bits because its batches are the same.
-    Scoring a sample in another batch can differ in the last bit.
+    from; not what the task has in files of its own (``stored``), nor the losses of a reference that changes or is a
+    table (``keep`` is False). Where the losses of all samples would exceed 2 GiB every batch is scored anew, and a run
+    that resumes finds the same bits because its batches are the same. In another batch the last bit can differ.
 
     Args:
         task: whose reference and losses these are.
@@ -54,8 +51,10 @@ class ReferenceLosses:
         self._records = cache(
             lambda: (Records(LOSSES, task.size, folder), Records(OUTPUTS, task.size, folder and folder / "outputs"))
         )
-        self._load = cache(lambda: _load(task, device))
-        self._teacher = cache(lambda: _teacher(task, device, folder and folder / "teacher", micro_batch))
+        self._load = cache(untouched()(lambda: as_reference(task.reference(), task, device)))
+        options = {"folder": folder and folder / "teacher", "micro_batch": micro_batch}
+        other = getattr(task, "with_teacher", lambda: task)
+        self._teacher = cache(lambda: None if other() is task else ReferenceLosses(other(), device, **options))
         self._target: nn.Module | None = None
         self._past: AveragedModel | None = None
         self._past_state: dict[str, Any] = {}
@@ -139,7 +138,7 @@ class ReferenceLosses:
         answers = []
         for record, stored in zip(records, present, strict=True):
             lacking = fresh.only(record.names).take((~stored)[missing].nonzero()[:, 0])
-            new = self._new(ids[~stored])
+            new = self._worth_storing(ids[~stored])
             if lacking.parts and new.any():
                 record.write(ids[~stored][new], lacking.take(new.nonzero()[:, 0]))
             joined = Answers.join([record.read(ids[stored]), lacking]) if stored.any() else lacking
@@ -155,23 +154,8 @@ class ReferenceLosses:
         with untouched():
             return Answers.join([Answers.of(reference(part), len(part)).only(names) for part in parts])
 
-    def _new(self, ids: Tensor) -> Tensor:
-        """Which of ``[n]`` ids are worth storing, ``[n]`` bool."""
-        if not getattr(self.reference, "keep", True):
-            return torch.zeros(len(ids), dtype=torch.bool)
+    def _worth_storing(self, ids: Tensor) -> Tensor:
+        """``[n]`` bool of ``[n]`` ids: not those of a reference that changes, nor what the task has in files."""
+        keep = torch.full(ids.shape, getattr(self.reference, "keep", True), dtype=torch.bool)
         stored = getattr(self.task, "stored", None)
-        return torch.ones(len(ids), dtype=torch.bool) if stored is None else ~stored(ids)
-
-
-def _load(task: Task, device: torch.device | str) -> Reference:
-    with untouched():
-        return as_reference(task.reference(), task, device)
-
-
-def _teacher(
-    task: Task, device: torch.device | str, folder: Path | None, micro_batch: int | None
-) -> ReferenceLosses | None:
-    """The losses of the teacher, if that is another model than the reference."""
-    with_teacher = getattr(task, "with_teacher", None)
-    other = task if with_teacher is None else with_teacher()
-    return None if other is task else ReferenceLosses(other, device, folder, micro_batch=micro_batch)
+        return keep if stored is None else keep & ~stored(ids)

@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict]:
 
     table = parquet.read_table(path)
     parts: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
-    if hasattr(losses := parts.get("losses"), "value_lengths"):  # of lists
+    if hasattr(losses := parts.get("losses", np.empty(0)), "value_lengths"):  # of lists
         parts["offsets"] = np.concatenate([[0], losses.value_lengths().to_numpy(zero_copy_only=False).cumsum()])
         parts["losses"] = losses.flatten()
     return {n: x if isinstance(x, np.ndarray) else x.to_numpy(zero_copy_only=False) for n, x in parts.items()}, {}

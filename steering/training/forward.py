@@ -43,7 +43,10 @@ class Forward:
         else:
             with torch.no_grad(), _unchanged(self.model):
                 outputs = [self._run(part, step, number) for number, part in enumerate(parts)]
-        losses = _leaves(Losses.concatenate(outputs, [len(part) for part in parts]))
+        losses = Losses.concatenate(outputs, [len(part) for part in parts])
+        leaves = [x.detach().requires_grad_() for x in _differentiable(losses)]  # cut off the model
+        answers = None if losses.outputs is None else leaves.pop()
+        losses = losses._replace(values=with_leaves(losses.values, leaves), outputs=answers)
         lengths = [len(_differentiable(part)[0]) for part in outputs]
 
         def backward(loss: Tensor) -> None:
@@ -91,13 +94,6 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _differentiable(losses: Losses) -> list[Tensor]:
     """What has a gradient: losses and answers, or features and scale."""
     return [*leaves_of(losses.values), *([] if losses.outputs is None else [losses.outputs])]
-
-
-def _leaves(losses: Losses) -> Losses:
-    """The same losses, cut off the model, with leaves that take a gradient."""
-    leaves = [x.detach().requires_grad_() for x in _differentiable(losses)]
-    outputs = None if losses.outputs is None else leaves.pop()
-    return losses._replace(values=with_leaves(losses.values, leaves), outputs=outputs)
 
 
 def _shares(leaf: Tensor, lengths: list[int]) -> Sequence[Tensor]:

@@ -31,11 +31,7 @@ def evaluate(task: Task, model: nn.Module | None) -> dict[str, float]:
 
 
 def run(
-    training: Training,
-    path: Path,
-    *,
-    record: Callable[[Record], None],
-    stopped: Callable[[], bool] = lambda: False,
+    training: Training, path: Path, *, record: Callable[[Record], None], stopped: Callable[[], bool] = lambda: False
 ) -> bool:
     """Trains to the end of the recipe, with checkpoints at ``path``; continues the one that is there.
 
@@ -91,10 +87,6 @@ def _save(saver: checkpoint.Saver, training: Training) -> None:
 _DOES_NOT_FIT = AssertionError, KeyError, TypeError, ValueError, RuntimeError  # torch's ways to say that shapes differ
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _restore(training: Training, path: Path) -> None:
     state = checkpoint.load(path)
     if state.get("format", 1) != checkpoint.FORMAT:
@@ -109,8 +101,8 @@ def _restore(training: Training, path: Path) -> None:
         raise
     except _DOES_NOT_FIT as error:
         raise UserError(
-            f"the checkpoint {path} does not fit the model or optimiser ({_line(error)}): was the code changed? "
-            f"Delete it to start that arm anew"
+            f"the checkpoint {path} does not fit the model or optimiser ({' '.join(str(error).split())[:200]}): was "
+            f"the code changed? Delete it to start that arm anew"
         ) from None
 
 

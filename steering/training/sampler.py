@@ -133,11 +133,9 @@ class Windows:
         return self._ids_of(self._samples(torch.cat(parts)))
 
     def _parts(self, epoch: int) -> np.ndarray:
-        """Where the part that an epoch shows of every shard begins and ends, counted over all epochs, ``[2, shards]``.
-
-        Computed from the same products in both epochs that share a boundary, so that none is lost by rounding.
-        """
+        """Bounds of the part that an epoch shows of every shard, counted over all epochs, ``[2, shards]``."""
         per_epoch = self._lengths * self._weights
+        # The same products in both epochs that share a boundary, so that none is lost by rounding.
         return np.floor(np.stack([epoch * per_epoch, (epoch + 1) * per_epoch])).astype(np.int64)
 
     def _turn_to(self, epoch: int) -> None:
