@@ -53,7 +53,7 @@ class ReferenceLosses:
         )
         self._load = cache(untouched()(lambda: as_reference(task.reference(), task, device)))
         options = {"folder": folder and folder / "teacher", "micro_batch": micro_batch}
-        other = getattr(task, "with_teacher", lambda: task)
+        other = getattr(task, "with_teacher", None) or (lambda: task)  # an exchanged task may have None
         self._teacher = cache(lambda: None if other() is task else ReferenceLosses(other(), device, **options))
         self._target: nn.Module | None = None
         self._past: AveragedModel | None = None
