@@ -13,10 +13,10 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 from webdataset.writer import TarWriter
 
+from steering import atomic_files
 from steering.clip.data.shard_files import cache_folder
 from steering.errors import RunError, UserError, did_you_mean
 
@@ -38,17 +39,10 @@ COLUMNS = 44  # pictures in a row of a sheet
 
 @dataclass(frozen=True)
 class Concept:
-    """A row of the table.
+    """A row of the table: unique in its lower-case ASCII name and in its four captions, of which the name is the first.
 
-    Attributes:
-        index: its position in the table and on both sheets.
-        emoji: the characters themselves.
-        name: unique, lower-case ASCII.
-        category: one of 9.
-        subcategory: one of 98.
-        held_out: its pictures and its name are never trained on.
-        reference: one of the 600 train concepts that the reference is trained on.
-        captions: four, the first is the name; no other concept has any of them.
+    ``index`` is its position in the table and on both sheets. Of those ``held_out`` neither picture nor name is ever
+    trained on; ``reference`` marks the 600 others that the reference is trained on.
     """
 
     index: int
@@ -82,8 +76,7 @@ def emoji_shard(split: str, *, noise: float = 0.0, cache: Path | None = None) ->
 
     ``train`` and ``reference`` hold one sample a (Google picture, caption) pair, 6,000 and 2,400 in a fixed
     mixed order. The others hold one sample a concept with its plain name, in the order of the table: the
-    1,500 train concepts as either vendor draws them (``seen_*``), and the 370 that are never trained on
-    (``held_out_*``).
+    1,500 train concepts as either vendor draws them (``seen_*``), and the 370 never trained on (``held_out_*``).
 
     ``KEY.json`` holds ``emoji``, ``name``, ``category``, ``subcategory``, ``concept`` (index of the picture
     in the table), ``caption`` (0 to 3, which of the picture's four captions the pair is about) and ``wrong``.
@@ -93,16 +86,14 @@ def emoji_shard(split: str, *, noise: float = 0.0, cache: Path | None = None) ->
         split: one of ``SPLITS``.
         noise: share of wrong captions, from 0 to 1; only ``train`` has any. The pairs that are wrong at 0.2
             are wrong in the same way at 0.3.
-        cache: folder to keep the tar in. By default ``$STEERING_CACHE``, else a folder ``model-steering`` in
-            ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        cache: folder to keep the tar in, by default ``cache_folder()``.
 
     Raises:
         UserError: there is no such split, or ``noise`` is none that the split can have.
         RunError: the folder can not be written to.
     """
     if split not in SPLITS:
-        hint = did_you_mean(split, SPLITS)
-        raise UserError(f"no split is named {split!r}; known: {', '.join(SPLITS)}{hint}")
+        raise UserError(f"no split is named {split!r}; known: {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
     if not 0 <= noise <= 1:
         raise UserError(f"noise is a share of the captions, from 0 to 1, got {noise}")
     if noise and split != "train":
@@ -110,16 +101,15 @@ def emoji_shard(split: str, *, noise: float = 0.0, cache: Path | None = None) ->
 
     wrong = round(noise * len(_pairs(split)))
     path = _folder(cache) / (f"{split}-{wrong}-wrong.tar" if wrong else f"{split}.tar")
+    if os.path.exists(path):
+        return path
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, _samples(split, wrong))
-    except OSError as error:
+        return atomic_files.write(path, partial(_write, samples=_samples(split, wrong)))
+    except RunError as error:
         raise RunError(
-            f"can not keep the {split} shard in {path.parent}: {error.strerror or error}. "
+            f"can not keep the {split} shard in {path.parent} ({str(error).rpartition('. ')[0]}). "
             "Set STEERING_CACHE to a folder that can be written to and has 30 MB left"
-        ) from error
-    return path
+        ) from None
 
 
 @once
@@ -197,14 +187,8 @@ def _fingerprint() -> str:
 
 
 def _write(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:
-    """Writes a tar that is either whole or not there, whoever else writes it and whenever it is killed."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Nothing is taken from the clock or the user, so that two builds give the same tar.
     fixed: dict[str, Any] = {"user": "steering", "group": "steering", "mode": 0o644, "encoder": False, "mtime": 0}
-    try:
-        with open(unfinished, "xb") as file, TarWriter(file, **fixed) as tar:
-            for sample in samples:
-                tar.write(sample)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with path.open("wb") as file, TarWriter(file, **fixed) as tar:
+        for sample in samples:
+            tar.write(sample)

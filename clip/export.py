@@ -53,7 +53,6 @@ def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
 
 
 def _write(towers: Towers, folder: Path, half: bool) -> None:
-    """The files of an export."""
     origin = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
     content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": origin}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
@@ -65,8 +64,7 @@ def _write(towers: Towers, folder: Path, half: bool) -> None:
             state[name] = value.half()
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)
-    save_tokenizer = getattr(towers.tokenizer, "save_pretrained", None)
     if towers.merges:
         (folder / MERGES).write_bytes(towers.merges)
-    elif save_tokenizer:
+    elif save_tokenizer := getattr(towers.tokenizer, "save_pretrained", None):
         save_tokenizer(str(folder))

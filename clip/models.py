@@ -41,14 +41,12 @@ class Towers(nn.Module):
         clip: an open_clip model.
         config: the ``model_cfg`` that makes it, as open_clip_config.json holds it.
         tokenizer: texts to ``[n, context]`` int64.
-        arch: name of the architecture, for records.
-        source: where the weights come from, for records and messages.
+        arch, source: name of the architecture, and where the weights come from, for records and messages.
         merges: the gzipped byte pairs of its tokenizer, where open_clip does not know them.
 
     Attributes:
         preprocessing: image size, mean and standard deviation per channel, and how to resize.
-        preprocess: takes a picture to what the image tower is given in evaluation, ``[3, h, w]``; fit for other
-            processes.
+        preprocess: takes a picture to what the image tower is given in evaluation, ``[3, h, w]``, in any process.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class Towers(nn.Module):
         arch: str,
         source: str,
         merges: bytes | None = None,
-    ) -> None:
+    ):
         super().__init__()
         self.clip: Any = clip
         self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
@@ -68,8 +66,7 @@ class Towers(nn.Module):
         preprocessing: Any = open_clip.get_model_preprocess_cfg(clip)
         tuples: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
         self.preprocessing = PreprocessCfg(**tuples)  # two of them can be compared
-        transform: Any = image_transform_v2(self.preprocessing, is_train=False)
-        self.preprocess: Transform = transform
+        self.preprocess: Any = image_transform_v2(self.preprocessing, is_train=False)
         self.initial_log_scale = 0.0
         size, largest = getattr(tokenizer, "vocab_size", 0), config["text_cfg"].get("vocab_size", math.inf)
         if size > largest:
@@ -180,26 +177,16 @@ def build(name: str, *, temperature: float | None = None) -> Towers:
 
 
 def make(
-    arch: str,
-    weights: Path | None = None,
-    *,
-    source: str,
-    quick_gelu: bool = False,
-    preprocessing: Mapping[str, Any] | None = None,
-    cache: Path | None = None,
+    arch: str, weights: Path | None = None, *, source: str, quick_gelu: bool = False, preprocessing: Any = None
 ) -> Towers:
-    """Makes the towers of a known architecture, with random weights or those of a checkpoint file.
+    """Makes the towers of a known architecture.
 
     Args:
         arch: as ``architecture`` returns it.
-        weights: a checkpoint, which must fill the whole model.
+        weights: a checkpoint, which must fill the whole model; without one they are random.
         source: where the weights come from, for records and messages.
         quick_gelu: forces QuickGELU; otherwise the architecture decides.
         preprocessing: mean, std, interpolation, resize_mode where they are not OpenAI's.
-        cache: folder of downloaded files, where it is not the default one.
-
-    Raises:
-        UserError: as ``assemble``.
     """
     config: dict[str, Any] = open_clip.get_model_config(arch) or {}
     config["quick_gelu"] = quick_gelu or config.get("quick_gelu", False)
@@ -207,18 +194,11 @@ def make(
     if weights is not None:
         options |= {"pretrained": str(weights), "require_pretrained": True}
     merges = Path(TOKENIZER).read_bytes() if arch == EMOJI else None
-    return assemble(arch, config, arch=arch, source=source, merges=merges, cache=cache, **options)
+    return assemble(arch, config, arch=arch, source=source, merges=merges, **options)
 
 
 def assemble(
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    arch: str,
-    source: str,
-    merges: bytes | None = None,
-    cache: Path | None = None,
-    **options: Any,
+    name: str, config: Mapping[str, Any], *, arch: str, source: str, merges: bytes | None = None, **options: Any
 ) -> Towers:
     """Lets open_clip make a model and its tokenizer.
 
@@ -226,19 +206,17 @@ def assemble(
         name: for open_clip: an architecture, ``hf-hub:...`` or ``local-dir:...``.
         config: the ``model_cfg`` that open_clip will find under that name.
         arch, source, merges: as of Towers.
-        cache: folder of downloaded files, where it is not the default one.
         options: more arguments of ``open_clip.create_model``.
 
     Raises:
         UserError: weights that do not fit or that hold code, or a package that is missing.
     """
-    folder = cache and str(cache)
     with _loading(source):
         # Towers are pretrained together or not at all: nothing is fetched for one alone.
         options |= {"pretrained_image": False, "pretrained_text": False}
-        clip = open_clip.create_model(model_name=name, weights_only=True, cache_dir=folder, **options)
+        clip = open_clip.create_model(model_name=name, weights_only=True, **options)
         if merges is None:
-            tokenizer: Any = open_clip.get_tokenizer(model_name=name, cache_dir=folder)
+            tokenizer: Any = open_clip.get_tokenizer(model_name=name)
         else:  # open_clip's own tokenizer over another vocabulary: a header line, then one merge a line
             file: Any = io.BytesIO(merges)
             tokenizer = open_clip.SimpleTokenizer(file, context_length=config["text_cfg"]["context_length"])
@@ -288,7 +266,7 @@ def _loading(source: str) -> Iterator[None]:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Rows of length one; in half precision they would be off by up to 0.4 %."""
+    # In half precision the length of a row would be off by up to 0.4 %.
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 

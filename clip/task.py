@@ -101,18 +101,15 @@ class Clip:
 
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
-            raise UserError(
-                f"noise and bad_share are shares within 0 and 1, got noise={self.noise:g} and "
-                f"bad_share={self.bad_share:g}"
-            )
+            got = f"noise={self.noise:g} and bad_share={self.bad_share:g}"
+            raise UserError(f"noise and bad_share are shares within 0 and 1, got {got}")
         if not 0 < self._temperature < math.inf:
             raise UserError(f"the temperature is a number above 0, got {self._temperature:g}")
         if self.workers < 0:
             raise UserError(f"workers is a number of processes, 0 or more, got {self.workers}")
         if not 0 < self.cache_gb < math.inf or self.window < 1:
-            raise UserError(
-                f"cache_gb and window are numbers above 0, got cache_gb={self.cache_gb:g} and window={self.window}"
-            )
+            got = f"cache_gb={self.cache_gb:g} and window={self.window}"
+            raise UserError(f"cache_gb and window are numbers above 0, got {got}")
         if self.init is not None and self.model is not None:
             raise UserError(f"init and model both name the target, got {self.init} and {self.model}: give one of them")
         if self.teacher is None and self.teacher_cache is not None:
@@ -155,10 +152,9 @@ class Clip:
 
     @property
     def recipe(self) -> Recipe:
-        if self.data == EMOJI_REFERENCE_DATA:
-            return default_recipes.emoji_reference(self._temperature)
         if self._bundled:
-            return default_recipes.emoji(self._temperature)
+            make = default_recipes.emoji if self.data == EMOJI_DATA else default_recipes.emoji_reference
+            return make(self._temperature)
         return default_recipes.shards(self._temperature, self.size, scratch=self.init is None)
 
     @property
@@ -196,8 +192,7 @@ class Clip:
         return stored(self._caches, self.shards, ids)
 
     def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        order = self._order(batch, seed)
-        load = self._pairs.load
+        load, order = self._pairs.load, self._order(batch, seed)
         return ShuffledLoader(load, order=order, batch=batch, seed=seed, workers=self.workers, with_share=True)
 
     def _order(self, batch: int, seed: int) -> Sampler:
@@ -205,10 +200,8 @@ class Clip:
         if len(shards) <= MOST_WHOLE and not shards.remote and not self._weights:
             return Permutation(len(shards), seed=seed, left_out=self._held_out, name=name)
         weights = [self._weights[shard.part] for shard in shards.index] if self._weights else None
-        counts = [shard.count for shard in shards.index]
-        return Windows(
-            counts, batch=batch, seed=seed, left_out=self._held_out, weights=weights, window=self.window, name=name
-        )
+        options = {"left_out": self._held_out, "weights": weights, "window": self.window, "name": name}
+        return Windows([shard.count for shard in shards.index], batch=batch, seed=seed, **options)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         return Losses(model(batch))
@@ -234,8 +227,8 @@ class Clip:
         png = gallery.draw([pairs.captions[i] for i in queries], queries, pictures, scores)
         text = (
             f"For {len(queries)} texts, spread evenly over the {len(pictures)} held-out pairs and not chosen otherwise"
-            f", the {gallery.SHOWN} pictures each model finds closest. A green frame marks the picture that belongs to "
-            f"the text. Models are of repetition 0."
+            f", the {gallery.SHOWN} pictures each model finds closest. A green frame marks the right one. "
+            f"Models are of repetition 0."
         )
         return [Exhibit("Text-to-image retrieval on held-out pairs", text, png)]
 
@@ -253,13 +246,12 @@ class Clip:
     def shards(self) -> Shards:
         if not self._bundled:
             return self._open(self.data)
-        bundled = self.data == EMOJI_DATA
-        return Shards.open(emoji_shard("train", noise=self.noise) if bundled else emoji_shard("reference"))
+        return Shards.open(
+            emoji_shard("train", noise=self.noise) if self.data == EMOJI_DATA else emoji_shard("reference")
+        )
 
     def _open(self, pattern: str) -> Shards:
-        return Shards.open(
-            pattern, caption_field=self.caption_field, bad_shards=self.bad_shards, cache_gb=self.cache_gb
-        )
+        return Shards.open(pattern, self.caption_field, bad_shards=self.bad_shards, cache_gb=self.cache_gb)
 
     @cached_property
     def _held_out(self) -> list[int]:

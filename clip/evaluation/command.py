@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,7 @@ class Model:
         return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
 
-@dataclass
-class Results:
-    """How to read the metrics, and the shares of every model by metric."""
-
-    metrics: Mapping[str, Metric]
-    shares: dict[Model, dict[str, Share]] = field(default_factory=dict)
-
-    def means(self, metric: str) -> dict[str, Interval]:
-        """The mean over seeds of every arm that has several."""
-        values: dict[str, list[float]] = {}
-        for model, shares in self.shares.items():
-            values.setdefault(model.name, []).append(shares[metric].value)
-        return {name: interval(seeds) for name, seeds in values.items() if len(seeds) > 1}
+Shares = dict[Model, dict[str, Share]]  # of every model by metric
 
 
 def run(
@@ -78,20 +66,21 @@ def run(
         of_task = data is None and zeroshot is None and of_run
         suites = _task(folder).suites if of_task else _suites(data, zeroshot, caption_field, bad_share)
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=rank() > 0)
-        results = Results({name: metric for suite in suites for name, metric in suite.metrics.items()})
+        metrics = {name: metric for suite in suites for name, metric in suite.metrics.items()}
+        shares: Shares = {}
         for number, model in enumerate(models, 1):
             console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
             with untouched():
                 towers = load_reference(model.ref)
-            results.shares[model] = measure(towers.to(chosen), suites, work)
-        console.print(to_rich(_grid(results)))
+            shares[model] = measure(towers.to(chosen), suites, work)
+        console.print(to_rich(_grid(metrics, shares)))
         skipped = dict(sum((suite.skips.reasons for suite in suites), Counter()))
         for reason, count in skipped.items():
             console.print(f"skipped: {reason}, {count} times", markup=False, highlight=False, style="yellow")
         if out is not None and rank() == 0:
-            settings = {"target": target, "data": data, "zeroshot": zeroshot}
-            settings |= {"device": str(chosen), "ranks": world_size()}
-            atomic_files.write_json(out, settings | _record(results) | {"skipped": skipped})
+            settings = {"target": target, "data": data, "zeroshot": zeroshot, "device": str(chosen)}
+            record = _record(metrics, shares)
+            atomic_files.write_json(out, settings | {"ranks": world_size()} | record | {"skipped": skipped})
             console.print(f"written: {out}", markup=False, highlight=False)
 
 
@@ -114,7 +103,6 @@ def _of_run(folder: Path, arms: str | None) -> list[Model]:
 
 
 def _task(folder: Path) -> Clip:
-    """The task of a run, for what it was evaluated on."""
     config = configs.load(folder / "config.yaml")
     task: Any = registry.build("tasks", config.task, config.options)
     if not isinstance(task, Clip):
@@ -143,22 +131,29 @@ def _suites(data: str | None, zeroshot: str | None, caption_field: str | None, b
     return suites
 
 
-def _grid(results: Results) -> Grid:
+def _means(shares: Shares, metric: str) -> dict[str, Interval]:
+    """The mean over seeds of every arm that has several."""
+    values: dict[str, list[float]] = {}
+    for model, of_model in shares.items():
+        values.setdefault(model.name, []).append(of_model[metric].value)
+    return {name: interval(seeds) for name, seeds in values.items() if len(seeds) > 1}
+
+
+def _grid(metrics: Mapping[str, Metric], shares: Shares) -> Grid:
     """A line for every metric and model, then the mean over seeds."""
     rows = []
-    for name, metric in results.metrics.items():
+    for name, metric in metrics.items():
         style = Format.of(metric, [])
 
         def span(low: float | None, high: float | None, style=style) -> Cell:
             return Cell(MISSING if low is None or high is None else f"{style.number(low)} to {style.number(high)}")
 
-        best = max((shares[name].value for shares in results.shares.values()), default=0.0)
-        for model, shares in results.shares.items():
-            share = shares[name]
-            value = Cell(style.number(share.value), "best" if share.value == best and len(results.shares) > 1 else "")
-            label = metric.label if model == next(iter(results.shares)) else ""
+        best = max(of_model[name].value for of_model in shares.values())
+        for number, (model, share) in enumerate((model, of_model[name]) for model, of_model in shares.items()):
+            value = Cell(style.number(share.value), "best" if share.value == best and len(shares) > 1 else "")
+            label = "" if number else metric.label
             rows.append((Cell(label), Cell(model.label), value, span(share.low, share.high)))
-        for arm, mean in results.means(name).items():
+        for arm, mean in _means(shares, name).items():
             title = Cell(f"{arm}, mean of {mean.seeds}")
             rows.append((Cell(""), title, Cell(style.number(mean.mean)), span(mean.low, mean.high)))
         chance = MISSING if metric.chance is None else style.number(metric.chance)
@@ -168,15 +163,12 @@ def _grid(results: Results) -> Grid:
     return Grid("Evaluation", columns, tuple(rows), note)
 
 
-def _record(results: Results) -> dict[str, Any]:
+def _record(metrics: Mapping[str, Metric], shares: Shares) -> dict[str, Any]:
     """The results as the file holds them."""
-    models = [
-        asdict(model) | {"metrics": {name: asdict(share) for name, share in shares.items()}}
-        for model, shares in results.shares.items()
-    ]
+    models = [asdict(model) | {"metrics": {k: asdict(v) for k, v in of.items()}} for model, of in shares.items()]
     means: dict[str, dict[str, Any]] = {}
-    for name in results.metrics:
-        for arm, mean in results.means(name).items():
+    for name in metrics:
+        for arm, mean in _means(shares, name).items():
             value = {"value": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.seeds}
             means.setdefault(arm, {})[name] = value
-    return {"metrics": {k: v.model_dump() for k, v in results.metrics.items()}, "models": models, "means": means}
+    return {"metrics": {k: v.model_dump() for k, v in metrics.items()}, "models": models, "means": means}

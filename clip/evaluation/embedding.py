@@ -73,28 +73,19 @@ ALONE = Work()
 
 
 class Pictures(Protocol):
-    """Pictures by index. Must be fit to be sent to another process."""
+    """Pictures by index, in any process; ``name`` is what a message calls one.
+
+    ``load`` gives one in RGB and raises Undecodable where it, or what else is needed of the sample, cannot be read.
+    """
 
     def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Image.Image:
-        """One picture in RGB; raises Undecodable where it, or what else is needed of the sample, cannot be read."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call it in a message."""
-        ...
+    def load(self, index: int) -> Image.Image: ...
+    def name(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
 class PairPictures:
-    """The pictures of pairs, on white.
-
-    Args:
-        shards: where they are.
-        ids: which of them.
-        captions: whether a pair is of no use without one.
-    """
+    """The pictures of the pairs ``ids``, on white; with ``captions``, a pair is of no use without one."""
 
     shards: Shards
     ids: Sequence[int]
@@ -163,14 +154,8 @@ class PictureSet:
         blocks = work.blocks(len(self.source))
         missing = [block for block in blocks if block.start not in kept]
         load: Any = partial(_load_block, self.source, towers.preprocess)
-        loader = DataLoader(
-            cast(Any, missing),
-            batch_size=None,
-            collate_fn=load,
-            generator=torch.Generator(),
-            num_workers=min(work.workers, len(missing)),
-        )
-        fresh = worker_errors(iter(loader))
+        options: Any = {"num_workers": min(work.workers, len(missing)), "generator": torch.Generator()}
+        fresh = worker_errors(iter(DataLoader(cast(Any, missing), batch_size=None, collate_fn=load, **options)))
         for block in blocks:
             images, states = kept[block.start] if block.start in kept else next(fresh)
             if len(images) and images[0].nbytes * len(self.source) <= KEPT_BYTES:

@@ -24,13 +24,9 @@ PLAIN = ("a photo of a {}.",)
 
 @dataclass(frozen=True)
 class Classes:
-    """Pictures with a class each, and how to say the classes in a prompt.
+    """Pictures, the number of each one's class, the names of the classes by number, and sentences for these.
 
-    Attributes:
-        pictures: on white.
-        labels: the number of each picture's class.
-        names: of the classes, by number.
-        templates: sentences in which ``{}`` or ``{c}`` stands for a name.
+    In ``templates``, ``{}`` or ``{c}`` stands for a name.
     """
 
     pictures: Pictures
@@ -114,11 +110,10 @@ def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
     numbers |= {str(number): number for number in range(len(numbers))}
     if len(kinds) == len(open_clip.IMAGENET_CLASSNAMES) and not all(kind in numbers for kind in kinds):
         return list(range(len(kinds)))
-    for kind in kinds:
-        if kind not in numbers:
-            raise UserError(
-                f"{folder / kind} is no class of ImageNet's: name folders by WordNet id (n01440764) or number, 0 to 999"
-            )
+    if unknown := next((kind for kind in kinds if kind not in numbers), None):
+        raise UserError(
+            f"{folder / unknown} is no class of ImageNet's: name folders by WordNet id (n01440764) or number, 0 to 999"
+        )
     return [numbers[kind] for kind in kinds]
 
 

@@ -17,12 +17,8 @@ Z = 1.959963984540054  # of a 95 % interval
 
 @dataclass(frozen=True)
 class Share:
-    """A share of hits and its 95 % interval, 0 to 1.
-
-    Attributes:
-        value: hits / trials.
-        low, high: Wilson's interval, of the draw of the samples alone.
-        trials: independent samples that it is worth.
+    """A share of hits, 0 to 1, with Wilson's 95 % interval (of the draw of the samples alone) and the independent
+    trials that it is worth.
     """
 
     value: float
@@ -33,12 +29,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How the best right answer of each query ranks among the wrong ones.
-
-    Attributes:
-        ahead: ``[n]`` how many wrong answers score more than the best right one.
-        tied: ``[n]`` how many score the same.
-    """
+    """How many wrong answers score more than each query's best right one, and how many the same, ``[n]`` each."""
 
     ahead: Tensor
     tied: Tensor
@@ -111,26 +102,11 @@ def both_ways(images: Tensor, texts: Tensor, owner: Tensor, ks: Sequence[int], w
     return shares
 
 
-def zero_shot(images: Tensor, classes: Tensor, labels: Tensor, groups: Tensor | None = None) -> Share:
-    """Share of images whose best class is right.
-
-    Args:
-        images: ``[n, d]`` features.
-        classes: ``[c, d]`` features of the class prompts (averaged over templates by the caller).
-        labels: ``[n]`` right class, or right group if ``groups`` is given.
-        groups: ``[c]`` group of every class; the best class then stands for its group.
-    """
-    best = torch.cat([(block @ classes.T).argmax(1) for block in images.split(BLOCK)])
-    return share(((best if groups is None else groups[best]) == labels).double())
-
-
 def share(hits: Tensor, group: Tensor | None = None) -> Share:
-    """The mean of hits with its interval.
+    """The mean of hits ``[n]``, 0 to 1, with its interval.
 
-    Args:
-        hits: ``[n]`` 0 to 1.
-        group: ``[n]`` hits of one group (the captions of one picture) are not independent: they are worth as many
-            trials as would have the variance that the groups' sums show.
+    Hits of one ``group`` ``[n]``, as of the captions of one picture, are not independent: they are worth as many trials
+    as would have the variance that the groups' sums show.
     """
     value = float(hits.double().mean())
     if group is None:
@@ -141,12 +117,7 @@ def share(hits: Tensor, group: Tensor | None = None) -> Share:
 
 
 def mean_of_classes(hits: Tensor, labels: Tensor) -> Share:
-    """The mean over classes of each one's share of hits; classes without images do not count.
-
-    Args:
-        hits: ``[n]`` 0 to 1.
-        labels: ``[n]`` class of each.
-    """
+    """The mean over classes, ``labels`` ``[n]``, of each one's share of hits ``[n]``; empty ones do not count."""
     count = labels.bincount()
     sums = torch.zeros_like(count, dtype=torch.float64).index_add(0, labels, hits.double())
     recalls, count = sums[count > 0] / count[count > 0], count[count > 0]

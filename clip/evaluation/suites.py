@@ -134,13 +134,9 @@ class EmojiSuite:
         self.gallery = self.sets["held_out"]
 
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
-        shares = {}
-        for metric, pairs in self.sets.items():
-            images, texts = pairs.embed(towers, work)
-            shares[metric] = retrieval.recall(images, texts, TOP, work)
-            if pairs is self.gallery:
-                shares["category"] = self._category(towers, images, work)
-        return {metric: shares[metric] for metric in self.metrics}
+        features = {metric: pairs.embed(towers, work) for metric, pairs in self.sets.items()}
+        shares = {metric: retrieval.recall(*both, TOP, work) for metric, both in features.items()}
+        return shares | {"category": self._category(towers, features["held_out"][0], work)}
 
     def _category(self, towers: Towers, images: Tensor, work: Work) -> Share:
         """Zero-shot category of the held-out pictures."""
@@ -150,15 +146,11 @@ class EmojiSuite:
         prompts = [embed_texts(towers, [t.format(s) for s in classes], work) for t in ("an emoji of {}", "{}:")]
         of_class = torch.tensor([groups.index(group_of[s]) for s in classes], device=images.device)
         labels = torch.tensor([groups.index(c) for c in categories], device=images.device)
-        return retrieval.zero_shot(images, torch.stack(prompts).mean(0), labels, of_class)
+        return retrieval.share(retrieval.rank_own(images, torch.stack(prompts).mean(0), of_class, labels, work).hits(1))
 
 
 class RetrievalSuite:
-    """Retrieval in both directions on one set of pairs.
-
-    Args:
-        pairs: held out of the training.
-    """
+    """Retrieval in both directions on one set of pairs that are held out of the training."""
 
     def __init__(self, pairs: PairSet):
         self.gallery, self.skips = pairs, pairs.skips
@@ -196,11 +188,7 @@ class ZeroShotSuite:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         count = len(self.classes.names)
-        labels = {
-            "top1": ("top-1", 1),
-            "top5": (f"top-{TOP_CLASSES}", TOP_CLASSES),
-            "class_recall": ("mean class recall", 1),
-        }
+        labels = {"top1": ("top-1", 1), "top5": ("top-5", TOP_CLASSES), "class_recall": ("mean class recall", 1)}
         return {
             name: Metric(label=f"zero-shot {label}", chance=k / count, percent=True)
             for name, (label, k) in labels.items()

@@ -11,8 +11,10 @@ import re
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,26 +23,73 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steering import atomic_files
+from steering.clip.data.manifest import Shard
 from steering.clip.data.tar import head
-from steering.clip.reference.manifest import Manifest, read_manifest, short_hash, write_manifest
+from steering.clip.models import Towers
 from steering.distributed import rank
 from steering.errors import UserError
 
+FORMAT = 1
+MANIFEST = "cache.json"
 NOT_FINITE = "not finite"  # why a sample has no features although it was read
 MOST_OPEN = 8192  # files mapped at a time, of the 65,530 maps that Linux allows a process
 
 
-class Shard(Protocol):
-    """What a cache needs to know of a shard."""
+@dataclass(frozen=True)
+class Manifest:
+    """Whose features a cache holds, as cache.json says.
 
-    @property
-    def name(self) -> str: ...  # stays when the folder moves
-    @property
-    def url(self) -> str: ...  # where it is now
-    @property
-    def size(self) -> int: ...  # bytes, 0 if not known
-    @property
-    def count(self) -> int: ...  # samples
+    Attributes:
+        ref: the name under which the reference was loaded.
+        model: architecture, weights, preprocessing and tokenizer, as ``Towers.describe`` but for the source.
+        width: of a feature.
+        scale: the reference's inverse temperature.
+        caption_field: JSON field the captions are from, None for the usual place.
+    """
+
+    ref: str
+    model: Mapping[str, Any]
+    width: int
+    scale: float
+    caption_field: str | None = None
+
+    @classmethod
+    def of(cls, towers: Towers, *, ref: str, caption_field: str | None = None) -> Self:
+        model = {name: value for name, value in towers.describe().items() if name != "source"}
+        scale = float(towers.clip.logit_scale.detach().exp())
+        return cls(ref, model, int(towers.config["embed_dim"]), scale, caption_field)
+
+    def is_of(self, towers: Towers) -> bool:
+        """Whether these are features of that model, by whatever name it was loaded."""
+        return short_hash(self.model) == short_hash(Manifest.of(towers, ref=self.ref).model)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all but ``ref``: equal means equal features of equal samples."""
+        return short_hash({name: value for name, value in asdict(self).items() if name != "ref"})
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What cache.json says, verified against its own hash.
+
+        Raises:
+            UserError: there is none, it is damaged, or of another version.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version, key = content.pop("format"), content.pop("key")
+            if version == FORMAT and key != (manifest := cls(**content)).key:
+                raise ValueError("its hash is wrong")
+        except OSError as error:
+            raise UserError(
+                f"{folder} is no cache of features ({path.name}: {error.strerror}): steer cache makes one"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is damaged: delete {folder} and fill it again with steer cache") from None
+        if version != FORMAT:
+            raise UserError(f"{folder} is a cache of another version of this software: fill another with steer cache")
+        return manifest
 
 
 class Rows(NamedTuple):
@@ -68,7 +117,7 @@ class Cache:
         self.folder, self.manifest = Path(folder), manifest
         self.faults: Counter[str] = Counter()
         self._rows: OrderedDict[str, Rows | None] = OrderedDict()
-        self._checked: dict[str, bool] = {}  # outlives the maps, so that a file is summed up once
+        self._usable: dict[str, bool] = {}  # outlives the maps, so that a file is summed up once
         self._heads: dict[str, str] = {}
 
     @classmethod
@@ -78,7 +127,7 @@ class Cache:
         Raises:
             UserError: there is no cache, it is damaged, or it is of another reference or other captions.
         """
-        manifest = read_manifest(folder)
+        manifest = Manifest.read(folder)
         if manifest.ref != ref:
             raise UserError(
                 f"{folder} holds features of --ref {manifest.ref!r}, this run has --ref {ref!r}: "
@@ -93,15 +142,17 @@ class Cache:
 
     @classmethod
     def make(cls, folder: Path, manifest: Manifest) -> Self:
-        """A cache to write into, new or continued.
+        """A cache to write into, new or continued; several processes may make it at once.
 
         Raises:
             UserError: the folder holds other features.
             RunError: the folder cannot be written.
         """
-        write_manifest(folder, manifest)
-        old = read_manifest(folder)
-        if old.key != manifest.key or old.ref != manifest.ref:
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            atomic_files.write_json(path, {"format": FORMAT, "key": manifest.key, **asdict(manifest)})
+        old = Manifest.read(folder)
+        if (old.key, old.ref) != (manifest.key, manifest.ref):
             raise UserError(
                 f"{folder} holds features of --ref {old.ref!r} ({old.key}), these would be of {manifest.ref!r} "
                 f"({manifest.key}): choose another folder with --out"
@@ -133,8 +184,7 @@ class Cache:
         """
         features, present = features.to("cpu", torch.float16), present.to("cpu", torch.bool)
         finite = features.isfinite().all(dim=(1, 2))
-        if lost := int((present & ~finite).sum()):
-            reasons = Counter(reasons) + Counter({NOT_FINITE: lost})
+        reasons = Counter(reasons) + Counter({NOT_FINITE: int((present & ~finite).sum())})
         features = features.where(finite[:, None, None], 0)
         tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
         metadata = {"key": self.manifest.key, "shard": _ascii(shard.name), "bytes": str(shard.size)}
@@ -147,7 +197,7 @@ class Cache:
         try:
             with safe_open(self.path(shard), framework="pt") as file:
                 metadata = file.metadata() or {}
-            return _reasons(metadata) if self._differs(metadata, shard) is None else None
+            return None if self._difference(metadata, shard) else _reasons(metadata)
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
@@ -156,18 +206,18 @@ class Cache:
         if shard.name in self._rows:
             self._rows.move_to_end(shard.name)
             return self._rows[shard.name]
-        rows, fault = self._try(shard) if self._checked.get(shard.name, True) else (None, None)
+        rows, fault = self._read(shard) if self._usable.get(shard.name, True) else (None, "")
         if fault:
             self._warn(shard, fault)
-        self._checked[shard.name] = rows is not None
+        self._usable[shard.name] = rows is not None
         self._rows[shard.name] = rows
         if len(self._rows) > MOST_OPEN:
             self._rows.popitem(last=False)
         return rows
 
-    def fault(self, shard: Shard) -> str | None:
-        """Why a file that is there cannot be used, read anew."""
-        return Cache(self.folder, self.manifest)._try(shard)[1]
+    def fault(self, shard: Shard) -> str:
+        """Why a file that is there cannot be used, read anew; empty if it can be."""
+        return Cache(self.folder, self.manifest)._read(shard)[1]
 
     def sweep(self, shard: Shard) -> None:
         """Deletes what a killed process left half written of a shard; for who holds its claim."""
@@ -192,15 +242,14 @@ class Cache:
         for index, (shard, _) in enumerate(positions):
             by_shard.setdefault(shard.name, []).append(index)
         for indices in by_shard.values():
-            rows = self.rows(positions[indices[0]][0])
-            if rows is not None:
+            if rows := self.rows(positions[indices[0]][0]):
                 inner = torch.tensor([positions[index][1] for index in indices])
                 values = rows.features[inner].float()
                 usable = (rows.present[inner] == 1) & values.isfinite().all(dim=(1, 2))
                 features[indices], present[indices] = values.where(usable[:, None, None], 0), usable
         return F.normalize(features, dim=-1), present
 
-    def _differs(self, metadata: Mapping[str, str], shard: Shard) -> str | None:
+    def _difference(self, metadata: Mapping[str, str], shard: Shard) -> str:
         """Why a file is not the one of this shard and this model, if so."""
         if metadata["key"] != self.manifest.key:
             return "of another model"
@@ -209,7 +258,7 @@ class Cache:
         for then, now in ((metadata["bytes"], str(shard.size)), (metadata["head"], self._head(shard))):
             if then != now and then not in ("", "0") and now not in ("", "0"):  # which stand for unknown
                 return "made of a shard that was another one then"
-        return None
+        return ""
 
     def _head(self, shard: Shard) -> str:
         """Hash of how a shard begins, empty for one that is not on disk: its name is a URL, which says enough."""
@@ -221,32 +270,25 @@ class Cache:
                 self._heads[shard.name] = ""
         return self._heads[shard.name]
 
-    def _try(self, shard: Shard) -> tuple[Rows | None, str | None]:
+    def _read(self, shard: Shard) -> tuple[Rows | None, str]:
         """A shard's features, or why there are none; a file that is not there is no fault."""
         try:
-            return self._read(shard), None
+            with safe_open(self.path(shard), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("features", "present")}
+            if difference := self._difference(metadata, shard):
+                return None, difference
+            _reasons(metadata)
+            rows, shape = Rows(**tensors), (shard.count, 2, self.manifest.width)
+            fits = rows.features.shape == shape and rows.present.shape == shape[:1]
+            fits = fits and (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
+            if fits and shard.name not in self._usable:
+                fits = metadata["checksum"] == _checksum(tensors, metadata["reasons"])
+            return (rows, "") if fits else (None, "damaged")
         except FileNotFoundError:
-            return None, None
-        except _Fault as fault:
-            return None, str(fault)
+            return None, ""
         except (OSError, SafetensorError, ValueError, KeyError):
             return None, "damaged"
-
-    def _read(self, shard: Shard) -> Rows:
-        with safe_open(self.path(shard), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("features", "present")}
-        if reason := self._differs(metadata, shard):
-            raise _Fault(reason)
-        _reasons(metadata)
-        rows = Rows(**tensors)
-        shapes = rows.features.shape == (shard.count, 2, self.manifest.width) and rows.present.shape == (shard.count,)
-        kinds = (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
-        if not (shapes and kinds):
-            raise _Fault("damaged")
-        if shard.name not in self._checked and metadata.get("checksum") != _checksum(tensors, metadata["reasons"]):
-            raise _Fault("damaged")
-        return rows
 
     def _warn(self, shard: Shard, reason: str) -> None:
         """Says the first time that something is wrong; later times are counted."""
@@ -271,10 +313,10 @@ def open_caches(
         raise UserError(
             f"{len(folders)} caches are given for {len(refs)} references: name one for each, X + Y, in the same order"
         )
+    nonempty = [shard for shard in shards if shard.count]
     caches: list[Cache | None] = []
     for folder, ref in zip(folders, refs, strict=True):
         cache = Cache.open(Path(folder).expanduser(), ref=ref, caption_field=caption_field)
-        nonempty = [shard for shard in shards if shard.count]
         if (missing := cache.missing(nonempty)) and rank() == 0:
             print(
                 f"{folder} lacks {len(missing):,} of {len(nonempty):,} shards ({missing[0].name} say): their features "
@@ -285,8 +327,9 @@ def open_caches(
     return caches
 
 
-class _Fault(ValueError):
-    """Why a file cannot be used."""
+def short_hash(value: Any) -> str:
+    """16 hexadecimal digits that depend on content alone; tuples and lists are alike."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _ascii(name: str) -> str:
@@ -295,11 +338,7 @@ def _ascii(name: str) -> str:
 
 
 def _reasons(metadata: Mapping[str, str]) -> Counter[str]:
-    """Why samples are absent, according to the head of a file.
-
-    Raises:
-        ValueError: these are no counts.
-    """
+    """Why samples are absent, according to the head of a file; raises ValueError where these are no counts."""
     try:
         reasons = json.loads(metadata["reasons"])
     except RecursionError:

@@ -9,11 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.clip.data.shards import Shards
-from steering.clip.models import Towers
-from steering.clip.reference.cache import Cache
+from steering.clip.reference.cache import Cache, Manifest
 from steering.clip.reference.fill_cache import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
-from steering.clip.reference.manifest import Manifest
 from steering.clip.task import Clip
 from steering.errors import RunError, UserError
 from steering.runs.processes import device_named, local_device, rank_and_world_size
@@ -24,19 +22,15 @@ MOST_WORKERS = 8  # where no number is given
 def run(
     task: Clip, out: Path | None, *, batch: int = 256, workers: int | None = None, device: str = "auto", check: bool
 ) -> None:
-    """Fills a cache and prints its state.
-
-    Args:
-        task: whose reference sees whose data.
-        out: folder of the cache.
-        batch, workers, device, check: as of ``steer cache``.
-    """
+    """Fills a cache, in ``out`` or a folder named by the model, and prints its state; the others as ``steer cache``."""
     if len(task.refs) > 1:
         raise UserError(f"a cache holds the features of one reference, got {task.ref!r}: fill one for each")
     (ref,), chosen, share = task.refs, local_device(device_named(device)), rank_and_world_size()
     shards = task.shards
     towers = load_reference(ref).to(chosen)
-    cache = _cache(towers, ref, out, task.caption_field)
+    manifest = Manifest.of(towers, ref=ref, caption_field=task.caption_field)
+    default = Path("features") / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', towers.arch)}-{manifest.key[:8]}"
+    cache = Cache.make(out or default, manifest)
     console, done = Console(soft_wrap=True, markup=False, highlight=False), Filled()
     if check:
         for fault, files in drop_faulty(cache, shards).items():
@@ -57,29 +51,19 @@ def run(
         error.local = True  # another process may have read its part
         raise error
     if share[0] == 0:
-        hint = f"train with it: --data {task.data!r} --ref {ref!r} --set options.cache={cache.folder}"
-        console.print(hint)
-
-
-def _cache(towers: Towers, ref: str, out: Path | None, caption_field: str | None) -> Cache:
-    manifest = Manifest.of(towers, ref=ref, caption_field=caption_field)
-    default = Path("features") / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', towers.arch)}-{manifest.key[:8]}"
-    return Cache.make(out or default, manifest)
+        console.print(f"train with it: --data {task.data!r} --ref {ref!r} --set options.cache={cache.folder}")
 
 
 def _table(cache: Cache, shards: Shards, done: Filled, device: torch.device) -> Table:
     state = content(cache, shards)
     speed = f"{done.pairs / done.seconds:,.0f} on {device}" if done.seconds else "nothing was left to do"
-    reasons = [(f"  {reason}", f"{count:,}") for reason, count in state.missing.most_common()]
     table = Table(show_header=False)
-    for line in [
-        ("folder", str(cache.folder)),
-        ("shards", f"{state.shards:,} of {len(shards.index):,}, {done.shards:,} of them made by this process"),
-        ("pairs", f"{state.pairs:,}"),
-        ("without features", f"{state.missing.total():,}"),
-        *reasons,
-        ("size", f"{state.size / 1e6:,.1f} MB"),
-        ("pairs per second", speed),
-    ]:
-        table.add_row(*line)
+    table.add_row("folder", str(cache.folder))
+    table.add_row("shards", f"{state.shards:,} of {len(shards.index):,}, {done.shards:,} of them made by this process")
+    table.add_row("pairs", f"{state.pairs:,}")
+    table.add_row("without features", f"{state.missing.total():,}")
+    for reason, count in state.missing.most_common():
+        table.add_row(f"  {reason}", f"{count:,}")
+    table.add_row("size", f"{state.size / 1e6:,.1f} MB")
+    table.add_row("pairs per second", speed)
     return table

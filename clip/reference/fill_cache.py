@@ -3,11 +3,11 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from steering import atomic_files
 from steering.clip.data.augmentation import plain_views
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
-from steering.clip.data.index import Shard
+from steering.clip.data.manifest import Shard
 from steering.clip.data.shards import Shards
 from steering.clip.data.skipped_samples import worker_errors
 from steering.clip.models import Towers
@@ -32,12 +32,10 @@ PATIENCE = 900.0  # and how long one waits with no new file anywhere before it d
 
 @dataclass
 class Filled:
-    """The work of this process.
+    """The work of this process: shards and pairs made, those without features too, in how many seconds.
 
     Attributes:
-        shards, pairs: made; pairs without features count too.
-        seconds: spent.
-        unread: shards that could not be read to their end, and were left without a file.
+        unread: names of shards that could not be read to their end, and were left without a file.
     """
 
     shards: int = 0
@@ -48,14 +46,7 @@ class Filled:
 
 @dataclass
 class Content:
-    """The state of a cache.
-
-    Attributes:
-        shards: that have a file.
-        pairs: in these shards.
-        missing: pairs without features among them, by reason.
-        size: of the files, in bytes.
-    """
+    """The state of a cache: shards with a file, pairs in these, how many lack features and why, and bytes."""
 
     shards: int = 0
     pairs: int = 0
@@ -155,59 +146,41 @@ def _encode(
     """Shards one after the other, as ``Cache.write`` takes them; each is given out when it is complete."""
     if (first := next(claimed, None)) is None:  # no workers are started to wait for other processes
         return
-    by_first = {shard.first: shard for shard in nonempty(shards)}
-    options = {"num_workers": workers, "collate_fn": _unchanged, "worker_init_fn": _silence}
-    spans = _spans(chain([first], claimed), batch)
+    spans = (
+        (shard, range(start, min(start + batch, shard.count)))
+        for shard in chain([first], claimed)
+        for start in range(0, shard.count, batch)
+    )
+    # collate_fn leaves blocks as they are: DataLoader's own would count every reason twice.
+    options = {"num_workers": workers, "collate_fn": tuple, "worker_init_fn": _silence}
     loader = DataLoader(_Samples(shards, towers), batch_size=None, sampler=spans, **options)  # type: ignore[arg-type]
     features, present, reasons = torch.empty(0), torch.empty(0), Counter()
-    for span, block in worker_errors(iter(loader)):
-        shard = by_first[span.first]
+    for shard, span, positions, images, tokens, skipped in worker_errors(iter(loader)):
         if span.start == 0:
             features = torch.zeros(shard.count, 2, int(towers.config["embed_dim"]), dtype=torch.float16)
             present, reasons = torch.zeros(shard.count, dtype=torch.bool), Counter()
-        reasons += block.reasons
-        if block.positions:
-            features[block.positions] = encode(towers, block.images, block.tokens).to("cpu", torch.float16)
-            present[block.positions] = True
-        advance(span.stop - span.start)
+        reasons += skipped
+        if positions:
+            features[positions] = encode(towers, images, tokens).to("cpu", torch.float16)
+            present[positions] = True
+        advance(len(span))
         if span.stop == shard.count:
             yield shard, features, present, reasons
 
 
-class _Span(NamedTuple):
-    """Samples ``start`` to ``stop - 1`` of the shard whose first one has the number ``first``."""
-
-    first: int
-    start: int
-    stop: int
-
-
-def _spans(shards: Iterable[Shard], size: int) -> Iterator[_Span]:
-    for shard in shards:
-        for start in range(0, shard.count, size):
-            yield _Span(shard.first, start, min(start + size, shard.count))
-
-
-class _Block(NamedTuple):
-    """The usable samples of a span: positions in the shard, pictures, tokens; and why others are not."""
-
-    positions: list[int]
-    images: Tensor
-    tokens: Tensor
-    reasons: Counter[str]
-
-
 class _Samples(Dataset):
-    """What a DataLoader's workers read, decode and tokenise, a span at a time."""
+    """What a DataLoader's workers read, decode and tokenise, a span of a shard at a time."""
 
     def __init__(self, shards: Shards, towers: Towers):
         self.shards = shards
         self.transform, self.tokenizer = towers.preprocess, towers.tokenizer
 
-    def __getitem__(self, span: _Span) -> tuple[_Span, _Block]:
+    def __getitem__(self, item: tuple[Shard, range]) -> tuple[Shard, range, list[int], Tensor, Tensor, Counter[str]]:
+        """The usable samples of a span: positions in the shard, pictures, tokens; and why others are not."""
+        shard, span = item
         positions, images, captions, reasons = [], [], [], Counter()
-        for position in range(span.start, span.stop):
-            number = span.first + position
+        for position in span:
+            number = shard.first + position
             try:
                 image, caption = decode(self.shards.picture(number)), self.shards.caption(number)
             except Undecodable as error:
@@ -217,13 +190,8 @@ class _Samples(Dataset):
                 images.append(image)
                 captions.append(caption)
         if not positions:
-            return span, _Block([], torch.empty(0), torch.empty(0), reasons)
-        return span, _Block(positions, plain_views(images, self.transform), self.tokenizer(captions), reasons)
-
-
-def _unchanged(block):
-    """For DataLoader, whose default for a Counter is to count everything twice."""
-    return block
+            return shard, span, positions, torch.empty(0), torch.empty(0), reasons
+        return shard, span, positions, plain_views(images, self.transform), self.tokenizer(captions), reasons
 
 
 def _silence(_: int) -> None:
@@ -243,9 +211,9 @@ class _Claims:
     def __init__(self, cache: Cache):
         self.cache, self.respected = cache, True
         self._held: dict[str, FileLock] = {}
+        atomic_files.make_folder(cache.folder / "claims")
 
     def __enter__(self) -> Self:
-        atomic_files.make_folder(self.cache.folder / "claims")
         return self
 
     def __exit__(self, *_) -> None:
@@ -255,12 +223,11 @@ class _Claims:
     def taken(self, shards: Sequence[Shard]) -> Iterator[Shard]:
         """Those without a file that nobody else is at work on, each claimed just before it is given out."""
         for shard in shards:
-            if not self._take(shard):
-                continue
-            if self.cache.reasons(shard) is None:
-                yield shard
-            else:
-                self.release(shard)
+            if self._take(shard):
+                if self.cache.reasons(shard) is None:
+                    yield shard
+                else:
+                    self.release(shard)
 
     def release(self, shard: Shard) -> None:
         if lock := self._held.pop(shard.name, None):

@@ -28,34 +28,33 @@ from steering.errors import UserError, did_you_mean
 LIST = "python -c \"import open_clip; print(*open_clip.list_pretrained(as_str=True), sep='\\n')\""
 
 
-def load_reference(ref: str, *, cache: Path | None = None) -> Towers:
+def load_reference(ref: str) -> Towers:
     """Loads a reference: frozen, in evaluation mode, never with random weights.
 
     Args:
         ref: one of the forms above. What open_clip lists comes before a folder of the same name.
-        cache: folder of downloaded files, where it is not the default one of open_clip and the hub.
 
     Raises:
         UserError: there is no such model, it cannot be fetched, or the weights are not that model's.
     """
-    return load(ref, cache=cache).eval().requires_grad_(False)
+    return load(ref).eval().requires_grad_(False)
 
 
-def load(ref: str, *, cache: Path | None = None) -> Towers:
+def load(ref: str) -> Towers:
     """Loads a trained model to train it further; otherwise as ``load_reference``."""
     schema, _, rest = ref.partition(":")
     if schema == "hf-hub":
-        return _from_hub(rest, cache)
+        return _from_hub(rest)
     if schema == "local-dir":
         return read(Path(rest).expanduser())
     if release := _release(ref):
-        return _from_release(*release, None, cache)
+        return _from_release(*release)
     path = Path(ref).expanduser()
     if path.is_dir():
         return read(path if (path / CONFIG).is_file() else _only_export(path))
     if path.is_file():
         raise UserError(f"{ref} does not say what its architecture is: write ARCH={ref}, ViT-B-32={ref} say")
-    return _from_file(ref, cache)
+    return _from_file(ref)
 
 
 def read(folder: Path) -> Towers:
@@ -78,19 +77,18 @@ def read(folder: Path) -> Towers:
     return assemble(name, content["model_cfg"], arch=arch, source=str(folder), **options)
 
 
-def _from_hub(repo: str, cache: Path | None) -> Towers:
+def _from_hub(repo: str) -> Towers:
     """A repository of the hub; its own configuration decides on QuickGELU and preprocessing."""
-    name, folder = f"hf-hub:{repo}", cache and str(cache)
+    name = f"hf-hub:{repo}"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"{name!r} is no repository of the hub: write hf-hub:ORG/REPO")
-    with _fetching(name, repo, CONFIG, f"{WEIGHTS} beside it, then say --ref local-dir:FOLDER", cache):
-        config = download_pretrained_from_hf(repo, filename=CONFIG, cache_dir=folder)
-        download_pretrained_from_hf(repo, cache_dir=folder)
-    model_cfg = _content(Path(config))["model_cfg"]
-    return assemble(name, model_cfg, arch=repo, source=name, cache=cache, require_pretrained=True)
+    with _fetching(name, repo, CONFIG, f"{WEIGHTS} beside it, then say --ref local-dir:FOLDER"):
+        config = download_pretrained_from_hf(repo, filename=CONFIG)
+        download_pretrained_from_hf(repo)
+    return assemble(name, _content(Path(config))["model_cfg"], arch=repo, source=name, require_pretrained=True)
 
 
-def _from_release(arch: str, tag: str, file: Path | None, cache: Path | None) -> Towers:
+def _from_release(arch: str, tag: str, file: Path | None = None) -> Towers:
     """Weights that open_clip lists, fetched unless their file is given.
 
     Made by name alone, 27 of its models would compute GELU where they were trained with QuickGELU.
@@ -104,15 +102,15 @@ def _from_release(arch: str, tag: str, file: Path | None, cache: Path | None) ->
             f"Name the repository, whose own configuration decides: --ref hf-hub:{repo}"
         )
     if file is None:
-        with _fetching(source, repo, name or WEIGHTS, f"say --ref {source}=FILE", cache):
-            file = Path(open_clip.download_pretrained(release, cache_dir=cache and str(cache)))
+        with _fetching(source, repo, name or WEIGHTS, f"say --ref {source}=FILE"):
+            file = Path(open_clip.download_pretrained(release))
     else:
         source = f"{source}={file}"
     kept = {key: release[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in release}
-    return make(arch, file, source=source, quick_gelu=quick, preprocessing=kept, cache=cache)
+    return make(arch, file, source=source, quick_gelu=quick, preprocessing=kept)
 
 
-def _from_file(ref: str, cache: Path | None) -> Towers:
+def _from_file(ref: str) -> Towers:
     """``ARCH=FILE``, ``ARCH,FILE`` or ``ARCH/TAG=FILE``."""
     name, *rest = re.split("[=,]", ref, maxsplit=1)
     if not rest:
@@ -121,11 +119,11 @@ def _from_file(ref: str, cache: Path | None) -> Towers:
     if not file.is_file():
         raise UserError(f"{ref}: there is no file {rest[0]}") if "=" in ref else _unknown(ref)
     if release:
-        return _from_release(*release, file, cache)
+        return _from_release(*release, file)
     arch, beside = architecture(name), file.parent / CONFIG
     if beside.is_file() and _quick(_content(beside)["model_cfg"]) != _quick(open_clip.get_model_config(arch)):
         raise UserError(f"{beside} and {arch} disagree on QuickGELU: name the folder, --ref {file.parent}")
-    return make(arch, file, source=f"{arch}={file}", cache=cache)
+    return make(arch, file, source=f"{arch}={file}")
 
 
 def _only_export(folder: Path) -> Path:
@@ -155,7 +153,6 @@ def _splits(ref: str) -> list[tuple[str, str]]:
 
 
 def _unknown(ref: str) -> UserError:
-    """What is wrong with a name that is no reference."""
     if ref.startswith((".", "/", "~")) or ref.endswith((".pt", ".pth", ".bin", ".safetensors")):
         return UserError(f"no reference is at {ref}: there is no such file or folder")
     archs = open_clip.list_models()
@@ -175,33 +172,28 @@ def _unknown(ref: str) -> UserError:
 
 
 def _first(tags: list[str]) -> str:
-    """The first tags of an architecture, and where the others are."""
     return ", ".join(tags) if len(tags) < 10 else f"{', '.join(tags[:8])} and {len(tags) - 8} more in {LIST}"
 
 
 @contextmanager
-def _fetching(source: str, repo: str, name: str, then: str, cache: Path | None) -> Iterator[None]:
+def _fetching(source: str, repo: str, name: str, then: str) -> Iterator[None]:
     """Says what is being fetched and, in one line, what to do where the hub cannot be reached."""
     url = name
     try:
         url = huggingface_hub.hf_hub_url(repo, name)
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=cache)
+        cached = huggingface_hub.try_to_load_from_cache(repo, name)
         if rank() == 0 and not isinstance(cached, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
             # It says so because the hub's library may take a minute to find out that there is no network.
             print(f"fetching {source} (HF_HUB_OFFLINE=1 would look in the cache alone)", file=sys.stderr)
         with quiet():
             yield
     except Exception as error:
+        root: BaseException = error
+        while inner := root.__cause__ or root.__context__:  # the hub's library wraps what began it five times
+            root = inner
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        reason = "not in the cache, and HF_HUB_OFFLINE is set" if offline else one_line(_root(error))
+        reason = "not in the cache, and HF_HUB_OFFLINE is set" if offline else one_line(root)
         raise UserError(f"cannot fetch {source} ({reason}). Download {url} elsewhere and {then}") from error
-
-
-def _root(error: BaseException) -> BaseException:
-    """What began it: the hub's library wraps 'Name or service not known' five times."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return error
 
 
 def _content(path: Path) -> dict[str, Any]:

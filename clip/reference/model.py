@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from steering.clip.data.dataset import PairData
+from steering.clip.data.manifest import Shard
 from steering.clip.data.shards import Shards
 from steering.clip.models import Towers
-from steering.clip.reference.cache import Cache, Shard
+from steering.clip.reference.cache import Cache
 from steering.clip.reference.ensemble import Ensemble, Views, side_by_side
 from steering.clip.reference.load import load_reference
 from steering.contrastive.pairs import Pairs
@@ -40,10 +41,9 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Pairs:
-        positions = locate(self.pairs.shards, batch.ids)
+        positions = [self.pairs.shards.locate(number) for number in batch.ids.tolist()]
         features, present = zip(*(member.look_up(positions) for member in self.members), strict=True)
-        missing = [i for i in range(len(present)) if not present[i].all()]
-        if missing:
+        if missing := [i for i in range(len(present)) if not present[i].all()]:
             self._compute(batch, missing, features, present)
         joined = side_by_side(features)
         return Pairs(joined[:, 0], joined[:, 1], sum(member.scale for member in self.members) / len(features))
@@ -97,18 +97,16 @@ class Member(nn.Module):
     @property
     def scale(self) -> float:
         """Inverse temperature."""
-        if self.cache is not None:
-            return self.cache.manifest.scale
-        return float(self.towers.clip.logit_scale.exp())
+        return float(self.towers.clip.logit_scale.exp()) if self.cache is None else self.cache.manifest.scale
 
     def look_up(self, positions: Sequence[tuple[Shard, int]]) -> tuple[Tensor, Tensor]:
         """Features ``[n, 2, width]`` of pictures and captions, and which are there; the others are zero."""
-        if self.cache is not None:
-            features, present = self.cache.look_up(positions)
-        else:
-            features = torch.zeros(len(positions), 2, self.towers.config["embed_dim"])
-            present = torch.zeros(len(positions), dtype=torch.bool)
-        return features.to(self.get_buffer("where").device), present
+        count, device = len(positions), self.get_buffer("where").device
+        if self.cache is None:
+            width = self.towers.config["embed_dim"]
+            return torch.zeros(count, 2, width, device=device), torch.zeros(count, dtype=torch.bool)
+        features, present = self.cache.look_up(positions)
+        return features.to(device), present
 
 
 def towers_of(model: nn.Module) -> Towers:
@@ -130,7 +128,7 @@ def stored(caches: Sequence[Cache | None], shards: Shards, ids: Tensor) -> Tenso
     """Which samples have features in all of the caches, ``[n]`` bool."""
     if None in caches:
         return torch.zeros(len(ids), dtype=torch.bool)
-    positions = locate(shards, ids)
+    positions = [shards.locate(number) for number in ids.tolist()]
     return torch.stack([cache.present(positions) for cache in caches if cache]).all(0)
 
 
@@ -140,8 +138,3 @@ def encode(towers: Towers, images: Tensor, tokens: Tensor) -> Tensor:
     device = next(towers.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         return torch.stack([towers.encode_images(images.to(device)), towers.encode_texts(tokens.to(device))], 1)
-
-
-def locate(shards: Shards, ids: Tensor) -> list[tuple[Shard, int]]:
-    """Shards of samples, and their positions in these."""
-    return [shards.locate(number) for number in ids.tolist()]

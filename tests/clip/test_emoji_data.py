@@ -253,18 +253,6 @@ def test_a_writer_killed_without_warning_leaves_no_shard(tmp_path):
     assert list(tmp_path.rglob("*.tar")) == []
 
 
-def test_a_shard_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    seen = []
-
-    def replace(source, target):
-        seen.append((target.exists(), len(read(source))))
-        shutil.move(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    path = emoji_shard("held_out_google", cache=tmp_path)
-    assert seen == [(False, 370)] and [file.name for file in path.parent.iterdir()] == ["held_out_google.tar"]
-
-
 @pytest.mark.parametrize("name", ["emoji.json", "google.webp", "twitter.webp"])
 def test_another_bundle_never_reads_old_shards(name, tmp_path, monkeypatch):
     before = emoji_data._folder(tmp_path)

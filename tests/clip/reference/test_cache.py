@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from steering.clip.reference.cache import Cache, _checksum, open_caches
-from steering.clip.reference.manifest import Manifest
+from steering.clip.reference.cache import Cache, Manifest, _checksum, open_caches
 from steering.errors import UserError
 
 WIDTH = 64

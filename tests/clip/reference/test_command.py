@@ -13,8 +13,7 @@ from steering.clip.emoji_data import BUNDLE
 from steering.clip.export import export
 from steering.clip.models import build
 from steering.clip.reference import command as cache_command
-from steering.clip.reference.cache import Cache
-from steering.clip.reference.manifest import read_manifest
+from steering.clip.reference.cache import Cache, Manifest
 from steering.clip.task import Clip
 from steering.errors import UserError
 
@@ -45,14 +44,14 @@ def test_it_tells_what_is_in_the_cache_and_how_to_train_with_it(tars, tmp_path, 
             f"shards 3 of 3, {made} of them made by this process pairs 60 without features 2 not a picture 2" in report
         )
         assert f"--data '{data}' --ref '{BUNDLED}' --set options.cache={tmp_path / 'features'}" in report
-    assert ("pairs per second nothing was left to do" in report) and read_manifest(tmp_path / "features").width == 96
+    assert ("pairs per second nothing was left to do" in report) and Manifest.read(tmp_path / "features").width == 96
 
 
 def test_without_a_folder_it_chooses_one_by_model_and_content(tars, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(tars(1))
     (folder,) = (tmp_path / "features").iterdir()
-    assert folder.name == f"emoji-rn32-{read_manifest(folder).key[:8]}"
+    assert folder.name == f"emoji-rn32-{Manifest.read(folder).key[:8]}"
 
 
 def test_the_cache_of_another_model_is_refused_and_left_alone(tars, tmp_path):
@@ -73,7 +72,7 @@ def test_a_check_makes_faulty_files_again(tars, tmp_path, capsys):
     path.write_bytes(full[:-1] + bytes([full[-1] ^ 1]))
     run(data, out=out, check=True)
     assert "1 files were damaged: made again" in capsys.readouterr().out
-    assert Cache(out, read_manifest(out)).fault(Shards.open(data).index[0]) is None
+    assert not Cache(out, Manifest.read(out)).fault(Shards.open(data).index[0])
 
 
 @pytest.mark.parametrize(

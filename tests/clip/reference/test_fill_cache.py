@@ -16,10 +16,9 @@ from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
 from steering.clip.reference import fill_cache as filling
-from steering.clip.reference.cache import Cache
+from steering.clip.reference.cache import Cache, Manifest
 from steering.clip.reference.fill_cache import Filled, content, drop_faulty, fill
 from steering.clip.reference.load import load_reference
-from steering.clip.reference.manifest import Manifest
 from steering.clip.reference.model import encode
 from steering.errors import RunError
 
@@ -187,7 +186,7 @@ import sys, torch
 from pathlib import Path
 from steering.clip.reference import fill_cache as filling
 from steering.clip.reference.cache import Cache
-from steering.clip.reference.manifest import read_manifest
+from steering.clip.reference.cache import Manifest
 from steering.clip.reference.load import load_reference
 from steering.clip.data.shards import Shards
 
@@ -197,7 +196,7 @@ if float(pause):
     import time
     honest = filling.encode
     filling.encode = lambda *given: (time.sleep(float(pause)), honest(*given))[1]
-cache, shards = Cache(Path(folder), read_manifest(Path(folder))), Shards.open(pattern)
+cache, shards = Cache(Path(folder), Manifest.read(Path(folder))), Shards.open(pattern)
 towers, share = load_reference(cache.manifest.ref), (int(rank), 2)
 done = filling.fill(cache, towers, shards, batch=5, workers=int(workers), share=share)
 print(done.shards, flush=True)

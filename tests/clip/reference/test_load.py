@@ -26,9 +26,10 @@ ODD = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "interpolation": "biline
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """No network, and open_clip's own names with models that are made in no time."""
+def offline(monkeypatch, tmp_path):
+    """No network, a cache of the hub of its own, and open_clip's own names with models that are made in no time."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     shrink(monkeypatch)
 
 
@@ -67,10 +68,10 @@ def assert_equal_features(towers, model):
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
-def refusal(ref, **options):
+def refusal(ref):
     """What the user is told, which must be one line."""
     with pytest.raises(UserError) as caught:
-        load_reference(ref, **options)
+        load_reference(ref)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -82,7 +83,7 @@ SPELLINGS = ["openai/ViT-B/32", "ViT-B-32:openai", "ViT-B-32-quickgelu/openai"]
 def test_openai_weights_are_run_with_quickgelu_by_whatever_spelling(ref, state, tmp_path):
     """open_clip's ViT-B-32 is a GELU model; its tag openai was trained with QuickGELU."""
     cache = cached(tmp_path, OPENAI, weights=state)
-    towers = load_reference(ref, cache=cache)
+    towers = load_reference(ref)
     assert any(isinstance(m, QuickGELU) for m in towers.modules())
     assert not any(isinstance(m, nn.GELU) for m in towers.modules())
     model = open_clip.create_model(
@@ -104,7 +105,7 @@ def test_quickgelu_matters(state, tmp_path):
 def test_every_listed_model_is_made_as_it_was_trained(monkeypatch):
     """All pairs: activation and preprocessing of the tag, under either order of its name."""
     made = {}
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda release, cache_dir: "file")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda release: "file")
     monkeypatch.setattr(reference, "make", lambda arch, file, **options: made.update(arch=arch, **options))
     contradictions = []
     for arch, tag in open_clip.list_pretrained():
@@ -128,11 +129,11 @@ def test_architecture_with_quickgelu_is_refused_for_weights_without():
 
 
 def test_reference_is_frozen_and_in_evaluation_mode(state, tmp_path):
-    cache = cached(tmp_path, OPENAI, weights=state)
-    towers = load_reference("openai/ViT-B-32", cache=cache)
+    cached(tmp_path, OPENAI, weights=state)
+    towers = load_reference("openai/ViT-B-32")
     assert not towers.training
     assert not any(p.requires_grad for p in towers.parameters())
-    assert all(p.requires_grad for p in load("openai/ViT-B-32", cache=cache).parameters())
+    assert all(p.requires_grad for p in load("openai/ViT-B-32").parameters())
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -141,7 +142,7 @@ def test_preprocessing_is_the_tags_own(by_hand, state, tmp_path, monkeypatch):
     monkeypatch.setitem(listed, "odd", {"url": "", "hf_hub": "org/odd/", **ODD})
     cache = cached(tmp_path, "org/odd", weights=state)
     ref = f"odd/ViT-B-32={next(cache.rglob(WEIGHTS))}" if by_hand else "odd/ViT-B-32"
-    towers = load_reference(ref, cache=None if by_hand else cache)
+    towers = load_reference(ref)
     _, _, transform = open_clip.create_model_and_transforms(
         model_name="ViT-B-32", pretrained="odd", cache_dir=str(cache)
     )
@@ -154,7 +155,7 @@ def test_preprocessing_is_the_tags_own(by_hand, state, tmp_path, monkeypatch):
 def test_hub_repository_brings_its_own_configuration(state, tmp_path):
     content = {"model_cfg": {**TINY, "quick_gelu": True}, "preprocess_cfg": ODD}
     cache = cached(tmp_path, "org/model", weights=state, config=content)
-    towers = load_reference("hf-hub:org/model", cache=cache)
+    towers = load_reference("hf-hub:org/model")
     assert_equal_features(
         towers,
         open_clip.create_model(model_name="hf-hub:org/model", cache_dir=str(cache), require_pretrained=True),
@@ -324,17 +325,17 @@ def test_configuration_of_another_kind_is_refused(text, tmp_path):
 
 def test_without_network_one_line_says_what_to_download_and_how_to_name_it(tmp_path, capfd):
     url = huggingface_hub.hf_hub_url(OPENAI, WEIGHTS)
-    message = refusal("openai/ViT-B-32", cache=tmp_path)
+    message = refusal("openai/ViT-B-32")
     assert message.startswith("cannot fetch ViT-B-32/openai (")
     assert message.endswith(f"Download {url} elsewhere and say --ref ViT-B-32/openai=FILE")
     url = huggingface_hub.hf_hub_url("org/model", CONFIG)
-    message = refusal("hf-hub:org/model", cache=tmp_path)
+    message = refusal("hf-hub:org/model")
     assert f"Download {url} elsewhere and {WEIGHTS} beside it, then say --ref local-dir:FOLDER" in message
     assert "".join(capfd.readouterr()) == ""
 
 
 def test_fetching_is_announced_and_a_failure_told_in_one_line(tmp_path, capfd, monkeypatch):
-    def refuse(release, cache_dir):
+    def refuse(release):
         try:
             raise OSError("Name or service not known")
         except OSError as error:
@@ -342,14 +343,14 @@ def test_fetching_is_announced_and_a_failure_told_in_one_line(tmp_path, capfd, m
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(open_clip, "download_pretrained", refuse)
-    message = refusal("openai/ViT-B-32", cache=tmp_path)
+    message = refusal("openai/ViT-B-32")
     assert message.startswith("cannot fetch ViT-B-32/openai (Name or service not known). ")
     assert capfd.readouterr().err.startswith("fetching ViT-B-32/openai (")
 
 
 def test_file_fetched_by_hand_is_the_same_model(state, tmp_path):
     cache = cached(tmp_path, OPENAI, weights=state)
-    fetched = load_reference("openai/ViT-B-32", cache=cache).describe()
+    fetched = load_reference("openai/ViT-B-32").describe()
     by_hand = load_reference(f"ViT-B-32/openai={next(cache.rglob(WEIGHTS))}").describe()
     assert fetched.pop("source") == "ViT-B-32/openai"
     assert by_hand.pop("source").startswith("ViT-B-32/openai=")
@@ -377,9 +378,10 @@ def test_full_size_openai_model_through_the_hubs_cache(tmp_path, monkeypatch):
     """The real architecture, from a file of the form and place that open_clip 3.3 itself downloads."""
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     model = open_clip.create_model(model_name="ViT-B-32-quickgelu", precision="pure_fp16")
-    cache = cached(tmp_path, OPENAI, weights=model.state_dict())
-    towers = load_reference("openai/ViT-B-32", cache=cache)
+    cached(tmp_path, OPENAI, weights=model.state_dict())
+    towers = load_reference("openai/ViT-B-32")
     images, tokens = torch.randn(1, 3, 224, 224), towers.tokenize(["a cat"])
     assert tokens.shape == (1, 77)
     with torch.no_grad():

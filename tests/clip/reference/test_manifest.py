@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steering.clip.reference.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from steering.clip.reference.cache import MANIFEST, Cache, Manifest
 from steering.errors import UserError
 
 MINE = Manifest("here/model", {"arch": "a", "weights": "0123"}, 64, 14.25)
@@ -14,21 +14,22 @@ MINE = Manifest("here/model", {"arch": "a", "weights": "0123"}, 64, 14.25)
 
 @pytest.fixture
 def folder(tmp_path):
-    write_manifest(tmp_path / "cache", MINE)
+    Cache.make(tmp_path / "cache", MINE)
     return tmp_path / "cache"
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_manifest(folder)
+        Manifest.read(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_first_one_stays(folder):
-    assert read_manifest(folder) == MINE
-    write_manifest(folder, replace(MINE, ref="there/model"))
-    assert read_manifest(folder) == MINE
+    assert Manifest.read(folder) == MINE
+    with pytest.raises(UserError, match="choose another folder"):
+        Cache.make(folder, replace(MINE, ref="there/model"))
+    assert Manifest.read(folder) == MINE
 
 
 def test_the_key_depends_on_all_but_the_name_of_the_model(folder):

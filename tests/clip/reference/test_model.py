@@ -13,11 +13,10 @@ from steering.clip.emoji_data import BUNDLE
 from steering.clip.export import export
 from steering.clip.models import build
 from steering.clip.reference import model
-from steering.clip.reference.cache import Cache
+from steering.clip.reference.cache import Cache, Manifest
 from steering.clip.reference.ensemble import Ensemble
 from steering.clip.reference.fill_cache import fill
 from steering.clip.reference.load import load_reference
-from steering.clip.reference.manifest import Manifest
 from steering.clip.reference.model import encode, names
 from steering.clip.task import Clip
 from steering.errors import UserError
