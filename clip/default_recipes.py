@@ -66,9 +66,8 @@ def emoji_reference(temperature: float) -> Recipe:
     it. What ships in clip/emoji is its export at half precision:
     ``export(load_reference("reference"), folder, half=True)`` with the two from ``steering.clip``.
     """
-    return emoji(temperature).model_copy(
-        update={"arms": {"plain": Arm(rule=f"kl(temperature={temperature:g})", subtract=False)}, "baseline": "plain"}
-    )
+    plain = Arm(rule=f"kl(temperature={temperature:g})", subtract=False)
+    return emoji(temperature).model_copy(update={"arms": {"plain": plain}, "baseline": "plain"})
 
 
 def shards(temperature: float, pairs: int, *, scratch: bool = True) -> Recipe:

@@ -1,12 +1,10 @@
 """The bundled image-text data: 1,870 emoji by two vendors, with four captions each, as webdataset shards.
 
-    from steering.clip.emoji_data import TOKENIZER, emoji_shard
-
     path = emoji_shard("train", noise=0.3)  # 6,000 pairs, 1,800 of them with another concept's caption
 
-Nothing is downloaded: the pictures come with the package, and the first call writes the shard to a cache. It
-is an ordinary tar of ``KEY.png``, ``KEY.txt`` and ``KEY.json``. The pictures are 32 pixels wide with an alpha
-channel, white where nothing is drawn; decode them with ``"pilrgba"`` and lay them over any background.
+Nothing is downloaded: the first call writes the shard to a cache, an ordinary tar of ``KEY.png``, ``KEY.txt`` and
+``KEY.json``. The pictures are 32 pixels wide with an alpha channel, white where nothing is drawn: decode them with
+``"pilrgba"`` and lay them over any background.
 """
 
 import hashlib
@@ -57,7 +55,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and the caption that was written for it, ``caption`` counting the concept's four."""
+    """A picture and one of its concept's four captions."""
 
     concept: Concept
     caption: int
@@ -78,14 +76,13 @@ def emoji_shard(split: str, *, noise: float = 0.0, cache: Path | None = None) ->
     mixed order. The others hold one sample a concept with its plain name, in the order of the table: the
     1,500 train concepts as either vendor draws them (``seen_*``), and the 370 never trained on (``held_out_*``).
 
-    ``KEY.json`` holds ``emoji``, ``name``, ``category``, ``subcategory``, ``concept`` (index of the picture
-    in the table), ``caption`` (0 to 3, which of the picture's four captions the pair is about) and ``wrong``.
-    Where ``wrong`` is true, ``KEY.txt`` is a caption of some other train concept with another picture.
+    ``KEY.json`` holds ``emoji``, ``name``, ``category``, ``subcategory``, ``concept`` (index in the table),
+    ``caption`` (0 to 3, which of the picture's four the pair is about) and ``wrong``: then ``KEY.txt`` is a caption of
+    some other train concept with another picture.
 
     Args:
         split: one of ``SPLITS``.
-        noise: share of wrong captions, from 0 to 1; only ``train`` has any. The pairs that are wrong at 0.2
-            are wrong in the same way at 0.3.
+        noise: share of wrong captions, from 0 to 1; only ``train`` has any. Pairs that are wrong at 0.2 are so at 0.3.
         cache: folder to keep the tar in, by default ``cache_folder()``.
 
     Raises:

@@ -1,9 +1,11 @@
-"""Image and text towers of open_clip, with the preprocessing and the tokenizer that belong to them."""
+"""Image and text towers of open_clip, with the preprocessing and the tokenizer that belong to them; and exports."""
 
 import hashlib
 import io
+import json
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,17 +18,24 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steering.clip.emoji_data import BUNDLE, TOKENIZER
 from steering.contrastive.pairs import Pairs
-from steering.errors import UserError, did_you_mean
+from steering.errors import RunError, UserError, did_you_mean
 from steering.task import Batch
 
 EMOJI = "emoji-rn32"  # 1.3 M parameters for 32-pixel pictures, small enough to be trained on one core
 open_clip.add_model_config(BUNDLE / f"{EMOJI}.json")
 
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+MERGES = "merges.txt.gz"
+FLOAT16_LIMIT = torch.finfo(torch.float16).max
+_SAFE_FORMS = "save the model's state_dict alone, or as .safetensors"
 LARGEST_SCALE = math.log(100)  # of a learned temperature, as in open_clip
 PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
 
@@ -120,10 +129,8 @@ class Towers(nn.Module):
         try:
             self.clip.set_grad_checkpointing(enable)
         except (AssertionError, NotImplementedError) as error:
-            raise UserError(
-                f"{self.arch} cannot compute activations again ({one_line(error)}): use "
-                f"recipe.grad_checkpointing=false, or a smaller recipe.micro_batch"
-            ) from None
+            remedy = "use recipe.grad_checkpointing=false, or a smaller recipe.micro_batch"
+            raise UserError(f"{self.arch} cannot compute activations again ({one_line(error)}): {remedy}") from None
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its models; equal in all but ``source`` means equal features."""
@@ -155,10 +162,9 @@ def architecture(name: str) -> str:
     """
     arch, names = name.replace("/", "-"), open_clip.list_models()
     if arch not in names:
-        raise UserError(
-            f"no architecture is named {name!r}{did_you_mean(arch, names) or '.'} Known: {EMOJI} and all of "
-            f"python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""
-        )
+        every = "python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""
+        hint = did_you_mean(arch, names) or "."
+        raise UserError(f"no architecture is named {name!r}{hint} Known: {EMOJI} and all of {every}")
     return arch
 
 
@@ -223,6 +229,57 @@ def assemble(
     return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
 
 
+def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
+    """Writes towers in open_clip's local-dir form, the only one that keeps QuickGELU and preprocessing.
+
+    The entry ``steer`` is for our own reader. The folder is either whole or as it was before.
+
+    Args:
+        towers: the model.
+        folder: is replaced if it exists.
+        half: stores matrices as float16, in half the space; features then differ by about 0.001.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of an export that was killed
+        new.mkdir(parents=True)
+        _write(towers, new, half)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise RunError(f"cannot write {folder}: {reason}. Free some space or choose another folder") from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _write(towers: Towers, folder: Path, half: bool) -> None:
+    origin = {"arch": towers.arch, "source": towers.source} | ({"merges": MERGES} if towers.merges else {})
+    content = {"model_cfg": towers.config, "preprocess_cfg": asdict(towers.preprocessing), "steer": origin}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    # On the CPU and each with memory of its own, as safetensors wants them.
+    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in towers.clip.state_dict().items()}
+    for name, value in state.items():
+        # Vectors and scalars stay exact: they are few, and a running variance may be large.
+        if half and value.is_floating_point() and value.ndim > 1 and value.abs().max() < FLOAT16_LIMIT:
+            state[name] = value.half()
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)
+    if towers.merges:
+        (folder / MERGES).write_bytes(towers.merges)
+    elif save_tokenizer := getattr(towers.tokenizer, "save_pretrained", None):
+        save_tokenizer(str(folder))
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences open_clip and the hub, which log a lot while they load; what matters is checked or raised."""
@@ -249,20 +306,15 @@ def _loading(source: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except UnpicklingError as error:
-        raise UserError(
-            f"{source} is damaged or holds Python objects besides tensors, which could run code on being "
-            f"read: save the model's state_dict alone, or as .safetensors"
-        ) from error
-    except ModuleNotFoundError as error:
-        raise UserError(f"{source} needs the package {error.name}: pip install {error.name}") from error
     except Exception as error:
-        if "TorchScript archive" in str(error):
-            raise UserError(
-                f"{source} is a TorchScript archive, which could run code: give the same weights as "
-                f".safetensors or a state_dict, the forms in which open_clip downloads them"
-            ) from error
-        raise UserError(f"cannot load {source}: {one_line(error)}") from error
+        message = f"cannot load {source}: {one_line(error)}"
+        if isinstance(error, UnpicklingError):
+            message = f"{source} is damaged or holds Python objects besides tensors, which may run code: {_SAFE_FORMS}"
+        elif "TorchScript archive" in str(error):
+            message = f"{source} is a TorchScript archive, which may run code: {_SAFE_FORMS}"
+        elif isinstance(error, ModuleNotFoundError):
+            message = f"{source} needs the package {error.name}: pip install {error.name}"
+        raise UserError(message) from error
 
 
 def _unit(features: Tensor) -> Tensor:

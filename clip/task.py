@@ -19,8 +19,7 @@ from steering.clip.emoji_data import BUNDLE, emoji_shard
 from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
-from steering.clip.export import export
-from steering.clip.models import EMOJI, Towers, build
+from steering.clip.models import EMOJI, Towers, build, export
 from steering.clip.presets import PRESETS
 from steering.clip.reference.cache import Cache, open_caches
 from steering.clip.reference.load import load
@@ -44,11 +43,10 @@ MOST_WHOLE = 1 << 22  # samples up to which an epoch is one permutation, held in
 
 @dataclass(frozen=True)
 class Clip:
-    """Contrastive image-text training of an open_clip model, guided by another CLIP (DRRho-CLIP).
+    """Contrastive image-text training of an open_clip model, guided by another CLIP.
 
-    The loss is the global contrastive loss of SogCLR and FastCLIP, per anchor over its negatives; with a
-    reference's losses subtracted it is DRRho-CLIP (Wei et al. 2025, section 5). All of that is the engine's: this
-    task gives features.
+    The loss, which is the engine's, is the global contrastive loss of SogCLR and FastCLIP, per anchor over its
+    negatives; with a reference's losses subtracted it is DRRho-CLIP (Wei et al. 2025, section 5).
 
     Args:
         data: shards (``shards/{000..099}.tar``, a glob, URLs, ``pipe:...``, several joined by ``::``), ``emoji``,
@@ -57,8 +55,8 @@ class Clip:
         val: shards to evaluate on; without them one pair in 20, at most 1,000, is held out of the data.
         zeroshot: pictures with a class each, to be classified by name as well: ``FOLDER``, or ``imagenet:FOLDER``.
         model: target, any open_clip architecture; for the bundled pairs a small one made for them, else ViT-B-32.
-        init: a trained model to go on from, named like a reference, in place of ``model`` and random weights. Its own
-            starting point is then the reference, unless another is given: what it knew is what it shall not lose.
+        init: a trained model to go on from, named like a reference, in place of ``model`` and random weights. As it
+            is then, it is the reference as well, unless another is given.
         ref: ``openai/ViT-B-32``, ``hf-hub:...``, ``local-dir:...``, ``ARCH=checkpoint``, or a run folder of ours. If
             not given: the bundled one for the bundled pairs, ``openai/ViT-B-32`` for your shards. ``A + B``
             averages the similarities of several.
@@ -136,10 +134,8 @@ class Clip:
         except ValueError:
             weights = []
         if self._bundled or len(weights) != sources or not all(0 < weight < math.inf for weight in weights):
-            raise UserError(
-                f"weights are numbers above 0, one for each of the {sources} sources of data, as in 2,1; "
-                f"got {self.weights}"
-            )
+            needed = f"weights are numbers above 0, one for each of the {sources} sources of data, as in 2,1"
+            raise UserError(f"{needed}; got {self.weights}")
         return weights if len(set(weights)) > 1 else []
 
     @property
@@ -261,9 +257,8 @@ class Clip:
         numbers = range(len(self.shards))
         held_out = list(islice((i for i in numbers if derive(0, "held out", i) % HELD_OUT == 0), MOST_HELD_OUT))
         if not held_out or len(held_out) == len(numbers):
-            raise UserError(
-                f"{self.data} has {len(numbers)} pairs, too few to hold some out: give --set options.val=SHARDS"
-            )
+            few = f"{self.data} has {len(numbers)} pairs, too few to hold some out"
+            raise UserError(f"{few}: give --set options.val=SHARDS")
         return held_out
 
     @cached_property

@@ -14,7 +14,7 @@ from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
-from steering.clip.export import CONFIG
+from steering.clip.models import CONFIG
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
 from steering.distributed import rank, world_size

@@ -108,10 +108,7 @@ class PairPictures:
 class PictureSet:
     """Pictures to be embedded by one model after the other; those that cannot be read are left out and counted.
 
-    Args:
-        source: the pictures.
-        skips: counts what cannot be read.
-        bad_share: largest share of them, see ``Skips.check``.
+    No more than a share ``bad_share`` of them may be, as ``Skips.check`` says.
     """
 
     source: Pictures
@@ -126,7 +123,7 @@ class PictureSet:
     def usable(self) -> list[int]:
         """Indices of the pictures that can be read; those that were never embedded are tried now."""
         if unseen := (self._states == UNSEEN).nonzero()[:, 0].tolist():
-            states = torch.zeros_like(self._states)
+            states = self._states.clone()
             states[unseen] = torch.tensor([_attempt(self.source, index)[1] for index in unseen])
             self._note(states)
         return (self._states == USABLE).nonzero()[:, 0].tolist()
@@ -188,13 +185,12 @@ def embed_texts(towers: Towers, texts: Sequence[str], work: Work = ALONE) -> Ten
 @torch.no_grad()
 def embed_classes(towers: Towers, classes: Sequence[Sequence[str]], work: Work = ALONE) -> Tensor:
     """One row of length one for every class, the mean of its prompts' features, ``[c, width]``."""
-    longest = max(map(len, classes), default=1)
+    size = max(1, work.block // max(map(len, classes), default=1))
 
     def means() -> Iterator[tuple[range, Tensor]]:
-        for block in work.blocks(len(classes), max(1, work.block // longest)):
+        for block in work.blocks(len(classes), size):
             chosen = classes[block.start : block.stop]
-            features = _encode(towers, [text for texts in chosen for text in texts])
-            parts = features.split([len(texts) for texts in chosen])
+            parts = _encode(towers, [text for texts in chosen for text in texts]).split([*map(len, chosen)])
             yield block, normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
     return work.rows(len(classes), next(towers.parameters()).device, means())

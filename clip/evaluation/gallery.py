@@ -29,23 +29,18 @@ def draw(
     Returns:
         A PNG.
     """
-    names, lines = list(scores), len(queries)
-    widths = [1.7, 0.9] + [0.25 if i % (SHOWN + 1) == 0 else 0.8 for i in range(len(names) * (SHOWN + 1))]
-    figure, axes = plt.subplots(
-        lines,
-        len(widths),
-        figsize=(sum(widths) * 0.62, lines * 0.62 + 0.5),
-        squeeze=False,
-        gridspec_kw={"width_ratios": widths, "wspace": 0.06, "hspace": 0.12},
-    )
+    widths = [1.7, 0.9, *(len(scores) * [0.25, *SHOWN * [0.8]])]
+    grid = {"width_ratios": widths, "wspace": 0.06, "hspace": 0.12}
+    size = (sum(widths) * 0.62, len(queries) * 0.62 + 0.5)
+    figure, axes = plt.subplots(len(queries), len(widths), figsize=size, squeeze=False, gridspec_kw=grid)
     for cell in axes.flat:
         cell.axis("off")
     for line, (query, match) in enumerate(zip(queries, partners, strict=True)):
         text = textwrap.fill(query, 24, max_lines=2, placeholder=" ...")
         axes[line][0].text(1, 0.5, text, ha="right", va="center", fontsize=10)
         axes[line][1].imshow(pictures[match])
-        for number, name in enumerate(names):
-            best = scores[name][line].topk(min(SHOWN, len(pictures))).indices.tolist()
+        for number, of_model in enumerate(scores.values()):
+            best = of_model[line].topk(min(SHOWN, len(pictures))).indices.tolist()
             for offset, shown in enumerate(best):
                 cell = axes[line][2 + number * (SHOWN + 1) + 1 + offset]
                 cell.imshow(pictures[shown])
@@ -54,7 +49,7 @@ def draw(
                     cell.set(xticks=[], yticks=[])
                     plt.setp(list(cell.spines.values()), edgecolor="#009e73", linewidth=2.5)
     axes[0][1].set_title("asked for", fontsize=10)
-    for number, name in enumerate(names):
+    for number, name in enumerate(scores):
         axes[0][2 + number * (SHOWN + 1) + 1].set_title(name, fontsize=11, fontweight="bold", loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")

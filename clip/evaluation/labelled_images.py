@@ -119,8 +119,6 @@ def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class _Files:
-    """Files of pictures."""
-
     paths: list[Path]
 
     def __len__(self) -> int:
@@ -137,7 +135,6 @@ class _Files:
 
 
 def _label(shards: Shards, number: int, classes: int) -> int:
-    """The number of a sample's class, which its member ``.cls`` holds."""
     try:
         content = shards.read(number).get("cls", b"").strip()
     except Undecodable:

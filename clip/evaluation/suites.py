@@ -29,8 +29,7 @@ class PairSet:
     Args:
         shards: where they are.
         ids: which of them, all if not given.
-        skips: counts what cannot be read.
-        bad_share: largest share of them, see ``Skips.check``.
+        skips, bad_share: as of ``PictureSet``.
         lines: every line of a text is a caption of its own.
     """
 
@@ -79,8 +78,7 @@ class PairSet:
 
     def embed(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor]:
         """Features of the pictures and of their first captions, ``[n, width]`` each."""
-        images = self.pictures.embed(towers, work)
-        return images, embed_texts(towers, self.captions, work)
+        return self.pictures.embed(towers, work), embed_texts(towers, self.captions, work)
 
     def embed_all(self, towers: Towers, work: Work = ALONE) -> tuple[Tensor, Tensor, Tensor]:
         """Features of n pictures and of their m captions, and the ``[m]`` index of every caption's picture."""
@@ -91,18 +89,13 @@ class PairSet:
 
 
 class Suite(Protocol):
-    """Something to evaluate models on."""
+    """Something to evaluate models on: every metric of a model, and how to read these, in the same order."""
 
     skips: Skips
 
     @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """How to read what ``measure`` returns, in its order."""
-        ...
-
-    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:
-        """Every metric of a model, with the interval that its samples leave."""
-        ...
+    def metrics(self) -> Mapping[str, Metric]: ...
+    def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]: ...
 
 
 def measure(towers: Towers, suites: Sequence[Suite], work: Work = ALONE) -> dict[str, Share]:
@@ -173,11 +166,7 @@ class ZeroShotSuite:
     """Accuracy of choosing each picture's class by name: top 1, top 5 where there are more, mean recall of a class.
 
     The text side is one row a class, the mean of its prompts' features; the picture's class is the one whose row is
-    most similar. All classes compete, also those without pictures, which count for nothing else.
-
-    Args:
-        source: as ``labelled_images.read_classes`` takes it.
-        bad_share: largest share of pictures that may be unreadable.
+    most similar. All classes compete, also those without pictures. ``source`` is as ``read_classes`` takes it.
     """
 
     def __init__(self, source: str, bad_share: float = 0.01):

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from steering import atomic_files
 from steering.clip.data.manifest import Shard
-from steering.clip.data.tar import head
 from steering.clip.models import Towers
 from steering.distributed import rank
 from steering.errors import UserError
@@ -118,7 +117,6 @@ class Cache:
         self.faults: Counter[str] = Counter()
         self._rows: OrderedDict[str, Rows | None] = OrderedDict()
         self._usable: dict[str, bool] = {}  # outlives the maps, so that a file is summed up once
-        self._heads: dict[str, str] = {}
 
     @classmethod
     def open(cls, folder: Path, *, ref: str, caption_field: str | None = None) -> Self:
@@ -167,18 +165,12 @@ class Cache:
     def claim(self, shard: Shard) -> Path:
         return self.folder / "claims" / f"{self.path(shard).stem}.lock"
 
-    def missing(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Shards without a file; the contents of files are not looked at."""
-        files = {path.name for path in (self.folder / "shards").glob("*")}
-        return [shard for shard in shards if self.path(shard).name not in files]
-
     def write(self, shard: Shard, features: Tensor, present: Tensor, reasons: Mapping[str, int]) -> None:
         """Writes a shard's file, whole or not at all.
 
         Args:
             shard: whose features.
-            features: ``[count, 2, width]``, rows of length one, zeros where there are none; samples of which one is
-                infinite or not a number count as not present.
+            features: ``[count, 2, width]``, rows of length one; what is not finite counts as not present.
             present: ``[count]`` bool.
             reasons: why samples are not present, counted.
         """
@@ -188,7 +180,7 @@ class Cache:
         features = features.where(finite[:, None, None], 0)
         tensors = {"features": features.contiguous(), "present": (present & finite).to(torch.uint8)}
         metadata = {"key": self.manifest.key, "shard": _ascii(shard.name), "bytes": str(shard.size)}
-        metadata |= {"head": self._head(shard), "reasons": json.dumps(dict(reasons))}
+        metadata |= {"head": shard.head, "reasons": json.dumps(dict(reasons))}
         metadata["checksum"] = _checksum(tensors, metadata["reasons"])
         atomic_files.write(self.path(shard), save(tensors, metadata))
 
@@ -218,12 +210,6 @@ class Cache:
     def fault(self, shard: Shard) -> str:
         """Why a file that is there cannot be used, read anew; empty if it can be."""
         return Cache(self.folder, self.manifest)._read(shard)[1]
-
-    def sweep(self, shard: Shard) -> None:
-        """Deletes what a killed process left half written of a shard; for who holds its claim."""
-        path = self.path(shard)
-        for partial in path.parent.glob(f".{path.name}.*"):
-            partial.unlink(missing_ok=True)
 
     def present(self, positions: Sequence[tuple[Shard, int]]) -> Tensor:
         """Which samples, by shard and position in it, have features, ``[n]`` bool."""
@@ -255,20 +241,10 @@ class Cache:
             return "of another model"
         if metadata["shard"] != _ascii(shard.name):
             return "of another shard"
-        for then, now in ((metadata["bytes"], str(shard.size)), (metadata["head"], self._head(shard))):
+        for then, now in ((metadata["bytes"], str(shard.size)), (metadata["head"], shard.head)):
             if then != now and then not in ("", "0") and now not in ("", "0"):  # which stand for unknown
                 return "made of a shard that was another one then"
         return ""
-
-    def _head(self, shard: Shard) -> str:
-        """Hash of how a shard begins, empty for one that is not on disk: its name is a URL, which says enough."""
-        if shard.name not in self._heads:
-            try:
-                with open(shard.url, "rb") as file:
-                    self._heads[shard.name] = head(file.fileno())
-            except OSError:
-                self._heads[shard.name] = ""
-        return self._heads[shard.name]
 
     def _read(self, shard: Shard) -> tuple[Rows | None, str]:
         """A shard's features, or why there are none; a file that is not there is no fault."""
@@ -317,7 +293,8 @@ def open_caches(
     caches: list[Cache | None] = []
     for folder, ref in zip(folders, refs, strict=True):
         cache = Cache.open(Path(folder).expanduser(), ref=ref, caption_field=caption_field)
-        if (missing := cache.missing(nonempty)) and rank() == 0:
+        files = {path.name for path in (cache.folder / "shards").glob("*")}
+        if (missing := [shard for shard in nonempty if cache.path(shard).name not in files]) and rank() == 0:
             print(
                 f"{folder} lacks {len(missing):,} of {len(nonempty):,} shards ({missing[0].name} say): their features "
                 f"are computed in every run, until steer cache completes it",
@@ -338,7 +315,7 @@ def _ascii(name: str) -> str:
 
 
 def _reasons(metadata: Mapping[str, str]) -> Counter[str]:
-    """Why samples are absent, according to the head of a file; raises ValueError where these are no counts."""
+    """Why samples are absent; raises ValueError where these are no counts."""
     try:
         reasons = json.loads(metadata["reasons"])
     except RecursionError:

@@ -13,11 +13,7 @@ from steering.contrastive.pairs import Pairs
 
 
 class Views:
-    """What several models see of the same samples, side by side in one tensor; what two see alike is made once.
-
-    Args:
-        models: each with its own preprocessing and tokenizer.
-    """
+    """What several models see of the same samples, side by side in one tensor; what two see alike is made once."""
 
     def __init__(self, models: Sequence[Towers]):
         transforms = [model.preprocess for model in models]
@@ -37,19 +33,12 @@ class Views:
 
 
 class _Parts:
-    """Where every model's part is, equal ones once.
-
-    Args:
-        keys: equal for models whose parts are equal.
-        makers: what makes the part of a model.
-        shapes: of a part.
-    """
+    """Where every model's part is, what makes it and of what shape; models with equal ``keys`` share one."""
 
     def __init__(self, keys: Sequence[Any], makers: Sequence[Callable], shapes: Sequence[tuple[int, ...]]):
-        first = [keys.index(key) for key in keys]  # the first model with an equal part
+        first = [keys.index(key) for key in keys]
         distinct = sorted(set(first))
-        self.makers = [makers[index] for index in distinct]
-        self.shapes = [shapes[index] for index in distinct]
+        self.makers, self.shapes = [makers[i] for i in distinct], [shapes[i] for i in distinct]
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.which = [distinct.index(index) for index in first]
 
@@ -62,11 +51,7 @@ class _Parts:
 class Ensemble(Towers):
     """Several models as one: features side by side, each times 1 / sqrt(k), so that similarities are averaged.
 
-    The product of two rows is the mean of the k similarities, and rows keep the length one; the scale is the mean of
-    theirs. Pictures and tokens are those of ``Views``.
-
-    Args:
-        models: of any widths, resolutions and tokenizers.
+    Rows keep the length one, and the scale is the mean of theirs. Pictures and tokens are those of ``Views``.
     """
 
     def __init__(self, models: Sequence[Towers]):

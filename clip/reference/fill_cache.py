@@ -32,16 +32,12 @@ PATIENCE = 900.0  # and how long one waits with no new file anywhere before it d
 
 @dataclass
 class Filled:
-    """The work of this process: shards and pairs made, those without features too, in how many seconds.
-
-    Attributes:
-        unread: names of shards that could not be read to their end, and were left without a file.
-    """
+    """The work of this process: shards and pairs made, those without features too, in how many seconds."""
 
     shards: int = 0
     pairs: int = 0
     seconds: float = 0.0
-    unread: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)  # shards that were not read to their end and have no file
 
 
 @dataclass
@@ -63,8 +59,7 @@ def content(cache: Cache, shards: Shards) -> Content:
     """Looks at the head of every file."""
     total = Content()
     for shard in nonempty(shards):
-        reasons = cache.reasons(shard)
-        if reasons is not None:
+        if (reasons := cache.reasons(shard)) is not None:
             total.shards += 1
             total.pairs += shard.count
             total.missing += reasons
@@ -105,7 +100,7 @@ def fill(
         batch: samples encoded at a time.
         workers: processes that read and decode ahead.
         share: rank of this process and the number of processes; every one begins at another shard.
-        done: kept up to date, for who wants to know after an interruption.
+        done: kept up to date, for after an interruption.
 
     Raises:
         RunError: a shard cannot be read, or the disk is full; finished shards are kept.
@@ -196,9 +191,8 @@ class _Samples(Dataset):
 
 def _silence(_: int) -> None:
     """A worker does not report a connection that breaks because its reader was interrupted."""
-    sys.excepthook = lambda kind, *rest: (
-        None if issubclass(kind, ConnectionError | KeyboardInterrupt) else sys.__excepthook__(kind, *rest)
-    )
+    silent = ConnectionError | KeyboardInterrupt
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, silent) else sys.__excepthook__(kind, *rest)
 
 
 class _Claims:
@@ -242,5 +236,7 @@ class _Claims:
         except (OSError, NotImplementedError):  # no locks on this file system
             return True
         self._held[shard.name] = lock
-        self.cache.sweep(shard)
+        path = self.cache.path(shard)
+        for unfinished in path.parent.glob(f".{path.name}.*"):  # what a killed process left
+            unfinished.unlink(missing_ok=True)
         return True

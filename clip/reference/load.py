@@ -20,8 +20,7 @@ import huggingface_hub
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
-from steering.clip.export import CONFIG, WEIGHTS
-from steering.clip.models import Towers, architecture, assemble, make, one_line, quiet
+from steering.clip.models import CONFIG, WEIGHTS, Towers, architecture, assemble, make, one_line, quiet
 from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 
@@ -72,9 +71,8 @@ def read(folder: Path) -> Towers:
         if not path.is_file():
             raise UserError(f"{folder} has lost its tokenizer, {path.name}: export the model again")
         merges = path.read_bytes()
-    arch = str(origin.get("arch", folder.resolve().name))
-    name, options = f"local-dir:{folder}", {"merges": merges, "require_pretrained": True}
-    return assemble(name, content["model_cfg"], arch=arch, source=str(folder), **options)
+    options = {"arch": str(origin.get("arch", folder.resolve().name)), "source": str(folder), "merges": merges}
+    return assemble(f"local-dir:{folder}", content["model_cfg"], require_pretrained=True, **options)
 
 
 def _from_hub(repo: str) -> Towers:

@@ -79,8 +79,7 @@ class Member(nn.Module):
     @property
     def towers(self) -> Towers:
         """Loaded now if need be, and kept."""
-        if self.loaded is None:
-            self.loaded = self.load()
+        self.loaded = self.load() if self.loaded is None else self.loaded
         return self.loaded
 
     def load(self) -> Towers:
@@ -88,10 +87,8 @@ class Member(nn.Module):
         with untouched():  # open_clip draws random weights before it loads the trained ones
             towers = load_reference(self.ref)
         if self.cache is not None and not self.cache.manifest.is_of(towers):
-            raise UserError(
-                f"{self.cache.folder} holds features of another model than {self.ref} is now: "
-                f"fill another cache with steer cache, or go without"
-            )
+            other = f"{self.cache.folder} holds features of another model than {self.ref} is now"
+            raise UserError(f"{other}: fill another cache with steer cache, or go without")
         return towers.to(self.get_buffer("where").device)
 
     @property

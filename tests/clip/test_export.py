@@ -11,8 +11,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from tiny_models import TEXTS, batch, features, shrink
 
-from steering.clip.export import CONFIG, MERGES, WEIGHTS, export
-from steering.clip.models import EMOJI, build, make
+from steering.clip.models import CONFIG, EMOJI, MERGES, WEIGHTS, build, export, make
 from steering.clip.reference.load import read
 from steering.errors import RunError
 
@@ -114,7 +113,7 @@ def test_failed_export_leaves_the_older_one(tmp_path, monkeypatch, broken):
             return rename(path, *rest)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"steering.clip.export.{broken}", full)
+    monkeypatch.setattr(f"steering.clip.models.{broken}", full)
     with pytest.raises(RunError, match=r"cannot write .*export: No space left on device\. Free some space"):
         export(build(EMOJI), folder)
     assert (folder / WEIGHTS).read_bytes() == before

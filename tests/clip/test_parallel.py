@@ -12,8 +12,7 @@ import open_clip
 import pytest
 import torch
 
-from steering.clip.export import export
-from steering.clip.models import EMOJI, build
+from steering.clip.models import EMOJI, build, export
 
 pytestmark = pytest.mark.slow
 

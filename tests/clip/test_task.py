@@ -8,8 +8,7 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
-from steering.clip.export import export
-from steering.clip.models import Towers, build
+from steering.clip.models import Towers, build, export
 from steering.clip.reference.model import Reference
 from steering.clip.task import Clip
 from steering.references.store import ReferenceLosses

@@ -16,8 +16,7 @@ from webdataset.writer import TarWriter
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import ALONE
 from steering.clip.evaluation.suites import PairSet, RetrievalSuite, ZeroShotSuite
-from steering.clip.export import WEIGHTS, export
-from steering.clip.models import Towers
+from steering.clip.models import WEIGHTS, Towers, export
 
 pytest.importorskip("clip_benchmark")
 pytestmark = pytest.mark.slow

@@ -12,8 +12,7 @@ from steering.clip.emoji_data import BUNDLE
 from steering.clip.evaluation.command import Model, run
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite
-from steering.clip.export import export
-from steering.clip.models import EMOJI, build
+from steering.clip.models import EMOJI, build, export
 from steering.clip.reference.load import load_reference
 from steering.clip.task import Clip
 from steering.runs import config as configs

@@ -10,8 +10,7 @@ import pytest
 
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
-from steering.clip.export import export
-from steering.clip.models import build
+from steering.clip.models import build, export
 from steering.clip.reference import command as cache_command
 from steering.clip.reference.cache import Cache, Manifest
 from steering.clip.task import Clip

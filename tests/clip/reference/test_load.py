@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from tiny_models import TINY, shrink
 from torch import nn
 
-from steering.clip.export import CONFIG, MERGES, WEIGHTS, export
-from steering.clip.models import EMOJI, build
+from steering.clip.models import CONFIG, EMOJI, MERGES, WEIGHTS, build, export
 from steering.clip.reference import load as reference
 from steering.clip.reference.load import load, load_reference
 from steering.errors import UserError

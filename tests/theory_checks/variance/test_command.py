@@ -89,8 +89,7 @@ def test_the_worth_of_the_ranking_is_found_out_by_training(asked, tmp_path):
 
 @pytest.mark.slow
 def test_candidates_are_ranked_on_the_bundled_pairs(asked, tmp_path):
-    from steering.clip.export import export
-    from steering.clip.models import EMOJI, build
+    from steering.clip.models import EMOJI, build, export
     from steering.clip.reference.load import load_reference
 
     export(load_reference(REFERENCE), tmp_path / "copy")
