@@ -174,13 +174,9 @@ def _pictures(vendor: str) -> tuple[bytes, ...]:
 
 def _folder(cache: Path | None) -> Path:
     """Where this bundle's shards are kept; another content, or layout of shards, has another folder."""
-    return (cache or cache_folder()) / f"emoji-{_fingerprint()}"
-
-
-@once
-def _fingerprint() -> str:
     contents = [(BUNDLE / name).read_bytes() for name in ("emoji.json", "google.webp", "twitter.webp")]
-    return hashlib.sha256(b"".join([f"layout {LAYOUT}".encode(), *contents])).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join([f"layout {LAYOUT}".encode(), *contents]))
+    return (cache or cache_folder()) / f"emoji-{digest.hexdigest()[:12]}"
 
 
 def _write(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:

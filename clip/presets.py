@@ -7,12 +7,14 @@ here at its size, so each says what was published, or nothing. Where a temperatu
 
 from typing import Any
 
+from omegaconf import OmegaConf
+
 YOURS = {"data": "YOUR_SHARDS"}  # has to be typed: without it a preset would train on the bundled pairs
 ADAM_OF_CLIP = {"betas": [0.9, 0.98], "adam_epsilon": 1e-6}
 DRRHO = {"rule": "kl(temperature=0.01, epsilon=1e-4)", "reference_scale": 1.0}
 PLAIN = {"rule": "info_nce()", "subtract": False}
 OPENCLIP = {**PLAIN, "temperature": 0.07}  # where it begins to be learned
-FASTCLIP = {"weight_decay": 0.1, "warmup": 10_000, "precision": "fp16", "checkpoint_every": 2000}
+FASTCLIP = "weight_decay=0.1 warmup=10000 precision=fp16 checkpoint_every=2000"
 JEST = {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2)"}
 
 
@@ -24,9 +26,11 @@ def fastclip(radius: float, gamma: float = 1.0, decay: float = 0.5, epsilon: flo
 
 
 def preset(
-    options: dict[str, Any], arms: dict[str, Any], optional_arms: dict[str, Any], **settings: Any
+    options: dict[str, Any], arms: dict[str, Any], optional_arms: dict[str, Any], settings: str
 ) -> dict[str, dict[str, Any]]:
-    recipe = {**ADAM_OF_CLIP, **settings, "arms": arms, "more": optional_arms, "baseline": next(iter(arms))}
+    """Options and recipe; ``settings`` are as ``--set`` takes those of the recipe."""
+    typed: Any = OmegaConf.to_container(OmegaConf.from_dotlist(settings.split()))
+    recipe = {**ADAM_OF_CLIP, **typed, "arms": arms, "more": optional_arms, "baseline": next(iter(arms))}
     return {"options": {**YOURS, **options}, "recipe": recipe}
 
 
@@ -45,17 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "drrho_clip_distill": {**DRRHO, "distill": 1.0},  # the paper's weight is not published
             "fastclip_distill": {**fastclip(11.0), "distill": 1.0},
         },
-        steps=262_752,
-        batch=5120,
-        learning_rate=3.125e-4,
-        scalar_lr_factor=0.25,
-        weight_decay=0.2,
-        warmup=500,
-        precision="fp16",
-        checkpoint_every=5000,
-        checkpoint_minutes=30,
-        keep_checkpoints=2,
-        log_every=100,
+        "steps=262752 batch=5120 learning_rate=3.125e-4 scalar_lr_factor=0.25 weight_decay=0.2 warmup=500 "
+        "precision=fp16 checkpoint_every=5000 checkpoint_minutes=30 keep_checkpoints=2 log_every=100",
     ),
     # steer run clip --preset fastclip-cc3m --data 'cc3m/{00000..00331}.tar' --ref openai/ViT-B-32
     # FastCLIP's CC3M (Wei et al. 2024): ResNet-50, about 37 passes. Published for v1, of fixed temperature: DataComp
@@ -64,11 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         {"model": "RN50", "ref": "openai/ViT-B-32", "temperature": 0.07},
         {"fastclip": fastclip(6.5, gamma=0.2, decay=18 / 37)},
         {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": 0.2, "gamma_schedule": "cosine"}},
-        steps=100_000,
-        batch=1024,
-        learning_rate=1e-3,
-        scalar_lr_factor=0.2,
-        **FASTCLIP,
+        f"steps=100000 batch=1024 learning_rate=1e-3 scalar_lr_factor=0.2 {FASTCLIP}",
     ),
     # steer run clip --preset fastclip-cc12m --data 'cc12m/{00000..01242}.tar' --ref openai/ViT-B-32
     # FastCLIP's CC12M: ViT-B/32, 33 passes over 9.2 million pairs. Published for v1: DataComp average 30.65.
@@ -77,11 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.07},
         {"fastclip": fastclip(8.5, gamma=0.2, decay=16 / 33)},
         {"openclip": OPENCLIP, "drrho_clip": {**DRRHO, "gamma": "auto", "gamma_schedule": "cosine"}},
-        steps=148_000,
-        batch=2048,
-        learning_rate=4e-4,
-        scalar_lr_factor=0.25,
-        **FASTCLIP,
+        f"steps=148000 batch=2048 learning_rate=4e-4 scalar_lr_factor=0.25 {FASTCLIP}",
     ),
     # steer run clip --preset one-gpu --data 'shards/{000..099}.tar' --ref openai/ViT-B-32
     # A ViT-B/32 from scratch on one GPU, DRRho-CLIP against open_clip's loss. Ours, not published. Not run here.
@@ -89,15 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         {"model": "ViT-B-32", "ref": "openai/ViT-B-32", "temperature": 0.01, "workers": 8},
         {"openclip": OPENCLIP, "drrho_clip": DRRHO},
         {"jest": JEST},
-        steps=20_000,
-        batch=1024,
-        micro_batch=512,
-        learning_rate=5e-4,
-        scalar_lr_factor=0.25,
-        weight_decay=0.2,
-        warmup=1000,
-        precision="bf16",
-        checkpoint_every=1000,
+        "steps=20000 batch=1024 micro_batch=512 learning_rate=5e-4 scalar_lr_factor=0.25 weight_decay=0.2 "
+        "warmup=1000 precision=bf16 checkpoint_every=1000",
     ),
     # steer run clip --preset fine-tune --data 'mine/{000..009}.tar' --set options.zeroshot=imagenet:FOLDER
     # A trained model goes on with pairs of yours, and shall not lose what it knew: it is its own reference (and
@@ -106,10 +86,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         {"init": "openai/ViT-B-32"},
         {"openclip": PLAIN, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
         {"openclip_distill": {**PLAIN, "distill": 1.0}},
-        learning_rate=1e-5,
-        scalar_lr_factor=0.25,
-        weight_decay=0.1,
-        warmup=100,
-        clip_norm=1.0,
+        "learning_rate=1e-5 scalar_lr_factor=0.25 weight_decay=0.1 warmup=100 clip_norm=1.0",
     ),
 }

@@ -177,7 +177,8 @@ def embed_texts(towers: Towers, texts: Sequence[str], work: Work = ALONE) -> Ten
     index_of = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     distinct, device = list(index_of), next(towers.parameters()).device
     blocks = work.blocks(len(distinct))
-    parts = ((block, _encode(towers, distinct[block.start : block.stop])) for block in blocks)
+    tokens = ((block, towers.tokenize(distinct[block.start : block.stop])) for block in blocks)
+    parts = ((block, towers.encode_texts(part.to(device))) for block, part in tokens)
     rows = work.rows(len(distinct), device, parts)
     return rows if len(distinct) == len(texts) else rows[[index_of[text] for text in texts]]
 
@@ -185,19 +186,9 @@ def embed_texts(towers: Towers, texts: Sequence[str], work: Work = ALONE) -> Ten
 @torch.no_grad()
 def embed_classes(towers: Towers, classes: Sequence[Sequence[str]], work: Work = ALONE) -> Tensor:
     """One row of length one for every class, the mean of its prompts' features, ``[c, width]``."""
-    size = max(1, work.block // max(map(len, classes), default=1))
-
-    def means() -> Iterator[tuple[range, Tensor]]:
-        for block in work.blocks(len(classes), size):
-            chosen = classes[block.start : block.stop]
-            parts = _encode(towers, [text for texts in chosen for text in texts]).split([*map(len, chosen)])
-            yield block, normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
-
-    return work.rows(len(classes), next(towers.parameters()).device, means())
-
-
-def _encode(towers: Towers, texts: Sequence[str]) -> Tensor:
-    return towers.encode_texts(towers.tokenize(texts).to(next(towers.parameters()).device))
+    rows = embed_texts(towers, [text for texts in classes for text in texts], work)
+    parts = rows.split([len(texts) for texts in classes])
+    return normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
 
 def _attempt(source: Pictures, index: int) -> tuple[Image.Image | None, int]:

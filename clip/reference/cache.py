@@ -78,7 +78,8 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, key = content.pop("format"), content.pop("key")
-            if version == FORMAT and key != (manifest := cls(**content)).key:
+            manifest = cls(**content) if version == FORMAT else None
+            if manifest and key != manifest.key:
                 raise ValueError("its hash is wrong")
         except OSError as error:
             raise UserError(
@@ -86,7 +87,7 @@ class Manifest:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is damaged: delete {folder} and fill it again with steer cache") from None
-        if version != FORMAT:
+        if manifest is None:
             raise UserError(f"{folder} is a cache of another version of this software: fill another with steer cache")
         return manifest
 

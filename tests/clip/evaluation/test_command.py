@@ -9,7 +9,7 @@ import torch
 from steering import UserError
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
-from steering.clip.evaluation.command import Model, run
+from steering.clip.evaluation.command import run
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import EmojiSuite
 from steering.clip.models import EMOJI, build, export
@@ -117,8 +117,3 @@ def test_mistakes_are_told_in_one_line(run_folder, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.yaml").write_text(configs.text(configs.resolve("clip")[0]))
     assert f"has no exported model: finish it first, steer run --resume {tmp_path / 'new'}" in report(tmp_path / "new")
-
-
-def test_a_seed_is_part_of_a_models_name():
-    assert Model("jest", 3, "x").label == "jest, seed 3"
-    assert Model("openai/ViT-B-32", None, "x").label == "openai/ViT-B-32"

@@ -1,7 +1,8 @@
 """Features in files: what is read is what was written, and what cannot be trusted counts as not there."""
 
+import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,22 +10,18 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from steering.clip.reference.cache import Cache, Manifest, _checksum, open_caches
+from steering.clip.data.manifest import Shard
+from steering.clip.reference.cache import MANIFEST, Cache, Manifest, _checksum, open_caches
 from steering.errors import UserError
 
 WIDTH = 64
 
 
-@dataclass(frozen=True)
-class Tar:
-    name: str
-    size: int = 10240
-    count: int = 20
-    url: str = ""
-    head: str = ""
+def tar(name: str, *, count: int = 20, head: str = "") -> Shard:
+    return Shard(name, "", 10240, count, head=head)
 
 
-ONE, OTHER = Tar("data/000.tar"), Tar("data/001.tar")
+ONE, OTHER = tar("data/000.tar"), tar("data/001.tar")
 
 
 @pytest.fixture
@@ -155,7 +152,7 @@ def test_features_of_a_shard_that_has_changed_are_missing(cache, shard, fault):
 
 
 def test_another_shard_of_the_same_name_and_size_does_not_get_the_features_of_the_first(tmp_path, manifest):
-    first, other, unknown = (Tar("000.tar", head=head) for head in ("0123", "4567", ""))
+    first, other, unknown = (tar("000.tar", head=head) for head in ("0123", "4567", ""))
     cache = Cache.make(tmp_path / "cache", manifest)
     cache.write(first, features(), torch.ones(20, dtype=torch.bool), {})
     for shard in (first, unknown):
@@ -185,14 +182,14 @@ def test_faults_are_told_once_a_kind_and_counted(cache, capsys):
 
 def test_shards_of_one_name_in_two_folders_have_two_files(cache):
     names = ["a/000.tar", "b/000.tar", "a_000.tar", "a/000", "../000.tar", "é/0 0.tar", "x" * 300, "\u5199" * 83]
-    paths = [cache.path(Tar(name)) for name in names]
+    paths = [cache.path(tar(name)) for name in names]
     assert len(set(paths)) == len(names)
     assert all(path.parent == cache.folder / "shards" and len(os.fsencode(path.name)) < 120 for path in paths)
 
 
 @pytest.mark.parametrize("name", ["\u5199" * 83 + ".tar", os.fsdecode(b"\xff/\xfe.tar"), "a\nb.tar"])
 def test_features_of_a_shard_with_any_name_are_found_again(cache, name):
-    shard = Tar(name)
+    shard = tar(name)
     cache.write(shard, features(), torch.ones(20, dtype=torch.bool), {"no caption": 0})
     assert again(cache).present([(shard, 3)]).all() and again(cache).reasons(shard) is not None
     cache.path(OTHER).write_bytes(cache.path(shard).read_bytes())
@@ -211,16 +208,45 @@ def test_a_cache_of_other_captions_is_refused(cache):
 
 
 def test_a_cache_without_some_shards_is_told_and_used(cache, capsys):
-    (result,) = open_caches([str(cache.folder)], ["here/model"], [ONE, OTHER, Tar("faulty.tar", count=0)], None)
+    (result,) = open_caches([str(cache.folder)], ["here/model"], [ONE, OTHER, tar("faulty.tar", count=0)], None)
     assert result is not None and "lacks 1 of 2 shards (data/001.tar say)" in capsys.readouterr().err
     assert "1 caches are given for 2 references" in refusal(lambda: open_caches(["x"], ["a", "b"], [ONE], None))
 
 
 def test_few_maps_are_enough_for_many_shards(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr("steering.clip.reference.cache.MOST_OPEN", 2)
-    cache, shards = Cache.make(tmp_path, manifest), [Tar(f"{i}.tar") for i in range(5)]
+    cache, shards = Cache.make(tmp_path, manifest), [tar(f"{i}.tar") for i in range(5)]
     for shard in shards:
         cache.write(shard, features(), torch.ones(20, dtype=torch.bool), {})
     indices = [(shard, 1) for shard in shards]
     first, later = cache.look_up(indices)[0], cache.look_up(indices)[0]
     assert torch.equal(first, later) and len(cache._rows) == 2
+
+
+def test_the_key_depends_on_all_but_the_name_of_the_model(manifest):
+    assert replace(manifest, ref="there/model").key == manifest.key
+    others = [{"model": {"arch": "b", "weights": "0123"}}, {"width": 32}, {"scale": 14.0}, {"caption_field": "alt"}]
+    assert len({manifest.key, *(replace(manifest, **other).key for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 15.0}, "damaged"),
+        ({"width": 32}, "damaged"),
+        ({"key": "0"}, "damaged"),
+        ({"model": None}, "damaged"),
+        ({"more": 1}, "damaged"),
+        ({"format": 99}, "another version"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(cache, change, message):
+    path = cache.folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert message in refusal(lambda: Manifest.read(cache.folder))
+
+
+def test_what_is_no_cache_is_refused(tmp_path, cache):
+    assert "is no cache" in refusal(lambda: Manifest.read(tmp_path))
+    (cache.folder / MANIFEST).write_bytes(b"[1]")
+    assert "damaged" in refusal(lambda: Manifest.read(cache.folder))
