@@ -41,9 +41,12 @@ def index(
 
     Training does the same when it first sees shards. What changes or disappears later is noticed by both.
     """
-    from steering.clip.data.command import run
+    from steering.clip.data.index import open_index, show
+    from steering.clip.data.shard_files import ShardFiles
+    from steering.clip.data.sources import expand
 
-    run(data, rebuild=rebuild, bad_shards=allow_bad_shards, cache_gb=cache_gb)
+    named, files = expand(data, missing=allow_bad_shards), ShardFiles(cache_gb * 1e9)
+    show(open_index(named, files=files, bad_shards=allow_bad_shards, rebuild=rebuild, read_headers=True), data)
 
 
 def eval_(

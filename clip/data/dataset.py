@@ -1,6 +1,7 @@
 """Training batches of image-caption pairs, looked up by id."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -38,12 +39,10 @@ class PairData:
     """Pairs to train on, by id: the number of the sample in its shards.
 
     A sample that cannot be used is replaced, so that batches keep their size on every rank: first by one of the
-    stand-ins that are offered, samples that the epoch would leave out otherwise; then by one drawn at random that is
-    not in the batch, at first from the shards that the batch reads anyway. Promised is that no pair is twice in what
-    this process loads for a batch, that ``Batch.ids`` names the samples that are really there, and that who stands in
-    depends on ids, stand-ins and generator alone, not on the process that loads. With several ranks an offered
-    stand-in is in no other rank's part of the batch; one drawn at random may be, and is then a false negative. A
-    random one may also come again later in the epoch, or before.
+    stand-ins that are offered, then by one drawn at random, at first from the shards that the batch reads anyway. No
+    pair is twice in what this process loads for a batch, ``Batch.ids`` names the samples that are really there, and
+    who stands in depends on ids, stand-ins and generator alone, not on the process that loads. With several ranks an
+    offered stand-in is in no other rank's part of the batch; one drawn at random may be, and is then a false negative.
 
     Args:
         shards: where the samples are.
@@ -101,12 +100,9 @@ class PairData:
         if share is None:
             share = Share(0, len(ids), ids[:0])
         samples = self._usable(ids.tolist(), generator.initial_seed(), share)
-        chosen = [sample.id for sample in samples]
-        captions = {sample.id: sample.caption for sample in samples if sample.caption is not None}
-        text = self._tokens.look_up(chosen, captions, {sample.id for sample in samples if sample.alone})
         facts = torch.tensor([sample.facts for sample in samples]).T
-        fields = {"image": self._views(samples, generator, share), "text": text}
-        return Batch(torch.tensor(chosen), fields, dict(zip(self.facts, facts, strict=True)))
+        fields = {"image": self._views(samples, generator, share), "text": self._tokens.look_up(samples)}
+        return Batch(torch.tensor([sample.id for sample in samples]), fields, dict(zip(self.facts, facts, strict=True)))
 
     def plain(self, ids: Tensor, preprocess: Transform, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
         """The samples without augmentation and with their first caption, as another model sees them in evaluation.
@@ -133,8 +129,7 @@ class PairData:
     @property
     def skips(self) -> Skips:
         """The samples that could not be used so far, in all processes that load for this one, each counted once."""
-        seen, reasons, examples, stand_ins = self._counts.totals()
-        # Later epochs see the same samples again; a share is of different ones.
+        seen, reasons, examples, stand_ins = self._counts.totals()  # later epochs see the same samples again
         return Skips(min(seen, len(self)), reasons, [self.shards.name(number) for number in examples], stand_ins)
 
     def _usable(self, ids: list[int], seed: int, share: Share) -> list["_Sample"]:
@@ -145,13 +140,16 @@ class PairData:
         for number in ids:
             samples.append(None if number in taken else self._try(number, seed))
             taken.add(number)
-        others = _StandIns(
-            self, ids, taken, seeds.generator(seed, "substitutes", share.first), share.stand_ins.tolist()
-        )
-        return [sample or self._substitute(number, others, seed) for number, sample in zip(ids, samples, strict=True)]
+        draws, offered = seeds.generator(seed, "substitutes", share.first), iter(share.stand_ins.tolist())
+        for index, number in enumerate(ids):
+            if samples[index] is None:
+                others = (other for other in self._stand_ins(ids, taken, draws, offered) if other not in taken)
+                samples[index] = self._substitute(number, others, taken, seed)
+        return [sample for sample in samples if sample is not None]
 
-    def _substitute(self, bad: int, others: "_StandIns", seed: int) -> "_Sample":
+    def _substitute(self, bad: int, others: Iterator[int], taken: set[int], seed: int) -> "_Sample":
         for number in others:
+            taken.add(number)
             self._counts.add_seen(1)
             if sample := self._try(number, seed):
                 self._counts.add_stand_in()
@@ -160,6 +158,23 @@ class PairData:
             f"{self.shards.name(bad)} cannot be used, and none of the {len(self):,} training samples is left to stand "
             "in: leave it out, or use a smaller batch"
         )
+
+    def _stand_ins(
+        self, ids: list[int], taken: set[int], draws: torch.Generator, offered: Iterator[int]
+    ) -> Iterator[int]:
+        """Samples that may stand in for one: the next ones that are offered, then ``TRIES`` at random."""
+        yield from offered
+        shards = self.shards
+        for attempt in range(TRIES):
+            if len(taken) >= len(self):
+                return
+            for _ in range(MOST_DRAWS):
+                near = shards.index[shards.which(ids[_draw(len(ids), draws)])]
+                low, count = (near.first, near.count) if attempt < TRIES // 2 else (0, len(shards))
+                number = low + _draw(count, draws)
+                if number not in taken and number not in self.left_out:
+                    yield number
+                    break
 
     def _try(self, number: int, seed: int) -> "_Sample | None":
         try:
@@ -185,12 +200,12 @@ class PairData:
         others.check(self.bad_share)
 
     def _picture(self, number: int) -> "_Picture":
-        return self._pictures.find(number) or self._pictures.add(number, self.shards.picture(number))
+        return self._pictures.by_id.get(number) or self._pictures.add(number, self.shards.picture(number))
 
     def _facts(self, number: int) -> list[float]:
         info = self.shards.info(number) if self.facts else {}
         values = [info.get(name) for name in self.facts]
-        if not all(isinstance(value, int | float) for value in values):
+        if not all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values):
             raise UserError(
                 f"{self.shards.name(number)} does not say {', '.join(self.facts)} in its .json although the first "
                 "sample does: give every sample a number or a truth value"
@@ -220,38 +235,6 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
 
 
-class _StandIns:
-    """Samples that may stand in, one after the other, none twice: those offered, then random ones."""
-
-    def __init__(self, data: PairData, ids: list[int], taken: set[int], generator: torch.Generator, offered: list[int]):
-        self.data, self.ids, self.taken, self.generator = data, ids, taken, generator
-        self.offered = iter(offered)
-
-    def __iter__(self) -> Iterator[int]:
-        """Those for one bad sample: the next ones that are offered, then ``TRIES`` at random."""
-        for number in self.offered:
-            if self._take(number):
-                yield number
-        shards = self.data.shards
-        for attempt in range(TRIES):
-            if len(self.taken) >= len(self.data):
-                return
-            number = self.ids[0]
-            for _ in range(MOST_DRAWS):
-                near = shards.index[shards.which(self.ids[_draw(len(self.ids), self.generator)])]
-                low, count = (near.first, near.count) if attempt < TRIES // 2 else (0, len(shards))
-                number = low + _draw(count, self.generator)
-                if number not in self.taken and number not in self.data.left_out:
-                    break
-            if self._take(number):
-                yield number
-
-    def _take(self, number: int) -> bool:
-        free = number not in self.taken
-        self.taken.add(number)
-        return free
-
-
 class _Picture(NamedTuple):
     image: Image.Image
     canvas: Tensor | None  # [4, size, size] uint8, for small views
@@ -270,12 +253,9 @@ class _Pictures:
 
     def __init__(self, preprocessing: PreprocessCfg | None):
         self.preprocessing = preprocessing  # of canvases, None if there are none
-        self.content_of: dict[int, bytes] = {}  # hash of the file, by id
+        self.by_id: dict[int, _Picture] = {}
         self.kept: dict[bytes, _Picture] = {}  # by hash of the file
         self.bytes = 0
-
-    def find(self, number: int) -> _Picture | None:
-        return self.kept[self.content_of[number]] if number in self.content_of else None
 
     def add(self, number: int, data: bytes) -> _Picture:
         """Decodes a picture and keeps it if it is small."""
@@ -290,7 +270,7 @@ class _Pictures:
                 return picture
             self.bytes += size
             self.kept[content] = picture
-        self.content_of[number] = content
+        self.by_id[number] = self.kept[content]
         return self.kept[content]
 
 
@@ -305,19 +285,20 @@ class _Tokens:
     def has(self, number: int) -> bool:
         return self.table is not None and bool(self.filled[number])
 
-    def look_up(self, ids: Sequence[int], captions: dict[int, str], alone: Collection[int]) -> Tensor:
-        """``[n, context]`` int64 of n ids: from the captions where there are any, else kept; those alone are kept."""
-        tokens = self.tokenizer(list(captions.values())).long() if captions else None
+    def look_up(self, samples: Sequence[_Sample]) -> Tensor:
+        """``[n, context]`` int64 of n samples: from the captions where they have one, else kept; those alone are."""
+        fresh = [sample for sample in samples if sample.caption is not None]
+        tokens = self.tokenizer([sample.caption or "" for sample in fresh]).long() if fresh else None
         if tokens is not None and self.table is None:
             if 4 * tokens.shape[1] * self.samples > MOST_TOKENS:
                 return tokens
             self.table = torch.zeros(self.samples, tokens.shape[1], dtype=torch.int32)
             self.filled = bytearray(self.samples)
         assert self.table is not None
-        rows = self.table[ids].long()
+        rows = self.table[[sample.id for sample in samples]].long()
         if tokens is not None:
-            rows[torch.tensor([number in captions for number in ids])] = tokens
-            for number, row in zip(captions, tokens, strict=True):
-                if number in alone:
-                    self.table[number], self.filled[number] = row.int(), 1
+            rows[torch.tensor([sample.caption is not None for sample in samples])] = tokens
+            for sample, row in zip(fresh, tokens, strict=True):
+                if sample.alone:
+                    self.table[sample.id], self.filled[sample.id] = row.int(), 1
         return rows

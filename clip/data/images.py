@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 # By name, because Pillow also knows formats that start other programs (EPS runs Ghostscript), that call a handler of
@@ -17,6 +18,7 @@ COMMON = tuple(kind for kind in ("jpg", "png", "webp", "avif", "bmp", "dib", "gi
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MB of RGB
 MOST_NARROW = 100  # times as long as wide: scaled to a model's size by its shorter side, it would be huge
 UNREADABLE = "shard unreadable"
+POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # how files begin that stand for others, of LFS and annex
 REASONS = (
     "no picture",
     "empty picture",
@@ -29,6 +31,10 @@ REASONS = (
     "broken JSON",
     "not in its shard",
     UNREADABLE,
+    "Git LFS pointer",
+    "numbers that are no colours",
+    "member twice",
+    "too many bytes",
 )
 
 
@@ -63,7 +69,7 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise Undecodable("too many pixels") from None
     except UnidentifiedImageError:
-        raise Undecodable("not a picture") from None
+        raise Undecodable("Git LFS pointer" if data.startswith(POINTERS) else "not a picture") from None
     except (Undecodable, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
@@ -81,8 +87,15 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return image.convert("RGBA")
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
+    if image.mode in ("I", "F"):  # numbers of any range, which convert() would clip at 255
+        values = np.asarray(image, dtype=np.float64)
+        white = next((most for most in (1, 255, 65_535) if values.max() <= most), 2**31 - 1)
+        if not 0 <= values.min() <= values.max() <= white:  # NaN neither
+            raise Undecodable("numbers that are no colours")
+        if image.mode == "F" or white > 65_535:
+            return Image.fromarray((values * (255 / white)).round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits of grey
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
     return image.convert("RGB")

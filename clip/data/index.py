@@ -2,30 +2,33 @@
 
 import hashlib
 import os
+import sys
+import threading
 import time
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
-from filelock import FileLock
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from steering import atomic_files
-from steering.clip.data.manifest import Manifest, Shard, new_name
-from steering.clip.data.shard_counts import ShardCounts
-from steering.clip.data.shard_files import ShardFiles, cache_folder
-from steering.clip.data.sources import Named, matches, remote
-from steering.clip.data.tar import Scan, head, scan
+from steering.clip.data.manifest import Manifest, Shard, possible
+from steering.clip.data.shard_files import ShardFiles, cache_folder, locked, opened, read_json
+from steering.clip.data.sources import Named, matches, remote, several, split
+from steering.clip.data.tar import Scan, head, is_header, scan
 from steering.errors import UserError
+from steering.reports.grid import Grid, to_rich
 
 FOLDER = ".steer-index"  # beside the shards
 THREADS = 16  # that read headers or ask for sizes: most of their time is waiting
 SAVED = 30.0  # seconds after which the manifest is written, so that an interruption loses little
-NAMED_FAULTS = 3  # faulty shards whose fault is named, the others are by name alone
+NOTES = 20  # lines of notes that are printed at most
+NAMED_FAULTS = 3  # faulty shards whose fault is named, some others are by name alone
 
 
 @dataclass
@@ -67,21 +70,21 @@ def open_index(
     """
     base, folder = _home(named[0])
     names = {_name(shard, base): shard for shard in named}
-    manifest = _manifest(base, folder) if not rebuild else Manifest(folder, {}, new_name())
-    builder = _Builder(base, names, files, bad_shards, read_headers)
+    manifest = Manifest(folder) if rebuild else _manifest(base, folder)
+    opening = _Opening(base, names, files, bad_shards, read_headers)
     if not names.keys() <= manifest.shards.keys():
         atomic_files.make_folder(folder)
-        with FileLock(folder / "lock"):
+        with locked(folder / "lock", "index shards"):
             if not rebuild:
                 manifest = _manifest(base, folder).moved(folder)  # another process may have been first
             try:
-                builder.add([name for name in names if name not in manifest.shards], manifest)
+                opening.add([name for name in names if name not in manifest.shards], manifest)
             finally:
                 for path in folder.glob("offsets-*.bin") if manifest.shards else ():
                     if path.name != manifest.offsets:
                         path.unlink(missing_ok=True)  # of what was rebuilt
-    shards = builder.check(manifest)
-    return Index(shards, manifest.folder / "index.json", manifest.folder / manifest.offsets, builder.warnings)
+    offsets = manifest.folder / manifest.offsets
+    return Index(opening.check(manifest, offsets), manifest.folder / "index.json", offsets, opening.warnings)
 
 
 def _home(first: Named) -> tuple[Path, Path]:
@@ -93,8 +96,8 @@ def _home(first: Named) -> tuple[Path, Path]:
         mark = str(base)
         try:
             (base / FOLDER).mkdir(exist_ok=True)
-            os.close(os.open(base / FOLDER / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
-            return base, base / FOLDER
+            with opened(base / FOLDER / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW):
+                return base, base / FOLDER
         except OSError:  # may only be read, or is no folder
             pass
     return base, cache_folder() / "indexes" / hashlib.sha256(os.fsencode(mark)).hexdigest()[:16]
@@ -116,30 +119,65 @@ def _name(shard: Named, base: Path) -> str:
     return path if base == Path(os.sep) else Path(os.path.relpath(path, base)).as_posix()
 
 
-class _Builder:
+class _Counts:
+    """What other tools say of shards: ``sizes.json`` of open_clip, ``000_stats.json`` of img2dataset ("successes")."""
+
+    def __init__(self):
+        self._sizes = cache(read_json)
+        self._has_stats: dict[str, bool] = {}  # by remote folder
+        self._lock = threading.Lock()
+
+    def count(self, url: str) -> int | None:
+        """The number of samples of a shard according to a file beside it, None without one."""
+        if url.startswith("pipe:"):
+            return None
+        folder, _, name = url.rpartition("/") if "/" in url else (".", "", url)
+        stats = f"{folder}/{name.removesuffix('.tar')}_stats.json"
+        with self._lock:
+            count = _field(self._sizes(f"{folder}/sizes.json"), name)
+            if count is None and remote(url) and folder not in self._has_stats:
+                self._has_stats[folder] = _field(read_json(stats), "successes") is not None
+        if count is not None or not self._has_stats.get(folder, True):  # a request for every shard would be slow
+            return count
+        return _field(read_json(stats), "successes")
+
+
+def _field(content: object, name: str) -> int | None:
+    """A count in a JSON object, None if there is no such object or it is no count."""
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if type(value) is int and value > 0 else None
+
+
+@dataclass
+class _Opening:
     """Adds shards to a manifest and compares its content with the files."""
 
-    def __init__(self, base: Path, names: dict[str, Named], files: ShardFiles, bad_shards: bool, read_headers: bool):
-        self.base, self.names, self.files = base, names, files
-        self.bad_shards, self.read_headers = bad_shards, read_headers
-        self.globs = {shard.glob: shard for shard in reversed(names.values()) if shard.glob}  # the first of each
-        self.counts = ShardCounts()
-        self.warnings: list[str] = []
-        self.added: set[str] = set()
+    base: Path
+    names: dict[str, Named]
+    files: ShardFiles
+    bad_shards: bool
+    read_headers: bool
+    warnings: list[str] = field(default_factory=list)
+    added: set[str] = field(default_factory=set)
 
     def add(self, new: list[str], manifest: Manifest) -> None:
         """Looks at shards that are new and adds them in their order."""
         faults: dict[str, str] = {}
         block: list[tuple[Shard, Scan | None]] = []
-        saved = time.monotonic()
-        pool = ThreadPoolExecutor(THREADS)
-        console = Console(stderr=True)
+        saved, counts, pool, console = time.monotonic(), _Counts(), ThreadPoolExecutor(THREADS), Console(stderr=True)
         bar = partial(track, total=len(new), console=console, transient=True, disable=not console.is_terminal)
+        # A side file that is wrong about the first shard of a source is not believed about any other.
+        first_of = {self.names[name].part: name for name in reversed(new) if not remote(name)}
+        examined = {name: self._examine(name, counts, True) for name in first_of.values()}
+        read_headers = self.read_headers or any(miscounted for _, _, miscounted in examined.values())
         try:
-            for shard, scanned in bar(pool.map(self._examine, new), "indexing"):
+            results = pool.map(lambda name: examined.get(name) or self._examine(name, counts, read_headers), new)
+            for shard, scanned, miscounted in bar(results, "indexing"):
                 if shard.fault and not self.bad_shards:
                     faults[shard.url] = shard.fault
                     continue
+                if miscounted or not (shard.count or shard.fault):
+                    self.warnings.append(f"{shard.url} {miscounted or 'holds no samples'}")
                 self.added.add(shard.name)
                 block.append((shard, scanned))
                 if time.monotonic() - saved > SAVED:
@@ -151,95 +189,117 @@ class _Builder:
                 manifest.append(block)
         _refuse(faults, len(new), "use what is whole of them: steer index --allow-bad-shards, option bad_shards")
 
-    def _examine(self, name: str) -> tuple[Shard, Scan | None]:
+    def _examine(self, name: str, counts: _Counts, read_headers: bool) -> tuple[Shard, Scan | None, str]:
+        """A shard, its headers where they were read, and how the count in a side file differs from them."""
         url = self.names[name].url
-        count = self.counts.count(url)
-        if count is not None and remote(url):
-            return Shard(name, url, 0, count), None
+        told = counts.count(url)
+        shard = Shard(name, url, 0, told or 0)
+        shard = shard if possible(shard) else replace(shard, count=0)
+        if shard.count and remote(url):
+            return shard, None, ""
         try:
             with self.files.once(url) as file:
-                start = "" if remote(url) else head(file)
-                if count is not None and not self.read_headers:
-                    size = os.fstat(file).st_size
-                    return Shard(name, url, size, count, fault="" if size else "is empty (0 bytes)", head=start), None
+                shard = replace(shard, head="" if remote(url) else head(file), size=os.fstat(file).st_size)
+                if shard.count and shard.size and not read_headers and possible(shard):
+                    return shard, None, ""
                 scanned = scan(file)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
-            return Shard(name, url, 0, count or 0, fault=fault, kinds=()), Scan(array("q"), 0, (), 0, fault)
+            return replace(shard, size=0, fault=fault, kinds=()), Scan(array("q"), 0, (), 0, fault), ""
         samples = len(scanned.starts)
-        if count not in (None, samples) and not scanned.fault:
-            consequence = "the others are not there" if samples < count else "the others are left out"
-            self.warnings.append(f"{url} is said to hold {count:,} samples and holds {samples:,}: {consequence}")
-        facts = {"kinds": scanned.kinds, "fault": scanned.fault, "head": start, "paired": scanned.paired}
-        return Shard(name, url, scanned.size, samples if count is None else count, **facts), scanned
+        differs = told not in (None, samples) and not scanned.fault
+        miscounted = f"is said to hold {told:,} samples and holds {samples:,}, which counts" if differs else ""
+        facts = {"kinds": scanned.kinds, "fault": scanned.fault, "paired": scanned.paired}
+        return replace(shard, count=samples, **facts), scanned, miscounted
 
-    def check(self, manifest: Manifest) -> list[Shard]:
+    def check(self, manifest: Manifest, offsets: Path) -> list[Shard]:
         """The shards that are named, with their numbers.
 
         Raises:
-            UserError: one is gone, changed or faulty, and bad shards are not allowed.
+            UserError: one is gone, changed or faulty, and bad shards are not allowed; or there is no sample.
         """
-        chosen = [shard for name, shard in manifest.shards.items() if name in self.names or self._gone(name)]
-        chosen = [replace(shard, url=self._url(shard.name)) for shard in chosen]
-        if not self.bad_shards:
-            faults = {shard.url: shard.fault for shard in chosen if shard.fault}
-            _refuse(faults, len(chosen), "use what is whole: option bad_shards; if mended since, steer index --rebuild")
-            _compare([shard for shard in chosen if not remote(shard.name)])
+        globs = {shard.glob: shard for shard in reversed(self.names.values()) if shard.glob}  # the first of each
         first, shards = 0, []
-        for shard in chosen:
-            named = self.names.get(shard.name) or self._gone(shard.name)
-            assert named is not None
-            shards.append(replace(shard, part=named.part, first=first, new=shard.name in self.added))
-            first += shard.count
+        for name, shard in manifest.shards.items():
+            url = name if remote(name) else os.path.normpath(self.base / name)
+            named = self.names.get(name)
+            if named is None and not remote(name):  # one that a glob would find if it were still there
+                named = next((other for glob, other in globs.items() if matches(url, glob)), None)
+            elif named is not None:
+                url = named.url
+            if named is not None:
+                shards.append(replace(shard, url=url, part=named.part, first=first, new=name in self.added))
+                first += shard.count
+        faults = {shard.url: shard.fault for shard in shards if shard.fault}
+        if not self.bad_shards:
+            _refuse(faults, len(shards), "use what is whole: option bad_shards; if mended since, steer index --rebuild")
+            self._compare([shard for shard in shards if not remote(shard.name)], offsets)
+        if not first:
+            _refuse(faults or {shard.url: "holds no samples" for shard in shards}, len(shards), "name others")
         return shards
 
-    def _gone(self, name: str) -> Named | None:
-        """For a shard that a glob would find if it were still there: one of those that it finds."""
-        if name in self.names or remote(name):
-            return None
-        return next((shard for glob, shard in self.globs.items() if matches(self._url(name), glob)), None)
-
-    def _url(self, name: str) -> str:
-        if name in self.names:
-            return self.names[name].url
-        return name if remote(name) else os.path.normpath(self.base / name)
-
-
-def _compare(shards: Sequence[Shard]) -> None:
-    """Raises UserError if any of these local shards is gone or changed."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        states = list(pool.map(_compare_head, shards))
-    odd = [(shard.url, size) for shard, (size, same) in zip(shards, states, strict=True) if not same]
-    if odd:
-        url, size = odd[0]
-        change = "is gone" if size is None else "has changed"
-        others = f", and {len(odd) - 1} more are gone or changed" if len(odd) > 1 else ""
-        raise UserError(
-            f"{url} {change} since its samples got their numbers{others}: put it back as it was, or give all "
-            "samples new numbers with steer index --rebuild"
-        )
+    def _compare(self, shards: Sequence[Shard], offsets: Path) -> None:
+        """Raises UserError if any of these local shards is gone or changed, and notes what other counts are wrong."""
+        look = partial(_look, offsets=offsets, read_headers=self.read_headers)
+        with ThreadPoolExecutor(THREADS) as pool:
+            states = list(pool.map(look, shards))
+        odd = [(shard.url, size) for shard, (size, same, _) in zip(shards, states, strict=True) if not same]
+        if odd:
+            url, size = odd[0]
+            change = "is gone" if size is None else "has changed"
+            others = f", and {len(odd) - 1} more are gone or changed" if len(odd) > 1 else ""
+            raise UserError(
+                f"{url} {change} since its samples got their numbers{others}: put it back as it was, or give all "
+                "samples new numbers with steer index --rebuild"
+            )
+        self.warnings += [miscounted for _, _, miscounted in states if miscounted]
 
 
 def _refuse(faults: dict[str, str], count: int, remedy: str) -> None:
     if faults:
         first = [f"{url} {fault}" for url, fault in list(faults.items())[:NAMED_FAULTS]]
-        several = f"{len(faults)} of {count} shards cannot be used: " if len(faults) > 1 else ""
-        others = f"; and {', '.join(list(faults)[NAMED_FAULTS:])}" if len(faults) > NAMED_FAULTS else ""
-        raise UserError(f"{several}{'; '.join(first)}{others} (or {remedy})")
+        several_shards = f"{len(faults)} of {count} shards cannot be used: " if len(faults) > 1 else ""
+        others = f"; and {several(list(faults)[NAMED_FAULTS:])}" if len(faults) > NAMED_FAULTS else ""
+        raise UserError(f"{several_shards}{'; '.join(first)}{others} (or {remedy})")
 
 
-def _compare_head(shard: Shard) -> tuple[int | None, bool]:
-    """Size of a local shard, None if it is gone, and whether it is what it was as far as size and first bytes tell."""
+def _look(shard: Shard, offsets: Path, read_headers: bool) -> tuple[int | None, bool, str]:
+    """Size of a local shard, None if it is gone, whether it is what it was by size and first bytes, and a note."""
     try:
-        file = os.open(shard.url, os.O_RDONLY)
-    except PermissionError:  # reported when it is to be read
-        return shard.size, True
-    except OSError:
-        return None, False
-    try:
-        size = os.fstat(file).st_size
-        return size, size == shard.size and (not shard.head or shard.head == head(file))
+        with opened(shard.url) as file:
+            size = os.fstat(file).st_size
+            same = size == shard.size and (not shard.head or shard.head == head(file))
+            return size, same, _miscounted(shard, file, offsets, read_headers) if same and shard.kinds is None else ""
+    except (FileNotFoundError, NotADirectoryError):
+        return None, False, ""
     except OSError:  # reported when it is to be read
-        return shard.size, True
-    finally:
-        os.close(file)
+        return shard.size, True, ""
+
+
+def _miscounted(shard: Shard, file: int, offsets: Path, read_headers: bool) -> str:
+    """What is wrong with a count that was told by a side file, as far as the headers were read since, or are now."""
+    if read_headers:
+        samples = len(scan(file).starts)
+        actual = f"{samples:,}" if samples != shard.count else ""
+    else:
+        last, end, size = np.fromfile(offsets, "<i8", 3, offset=8 * (shard.slot + shard.count - 1)).tolist()
+        fewer, more = size and last == end, size and is_header(os.pread(file, 512, end))
+        actual = "fewer" if fewer else "more" if more else ""
+    told = f"{shard.url} is said to hold {shard.count:,} samples and holds {actual}"
+    return f"{told}: steer index --rebuild counts anew, and gives new numbers" if actual else ""
+
+
+def show(index: Index, data: str) -> None:
+    """Prints what ``steer index`` says: notes, and a table of the sources."""
+    # No broken lines in a file.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False)
+    notes = index.warnings + [f"{shard.url} {shard.fault}" for shard in index.shards if shard.fault]
+    for note in notes[:NOTES] + [f"{len(notes) - NOTES:,} more like these"] * (len(notes) > NOTES):
+        console.print(f"note: {note}")
+    parts = {name: [shard for shard in index.shards if shard.part == i] for i, name in enumerate(split(data))}
+    rows = []
+    for name, shards in parts.items() if len(parts) == 1 else [*parts.items(), ("all", index.shards)]:
+        sums = [(1, shard.new, bool(shard.fault), shard.count, shard.size) for shard in shards]
+        rows.append([name, *(f"{sum(column):,}" for column in zip(*sums, strict=True))])
+    console.print(to_rich(Grid.of("", ["source"], ["shards", "new", "faulty", "pairs", "bytes"], rows)))
+    console.print(f"manifest: {index.manifest}")

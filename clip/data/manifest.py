@@ -2,25 +2,23 @@
 
 import json
 import os
-import re
 import secrets
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from steering import atomic_files
+from steering.clip.data.shard_files import open_file, opened
 from steering.clip.data.tar import Scan
 from steering.errors import RunError, UserError
 
-VERSION = 1
-
-_NUMBERS = ("size", "count", "first", "slot")
-_TEXTS = ("name", "fault", "head")
-_OFFSETS = re.compile(r"offsets-[0-9a-f]{8}\.bin")
+MOST_REMOTE = 10_000_000  # samples of a remote shard, whose size does not bound them
+LEAST_BYTES = 512  # of a sample: one header
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,33 @@ class Shard:
     new: bool = False
 
 
+_Number = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+class _Row(BaseModel):
+    """A shard on disk."""
+
+    model_config = ConfigDict(strict=True)
+
+    size: _Number
+    count: _Number
+    first: _Number
+    slot: _Number
+    name: str
+    fault: str
+    head: str = ""
+    paired: bool | None = None
+    kinds: str | None
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    version: Literal[1] = 1
+    offsets: Annotated[str, Field(pattern=r"^offsets-[0-9a-f]{8}\.bin\z")]
+    shards: list[_Row]
+
+
 @dataclass
 class Manifest:
     """The shards that were ever seen in a folder, in the order in which they were.
@@ -67,7 +92,8 @@ class Manifest:
 
     folder: Path
     shards: dict[str, Shard] = field(default_factory=dict)
-    offsets: str = ""
+    # Never one that another process may have mapped.
+    offsets: str = field(default_factory=lambda: f"offsets-{secrets.token_hex(4)}.bin")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -78,19 +104,19 @@ class Manifest:
         """
         path = folder / "index.json"
         try:
-            content = json.loads(path.read_text())
-            if content["version"] != VERSION or not _OFFSETS.fullmatch(content["offsets"]):
-                raise ValueError
-            manifest = cls(folder, {}, content["offsets"])
-            for row in content["shards"]:
-                shard = _shard(row)
-                if shard.name in manifest.shards or manifest._add(shard) != shard:
+            with open(open_file(path), "rb") as file:
+                content = _Content.model_validate(json.loads(file.read()))
+            manifest = cls(folder, {}, content.offsets)
+            for row in content.shards:
+                kinds = None if row.kinds is None else tuple(row.kinds.split())
+                shard = Shard(**row.model_dump() | {"kinds": kinds, "url": ""})
+                if row.name in manifest.shards or not possible(shard) or manifest._add(shard) != shard:
                     raise ValueError
             if manifest.shards and _length(folder / manifest.offsets) < manifest._end:
                 raise ValueError
         except (FileNotFoundError, NotADirectoryError):
-            return cls(folder, {}, new_name())
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            return cls(folder)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged or of another version: steer index --rebuild makes it anew") from error
         except OSError as error:
             raise RunError(f"{path} could not be read: {error.strerror}") from error
@@ -111,8 +137,7 @@ class Manifest:
     def _add(self, shard: Shard) -> Shard:
         last = next(reversed(self.shards.values()), None)
         first, slot = (0, 0) if last is None else (last.first + last.count, last.slot + last.count + 2)
-        shard = replace(shard, first=first, slot=slot)
-        self.shards[shard.name] = shard
+        self.shards[shard.name] = shard = replace(shard, first=first, slot=slot)
         return shard
 
     def append(self, new: Sequence[tuple[Shard, Scan | None]]) -> None:
@@ -130,38 +155,22 @@ class Manifest:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}. Free some space") from None
-        rows = [
-            {key: getattr(shard, key) for key in (*_NUMBERS, *_TEXTS, "paired")}
-            | {"kinds": None if shard.kinds is None else " ".join(shard.kinds)}
-            for shard in self.shards.values()
-        ]
-        content = {"version": VERSION, "offsets": self.offsets, "shards": rows}
-        atomic_files.write_json(self.folder / "index.json", content)
+        kinds = {shard.name: None if shard.kinds is None else " ".join(shard.kinds) for shard in self.shards.values()}
+        rows = [_Row.model_validate(asdict(shard) | {"kinds": kinds[shard.name]}) for shard in self.shards.values()]
+        content = _Content(offsets=self.offsets, shards=rows)
+        atomic_files.write_json(self.folder / "index.json", content.model_dump())
 
 
-def _shard(row: dict) -> Shard:
-    """A shard from its JSON; raises ValueError, KeyError or TypeError if that cannot be."""
-    numbers = {key: row[key] for key in _NUMBERS}
-    texts = {"head": "", **{key: row[key] for key in _TEXTS if key in row}}
-    kinds, paired = row["kinds"], row.get("paired")
-    if not all(type(number) is int and number >= 0 for number in numbers.values()):
-        raise ValueError
-    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(paired, bool | None):
-        raise ValueError
-    return Shard(url="", **numbers, **texts, kinds=None if kinds is None else tuple(str.split(kinds)), paired=paired)
+def possible(shard: Shard) -> bool:
+    """Whether a shard can have as many samples as it is said to."""
+    return shard.count <= (shard.size // LEAST_BYTES if shard.size else MOST_REMOTE)
 
 
 def _length(path: Path) -> int:
     """Bytes of an ordinary file, -1 if there is none; it is opened, as network file systems remember old sizes."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return -1
-    try:
-        status = os.fstat(file)
-    finally:
-        os.close(file)
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+    with suppress(OSError), opened(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+        return os.fstat(file).st_size
+    return -1
 
 
 def rows_of(scanned: Scan, count: int) -> np.ndarray:
@@ -174,18 +183,10 @@ def rows_of(scanned: Scan, count: int) -> np.ndarray:
 
 def write_offsets(path: Path, slot: int, rows: np.ndarray) -> None:
     """Writes the offsets of a shard into the file; raises OSError."""
-    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    try:
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as file:
         _put(file, slot, rows)
-    finally:
-        os.close(file)
 
 
 def _put(file: int, slot: int, rows: np.ndarray) -> None:
     os.pwrite(file, rows[:-1].tobytes(), 8 * slot)
     os.pwrite(file, rows[-1:].tobytes(), 8 * (slot + len(rows) - 1))  # last: it says that the others are there
-
-
-def new_name() -> str:
-    """Of a file of offsets: never one that another process may have mapped."""
-    return f"offsets-{secrets.token_hex(4)}.bin"

@@ -1,37 +1,101 @@
 """Files of shards, opened by this process: local ones as they are, remote ones through a bounded disk cache."""
 
+import errno
 import hashlib
+import io
+import json
 import os
 import shlex
-import shutil
+import stat
+import sys
 import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from steering.clip.data.sources import remote
+from steering.clip.data.sources import printable, remote
 from steering.errors import RunError
 
 TRIES = 3
 WAIT = 1.0  # seconds before the second try, twice as many before the next
 ABANDONED = 86_400.0  # seconds after which a file that nobody writes any more is deleted
 MOST_OPEN = 128  # local shards that a process keeps open
+MOST_JSON = 64 << 20  # bytes of a file beside shards
+PATIENCE = 10.0  # seconds until a process that waits for another one says so,
+STALLED = 3_600.0  # and those without any progress of the other one after which it gives up
+CURL = "curl --connect-timeout 30 --retry 30 --retry-delay 2 --speed-limit 1 --speed-time 120 -f -s -L"
 
 
 def cache_folder() -> Path:
     """``$STEERING_CACHE``, else a folder ``model-steering`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    folder = os.environ.get("STEERING_CACHE")
-    if not folder:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(home, "model-steering")
-    folder = os.path.expanduser(folder)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.expanduser(os.environ.get("STEERING_CACHE") or os.path.join(home, "model-steering"))
     if folder.startswith("~"):
         raise RunError(f"there is no home folder to keep {folder} in. Set STEERING_CACHE to a folder to use instead")
     return Path(folder)
+
+
+def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """A descriptor of an ordinary file; raises OSError, also for a pipe or a device, which may have no end."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o644)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[int]:
+    """The same for as long as a ``with`` block lasts."""
+    file = open_file(path, flags)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def read_json(path: str) -> Any:
+    """A JSON file beside shards, None if there is none that can be read; asked for once where it is remote."""
+    try:
+        if remote(path):
+            stream = io.BytesIO()
+            copy(path, stream, MOST_JSON)
+            return json.loads(stream.getvalue())
+        with open(open_file(path), "rb") as file:
+            content = file.read(MOST_JSON + 1)
+        return json.loads(content) if len(content) <= MOST_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def locked(path: Path, work: str) -> Iterator[None]:
+    """Holds a lock; who has to wait for another process says for what, and gives up if that one stands still.
+
+    Raises:
+        RunError: nothing was written beside the lock for an hour.
+    """
+    lock, waited = FileLock(path), False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            others = [entry for entry in path.parent.iterdir() if not entry.name.endswith("lock")]
+            newest = max((entry.stat().st_mtime for entry in others if entry.exists()), default=0.0)
+            if waited and time.time() - newest > STALLED:
+                raise RunError(f"another process holds {path} and does nothing: end it, then start again") from None
+            if not waited:
+                print(f"waiting for another process to {work} ({path})", file=sys.stderr, flush=True)
+            waited = True
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class DownloadCache:
@@ -58,39 +122,38 @@ class DownloadCache:
         path = self._path(url)
         for _ in range(TRIES):  # another process may delete it between fetching and opening
             try:
-                file = os.open(path, os.O_RDONLY)
-                self._touch(path.name, file)
-                return file
+                file = open_file(path)
             except FileNotFoundError:
                 self._fetch(url, path)
+                continue
+            now = time.monotonic()
+            if now - self._touched.get(path.name, -60) >= 60:  # marked as used, not more than once a minute
+                self._touched[path.name] = now
+                os.utime(file)
+            return file
         raise OSError(f"the cache of {self.most_bytes / 1e9:g} GB is too small for the shards that are read at a time")
 
     def _path(self, url: str) -> Path:
         return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
 
-    def _touch(self, name: str, file: int) -> None:
-        """Marks a copy as used, not more than once a minute."""
-        now = time.monotonic()
-        if now - self._touched.get(name, -60) >= 60:
-            self._touched[name] = now
-            os.utime(file)
-
     def _fetch(self, url: str, path: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         failed, began = path.with_suffix(".failed"), time.time()
-        with FileLock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock"), "fetch a shard"):
             if path.exists():
                 return
             if failed.exists() and failed.stat().st_mtime >= began:  # somebody tried while this process waited
                 raise OSError(failed.read_text())
             failed.unlink(missing_ok=True)
-            if why := _try(url, path):
-                failed.write_text(why)
-                raise OSError(why)
+            try:
+                _download(url, path)
+            except OSError as error:
+                failed.write_text(f"could not be fetched in {TRIES} tries: {error}")
+                raise OSError(failed.read_text()) from None
         self._make_room(path)
 
     def _make_room(self, latest: Path) -> None:
-        with FileLock(self.folder / "room.lock"):
+        with locked(self.folder / "room.lock", "make room"):
             copies = [(path, path.stat()) for path in self.folder.glob("*.tar")]
             copies.sort(key=lambda copy: copy[1].st_mtime)
             total = sum(status.st_size for _, status in copies)
@@ -104,55 +167,52 @@ class DownloadCache:
                         rest.unlink()
 
 
-def _try(url: str, path: Path) -> str:
-    """Fetches a URL, several times if need be; what went wrong the last time, nothing if it is there."""
-    why = ""
-    for attempt in range(TRIES):
-        try:
-            _download(url, path)
-            return ""
-        except OSError as error:
-            why = f"could not be fetched in {TRIES} tries: {error}"
-        if attempt < TRIES - 1:
-            time.sleep(WAIT * 2**attempt)
-    return why
-
-
 def _download(url: str, path: Path) -> None:
-    """Copies a URL to a path, whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            copy(url, file)
-            if not file.tell():
-                raise OSError("nothing came")
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Copies a URL to a path, whole or not at all, in several tries if need be."""
+    for attempt in range(TRIES):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                copy(url, file)
+                if not file.tell():
+                    raise OSError("nothing came")
+            os.replace(name, path)
+            return
+        except OSError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(WAIT * 2**attempt)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
-def copy(url: str, file) -> None:
+def copy(url: str, file: BinaryIO | io.BufferedWriter, most: float = float("inf")) -> None:
     """Writes what a URL or pipe gives to an open file.
 
     Raises:
-        OSError: the program that fetches it is missing or fails, which may be noticed only at the end.
+        OSError: the program that fetches it is missing or fails, which may be noticed only at the end, or it gives
+            more than so many bytes.
     """
     from webdataset.gopen import gopen
 
     if url.startswith("s3://"):  # webdataset leaves these to the user
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
+    elif url.startswith(("http://", "https://")):  # webdataset's own command, which would wait for ever
+        url = f"pipe:{CURL} {shlex.quote(url)}"
     try:
         stream = gopen(url)
         try:
-            shutil.copyfileobj(stream, file, 1 << 20)
+            while block := stream.read(1 << 20):
+                file.write(block)
+                if file.tell() > most:
+                    raise OSError(f"it has more than {most:,} bytes")
         finally:
             stream.close()
-    except OSError as error:
-        if "exit" in str(error):  # it names the whole command, which may hold a password
-            raise OSError(f"exit code {str(error).partition('exit ')[2].split()[0]}") from None
-        raise
-    except (ValueError, ImportError) as error:  # a scheme that webdataset does not know, or a library it lacks
-        raise OSError(str(error).partition("\n")[0]) from None
+    except Exception as error:  # a scheme that webdataset does not know, a library it lacks, any error of a library
+        why = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, OSError) and "exit" in why:  # it names the command, which may hold a password
+            why = f"exit code {why.partition('exit ')[2].split()[0]}"
+        raise OSError(printable(why)) from None
 
 
 class ShardFiles:
@@ -173,7 +233,7 @@ class ShardFiles:
         if remote(url):
             return self.once(url)
         if url not in self.files:
-            self.files[url] = os.open(url, os.O_RDONLY)
+            self.files[url] = open_file(url)
             if len(self.files) > self.most:
                 os.close(self.files.popitem(last=False)[1])
         self.files.move_to_end(url)
@@ -182,7 +242,7 @@ class ShardFiles:
     @contextmanager
     def once(self, url: str) -> Iterator[int]:
         """The same, for any thread, of a shard that is not opened often."""
-        file = self.fetched.open(url) if remote(url) else os.open(url, os.O_RDONLY)
+        file = self.fetched.open(url) if remote(url) else open_file(url)
         try:
             yield file
         finally:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -17,10 +18,13 @@ from steering.clip.data.images import COMMON, PICTURES, UNREADABLE, Undecodable
 from steering.clip.data.index import Index, open_index
 from steering.clip.data.manifest import Shard, rows_of, write_offsets
 from steering.clip.data.shard_files import ShardFiles
-from steering.clip.data.sources import Pattern, expand, remote
+from steering.clip.data.sources import Pattern, expand, printable, remote, several
 from steering.clip.data.tar import LOOKED_AT, Fault, head, members, paired, scan
+from steering.distributed import rank
 from steering.errors import RunError, UserError
 
+MOST_TEXT = 16 << 20  # bytes of a caption or JSON member,
+MOST_BYTES = 1 << 30  # and of a picture or any other
 AT_ONCE = 8 << 20  # bytes: a sample up to this size is read by one call, of a larger one what is asked for
 CHANGED = "has changed since its headers were read: leave shards alone in a run"
 AGAIN = 300.0  # seconds until a shard that could not be read is tried again
@@ -80,6 +84,9 @@ class Shards:
         """
         named = expand(pattern, missing=bad_shards)
         index = open_index(named, files=ShardFiles(cache_gb * 1e9), bad_shards=bad_shards)
+        if index.warnings and rank() == 0:
+            more = f" ({len(index.warnings):,} notes like this: see steer index)" if len(index.warnings) > 1 else ""
+            print(f"note: {index.warnings[0]}{more}", file=sys.stderr)
         shards = cls(index, caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
         shards._require_pairs()
         return shards
@@ -128,14 +135,13 @@ class Shards:
 
     def captions(self, number: int) -> list[str]:
         """All captions of a sample: one, or several where the JSON field is a list; raises Undecodable if none."""
-        sample = self._sample(number)
-        if self.caption_field is None and "txt" in sample.members:
+        content: Any = None
+        if self.caption_field is None and "txt" in self._sample(number).members:
             try:
-                content = self._bytes(sample, "txt").decode("utf-8-sig")
+                content = self._bytes(self._sample(number), "txt").decode("utf-8-sig").strip()
             except UnicodeDecodeError:
                 raise Undecodable("caption not in UTF-8") from None
-        else:
-            content = self.info(number).get(self.caption_field or "caption")
+        content = content or self.info(number).get(self.caption_field or "caption")
         every = content if isinstance(content, list) else [content]
         texts = [text.strip() for text in every if isinstance(text, str) and text.strip()]
         if not texts:
@@ -159,7 +165,7 @@ class Shards:
         """Key and shard of a sample, for messages."""
         shard, position = self.locate(number)
         try:
-            return f"{self._sample(number).key} in {shard.url}"
+            return f"{printable(self._sample(number).key)} in {shard.url}"
         except (Undecodable, RunError):
             return f"sample {position} in {shard.url}"
 
@@ -189,32 +195,27 @@ class Shards:
 
     def _find(self, shard: Shard, position: int) -> "_Sample":
         with self._files.open(shard.url) as file:
-            if self._other(shard, file):  # asked first: of another shard no offsets are written down
-                raise Fault(CHANGED, 0)
+            if shard.head and shard.url not in self._seen:  # first: of another shard no offsets are written down
+                if head(file) != shard.head:
+                    raise Fault(CHANGED, 0)
+                self._seen.add(shard.url)
             rows = self._rows(shard, file)
             if os.fstat(file).st_size != rows[-1]:
                 raise Fault(CHANGED, 0)
             start, stop = int(rows[position]), int(rows[position + 1])
             if start == stop:
                 raise Undecodable("not in its shard")
-            data = os.pread(file, min(stop - start, AT_ONCE), start)
-            sample = _Sample(shard, "", {}, start, data)
+            sample = _Sample(shard, "", {}, start, os.pread(file, min(stop - start, AT_ONCE), start))
 
             def read(offset: int, size: int) -> bytes:
                 return sample.held(offset, size) or os.pread(file, size, offset)
 
             for member in members(read, start, stop):
+                if member.kind in sample.members:
+                    raise Undecodable("member twice")
                 sample.key = member.key
                 sample.members[member.kind] = (member.offset, member.size)
         return sample
-
-    def _other(self, shard: Shard, file: int) -> bool:
-        """Whether an open shard begins differently than it did, looked at once."""
-        if shard.head and shard.url not in self._seen:
-            if head(file) != shard.head:
-                return True
-            self._seen.add(shard.url)
-        return False
 
     def _rows(self, shard: Shard, file: int) -> np.ndarray:
         """Where the samples of an open shard begin; one whose count is only from a side file is read now."""
@@ -229,6 +230,8 @@ class Shards:
 
     def _bytes(self, sample: "_Sample", kind: str) -> bytes:
         offset, size = sample.members[kind]
+        if size > (MOST_TEXT if kind in ("txt", "json", "cls") else MOST_BYTES):
+            raise Undecodable("too many bytes")
         data = sample.held(offset, size)
         if data is None:
             try:
@@ -240,57 +243,52 @@ class Shards:
 
     def _require_pairs(self) -> None:
         """Makes sure that there is something to train on: of every shard by its extensions, of one a source closer."""
-        seen: set[int] = set()
+        sources: set[int] = set()
         for which, shard in enumerate(self.index):
-            if shard.fault or not shard.count or (shard.kinds is None and shard.part in seen):
+            if shard.fault or not shard.count or (shard.kinds is None and shard.part in sources):
                 continue
-            first = shard.part not in seen
-            seen.add(shard.part)
+            closely = shard.part not in sources
+            sources.add(shard.part)
             try:
-                self._require(which, first)
+                self._require(which, closely)
             except RunError:
                 if not self.bad_shards:
                     raise
 
     def _require(self, which: int, closely: bool) -> None:
         shard = self.index[which]
-        kinds, fields, captions, together = self._look(which, closely)
-        held = " ".join(f".{kind}" for kind in sorted(kinds)[:9]) or "nothing that is read"
+        kinds, together = set(shard.kinds or ()), shard.paired
+        if shard.kinds is None:  # its count is from a side file
+            try:
+                with self._files.open(shard.url) as file:
+                    scanned = scan(file)
+            except OSError:  # reported when it is to be read
+                return
+            kinds, together = set(scanned.kinds), scanned.paired
+        held = several([f".{kind}" for kind in sorted(kinds)], 9).replace(",", "") or "nothing that is read"
         if together is False and paired(kinds):
             raise UserError(
                 f"{shard.url} has no picture and caption in any of its first {LOOKED_AT} samples: it holds {held}; "
                 "write it again, with the members of a sample one after the other (KEY.jpg KEY.txt, then the next KEY)"
             )
-        if not kinds & set(PICTURES) and (kinds or shard.kinds is not None):
+        if not kinds & set(PICTURES):
             raise UserError(
                 f"{shard.url} has no pictures: it holds {held}; needed is one of .{' .'.join(COMMON)} and the like "
                 "(the extension is all that follows the first dot of a file name)"
             )
-        if closely and not captions and kinds:
-            names = ", ".join(sorted(fields)) or "none"
-            needed = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
-            raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {names}); needed is {needed}")
-
-    def _look(self, which: int, closely: bool) -> tuple[set[str], set[str], bool, bool | None]:
-        """Kinds of members and JSON fields of a shard, if it has captions, and if they are together with pictures."""
-        shard, numbers = self.index[which], range(self.first[which], self.first[which + 1])[:LOOKED_AT]
-        kinds, fields = set(shard.kinds or ()), set()
-        captions = self.caption_field is None and "txt" in kinds
-        if shard.kinds is not None and (captions or not closely):
-            return kinds, fields, captions, shard.paired
-        for number in numbers:
+        fields: set[str] = set()
+        captions = not closely or (self.caption_field is None and "txt" in kinds)
+        for number in range(self.first[which], self.first[which + 1])[:LOOKED_AT]:
             try:
-                kinds |= self._sample(number).members.keys()
-                fields |= self.info(number).keys()
-                captions = bool(self.captions(number))
+                fields |= set() if captions else self.info(number).keys()
+                captions = captions or bool(self.captions(number))
                 break
             except Undecodable:
                 continue
-        if shard.kinds is not None or not kinds or (captions and kinds & set(PICTURES)):
-            return kinds, fields, captions, shard.paired
-        with self._files.open(shard.url) as file:  # its count is from a side file: its later members are not known
-            scanned = scan(file)
-        return kinds | set(scanned.kinds), fields, captions, scanned.paired
+        if not captions:
+            names = several([printable(name) for name in sorted(fields)]) or "none"
+            needed = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
+            raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {names}); needed is {needed}")
 
 
 @dataclass

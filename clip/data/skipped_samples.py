@@ -61,8 +61,8 @@ class Skips:
 class SharedCounts:
     """Counts in memory that worker processes share, each bad sample once however often it is read.
 
-    A bit a sample remembers it. Every worker counts in a row of its own, so that none is lost. (Two of them that set
-    bits of the same byte at the same instant may lose one, and a sample is then counted again when it is read again.)
+    Every worker counts in a row of its own, so that none is lost. (Two of them that set bits of the same byte at the
+    same instant may lose one, and a sample is then counted again when it is read again.)
 
     Args:
         samples: their number.
@@ -74,7 +74,7 @@ class SharedCounts:
     def __init__(self, samples: int, shards: int):
         # Samples looked at, stand-ins, number of one that was bad plus one, and how many were for every reason.
         self.table = torch.zeros(self.ROWS, 3 + len(REASONS), dtype=torch.int64).share_memory_()
-        self.bad = torch.zeros(samples // 8 + 1, dtype=torch.uint8).share_memory_()
+        self.bad = torch.zeros(samples // 8 + 1, dtype=torch.uint8).share_memory_()  # a bit a sample
         self.lost = torch.zeros(shards, dtype=torch.uint8).share_memory_()
 
     def add_seen(self, samples: int) -> None:
@@ -86,12 +86,11 @@ class SharedCounts:
     def add_bad(self, reason: str, number: int) -> None:
         """Notes that a sample is bad, unless that was noted before."""
         byte, bit = number // 8, 1 << number % 8
-        if int(self.bad[byte]) & bit:
-            return
-        self.bad[byte] |= bit
-        row = self._row()
-        row[2] = number + 1
-        row[3 + REASONS.index(reason)] += 1
+        if not int(self.bad[byte]) & bit:
+            self.bad[byte] |= bit
+            row = self._row()
+            row[2] = number + 1
+            row[3 + REASONS.index(reason)] += 1
 
     def add_shard(self, which: int) -> list[int]:
         """Notes that a shard cannot be read, and returns all of them."""
@@ -102,8 +101,7 @@ class SharedCounts:
         """Samples looked at, skipped ones by reason, up to three that were, and how often one stood in."""
         seen, stand_ins, _, *counts = self.table.sum(0).tolist()
         reasons = Counter({reason: count for reason, count in zip(REASONS, counts, strict=True) if count})
-        examples = [number - 1 for number in self.table[:, 2].tolist() if number]
-        return seen, reasons, examples[:3], stand_ins
+        return seen, reasons, [number - 1 for number in self.table[:, 2].tolist() if number][:3], stand_ins
 
     def _row(self) -> Tensor:
         worker = get_worker_info()

@@ -1,11 +1,13 @@
 """From what the user types to the shards that it names: paths, brace patterns, globs, URLs and pipes."""
 
 import glob
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import NamedTuple
 
 from braceexpand import braceexpand
@@ -13,6 +15,9 @@ from braceexpand import braceexpand
 from steering.errors import UserError
 
 Pattern = str | os.PathLike[str]
+MOST = 1_000_000  # shards that braces may stand for
+
+_RANGE = re.compile(r"\{(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})[.}]")
 
 
 class Named(NamedTuple):
@@ -43,6 +48,18 @@ def remote(url: str) -> bool:
     return url.startswith("pipe:") or "://" in url
 
 
+def several(names: Sequence[str], most: int = 8) -> str:
+    """Names in one line, the first few of many."""
+    rest = f" and {len(names) - most:,} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def printable(name: str, most: int = 200) -> str:
+    """A name from a file, fit for one line of a message."""
+    name = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name[:most])
+    return f"{name}..." if len(name) >= most else name
+
+
 def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> list[Named]:
     """The shards that are named, in the order of the pattern; of a glob sorted, 9 before 10.
 
@@ -70,8 +87,11 @@ def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> li
 
 def _expand(part: str, which: int, missing: bool) -> list[Named]:
     if remote(part):
-        return _expand_remote(part, which)
-    part = os.path.expanduser(part)
+        if "*" in part and not part.startswith("pipe:"):
+            raise UserError(f"a glob finds only files on this machine, got {part}: write braces, {{000..099}} say")
+        folder = "" if part.startswith("pipe:") else part.partition("{")[0].rpartition("/")[0]
+        return [Named(url, folder, which) for url in _braces(part)]
+    part = os.path.expanduser(part).replace("\0", "\\0")
     if os.path.isdir(part):
         raise UserError(f"{part} is a folder: name its shards, for example {os.path.join(part, '*.tar')}")
     if os.path.isfile(part):  # also one with braces in its name
@@ -82,22 +102,23 @@ def _expand(part: str, which: int, missing: bool) -> list[Named]:
     lacking = [name for name, shards in zip(names, by_name, strict=True) if not shards]
     if lacking:
         others = f" (nor {len(lacking) - 1} others of the {len(names)} in {part})" if len(lacking) > 1 else ""
+        if os.path.exists(lacking[0]):
+            raise UserError(f"{lacking[0]} is no ordinary file: name a tar")
         raise UserError(f"there is no shard {lacking[0]}{others}: correct the name, or download it first")
     return [shard for shards in by_name for shard in shards]
 
 
-def _expand_remote(part: str, which: int) -> list[Named]:
-    if "*" in part and not part.startswith("pipe:"):
-        raise UserError(f"a glob finds only files on this machine, got {part}: write braces, {{000..099}} say")
-    folder = "" if part.startswith("pipe:") else re.split(r"[{]", part, maxsplit=1)[0].rpartition("/")[0]
-    return [Named(url, folder, which) for url in _braces(part)]
-
-
 def _braces(part: str) -> list[str]:
+    spans = [abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(part)]
+    names: list[str] = []
     try:
-        return list(braceexpand(part, escape=False))
+        if math.prod(spans) <= MOST:
+            names = list(islice(braceexpand(part, escape=False), MOST + 1))
     except ValueError as error:
         raise UserError(f"unbalanced braces in {part}: write for example shards/{{000..099}}.tar") from error
+    if not 0 < len(names) <= MOST:
+        raise UserError(f"{part} stands for more than {MOST:,} shards: name fewer, or use a glob")
+    return names
 
 
 def _find(name: str, folder: str, which: int, missing: bool) -> list[Named]:

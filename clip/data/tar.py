@@ -7,18 +7,21 @@ from array import array
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
-from steering.clip.data.images import PICTURES
+from steering.clip.data.images import PICTURES, POINTERS
+from steering.clip.data.sources import printable
 
 CAN_RUN_CODE = {"pyd", "pickle", "pkl", "pth", "pt", "npy", "npz"}  # webdataset may unpickle them: left out
 
 HEAD = 4096  # bytes that tell a shard from another of the same name and size
 LOOKED_AT = 20  # samples among which there has to be a pair
+MOST_HEADER = 1 << 20  # bytes of an extended header that is read; a path takes 4,096
+RECORD = 10_240  # bytes that a tar is padded to
 
 Read = Callable[[int, int], bytes]  # offset and size to what stands there, shorter at the end of the file
 
-_NAME = re.compile(r"((?:.*/)?[^.]+)[.]([^/]*)", re.DOTALL)  # as webdataset splits key and extension
 _META = re.compile(r"__[^/]*__($|/)")
 _OCTAL = re.compile(rb"[0-7]+")
+_EXTENDED = re.compile(rb"([0-9]{1,19}) ([^=]+)=")
 _SIZE = re.compile(rb"[0-9]{1,19}")
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _NO_PAYLOAD = b"123456"  # links, devices, folders, pipes: their size says nothing of what follows
@@ -55,19 +58,11 @@ class Member(NamedTuple):
 
 
 class Fault(Exception):
-    """What is wrong with a tar from some place on."""
-
-    remedy = "download or write it again, or leave it out"
+    """What is wrong with a tar from some position on."""
 
     def __init__(self, what: str, position: int):
         super().__init__(what)
         self.position = position
-
-
-class _Twice(Fault):
-    """Two members of one name in a sample."""
-
-    remedy = "write it again with one of them"
 
 
 def head(file: int) -> str:
@@ -89,52 +84,48 @@ def scan(file: int) -> Scan:
     size = os.fstat(file).st_size
     if fault := _no_tar(os.pread(file, 512, 0)):
         return Scan(array("q"), 0, (), size, fault)
-    return _scan(lambda offset, count: os.pread(file, count, offset), size)
+    starts, kinds, fault, end, pair = array("q"), {}, "", 0, False
+    key, in_sample, count, first_count = None, set(), 0, 0  # kinds and number of members of a sample, of the first
+    try:
+        for entry in _walk(lambda offset, count: os.pread(file, count, offset), 0, size, None):
+            if isinstance(entry, int):
+                end = entry
+                if is_header(os.pread(file, RECORD + 512, end).lstrip(b"\0")[:512]):
+                    fault = fault or f"goes on behind its end mark at byte {end:,}: join samples, not files of tars"
+                break
+            if entry.key != key:
+                first_count = first_count or count
+                starts.append(entry.start)
+                key, in_sample, count = entry.key, set(), 0
+            if entry.kind in in_sample:
+                name = printable(f"{entry.key}.{entry.kind}")
+                whole = f"after {len(starts) - 1:,} whole samples: write it again with one of them"
+                fault = fault or f"holds {name} twice in a row {whole}"
+            if not runs_code(entry.kind):
+                in_sample.add(entry.kind)
+                kinds[entry.kind] = True
+                count += 1
+                pair = pair or (len(starts) <= LOOKED_AT and paired(in_sample))
+    except Fault as error:
+        end = error.position
+        # The last sample is whole if it has as many members as the first; a single one might have had more.
+        if starts and (len(starts) == 1 or count < first_count):
+            end = starts.pop()
+        fault = f"{error} after {len(starts):,} whole samples: download or write it again, or leave it out"
+    if not starts and not fault and (end or size > RECORD):  # of one without members every row may have failed
+        fault = "is a tar without samples: it needs members such as KEY.jpg and KEY.txt"
+    return Scan(starts, end, tuple(kinds), size, fault, pair)
 
 
 def _no_tar(start: bytes) -> str:
     if not start:
         return "is empty (0 bytes): download or write it again"
+    if start.startswith(POINTERS):
+        return "is a Git LFS pointer, not the tar that it stands for: fetch that with git lfs pull"
     if len(start) == 512 and (not any(start) or _parse(start)):
         return ""
     kind = "compressed" if start.startswith(_PACKED) else "not a tar"
     return f"is {kind}: shards must be plain tars, which can be read at any place"
-
-
-def _scan(read: Read, size: int) -> Scan:
-    starts, kinds, fault, end, pair = array("q"), {}, "", 0, False
-    key, in_sample, members, first = (
-        None,
-        set(),
-        0,
-        0,
-    )  # kinds and number of members of the sample at hand, of the first
-    try:
-        for entry in _walk(read, 0, size, None):
-            if isinstance(entry, int):
-                end = entry
-                break
-            if entry.key != key:
-                first = first or members
-                starts.append(entry.start)
-                key, in_sample, members = entry.key, set(), 0
-            if entry.kind in in_sample:
-                name = f"{entry.key}.{entry.kind}"
-                raise _Twice(f"holds {name} twice in a row", entry.start)
-            if not _runs_code(entry.kind):
-                in_sample.add(entry.kind)
-                kinds[entry.kind] = True
-                members += 1
-                pair = pair or (len(starts) <= LOOKED_AT and paired(in_sample))
-    except Fault as error:
-        end = error.position
-        # The last sample is whole if it has as many members as the first; a single one might have had more.
-        if starts and (len(starts) == 1 or members < first or isinstance(error, _Twice)):
-            end = starts.pop()
-        fault = f"{error} after {len(starts):,} whole samples: {error.remedy}"
-    if not starts and not fault:
-        fault = "is a tar without samples: it needs members such as KEY.jpg and KEY.txt"
-    return Scan(starts, end, tuple(kinds), size, fault, pair)
 
 
 def members(read: Read, start: int, stop: int) -> Iterator[Member]:
@@ -144,16 +135,16 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
         Fault: there is something else.
     """
     for entry in _walk(read, start, stop, stop):
-        if isinstance(entry, Member) and not _runs_code(entry.kind):
+        if isinstance(entry, Member) and not runs_code(entry.kind):
             yield entry
 
 
-def _runs_code(kind: str) -> bool:
+def runs_code(kind: str) -> bool:
     return kind.rpartition(".")[2] in CAN_RUN_CODE
 
 
 def _walk(read: Read, position: int, end: int, stop: int | None) -> Iterator[Member | int]:
-    """Members from ``place`` up to ``stop``, or up to the end mark, whose place comes last."""
+    """Members from ``position`` up to ``stop``, or up to the end mark, whose position comes last."""
     extra: dict[str, str] = {}
     start = position
     while stop is None or position < stop:
@@ -172,16 +163,32 @@ def _walk(read: Read, position: int, end: int, stop: int | None) -> Iterator[Mem
         position = payload + (0 if kind in _NO_PAYLOAD else -(-size // 512) * 512)
         if position > payload and payload + size > end:
             raise Fault(f"is cut short: it ends at byte {end:,} within a member,", start)
+        if kind in b"xL" and size > MOST_HEADER:
+            raise Fault(f"is damaged: the extended header at byte {payload - 512:,} has {size:,} bytes,", start)
         if kind == b"L":
             extra["path"] = read(payload, size).rstrip(b"\0").decode(errors="backslashreplace")
         elif kind == b"x":
             extra |= _records(read(payload, size))
         if kind in b"xgLK":
             continue  # the next header is about the same member
-        if kind in b"07\0" and not name.endswith("/") and not _META.match(name) and (match := _NAME.fullmatch(name)):
-            yield Member(match[1], match[2].lower(), start, payload, size)
+        if kind in b"07\0" and not _META.match(name) and (parts := _key_and_kind(name)):
+            yield Member(*parts, start, payload, size)
         start = position
     yield position
+
+
+def _key_and_kind(name: str) -> tuple[str, str] | None:
+    """Key and extension as webdataset splits them, None if there are none; takes time in proportion to the name."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, kind = base.partition(".")
+    if not dot or not (stem or (slash and "." not in folder.rpartition("/")[2])):
+        return None
+    return folder + slash + stem, kind.lower()
+
+
+def is_header(block: bytes) -> bool:
+    """Whether a block of a tar is the header of a member."""
+    return len(block) == 512 and any(block) and _parse(block) is not None
 
 
 def _parse(block: bytes) -> tuple[str, bytes, int] | None:
@@ -209,11 +216,11 @@ def _octal(field: bytes) -> int:
 
 def _records(data: bytes) -> dict[str, str]:
     """Path and size from the ``LENGTH key=value`` lines of an extended header."""
-    fields = {}
-    while line := re.match(rb"([0-9]{1,19}) ([^=]+)=", data):
-        length = max(int(line[1]), line.end())
-        value = data[line.end() : length - 1]
+    fields, position = {}, 0
+    while line := _EXTENDED.match(data, position):
+        end = max(position + int(line[1]), line.end())
+        value = data[line.end() : end - 1]
         if line[2] == b"path" or (line[2] == b"size" and _SIZE.fullmatch(value)):
             fields[line[2].decode()] = value.decode(errors="backslashreplace")
-        data = data[length:]
+        position = end
     return fields

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shard_files import pairs, write_files
 
-from steering.clip.data import command as indexing
+from steering.clip import commands
 from steering.clip.data import index
 from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
@@ -29,7 +29,7 @@ def captions(pattern, **options):
 
 def make_index(pattern, **options):
     """What ``steer index`` does."""
-    indexing.run(str(pattern), **{"rebuild": False, "bad_shards": False, "cache_gb": 1} | options)
+    commands.index(str(pattern), **options)
 
 
 def test_numbers_stay_when_the_folder_moves_and_shards_are_added_wherever_they_sort(tmp_path):
@@ -161,16 +161,18 @@ def test_the_whole_samples_of_a_faulty_shard_are_used_where_that_is_allowed(tmp_
         Shards.open(f"{tmp_path}/{{0..2}}.tar")
 
 
-@pytest.mark.parametrize("reported", ["sizes.json", "0_stats.json"])
-def test_a_count_that_is_told_saves_reading_the_headers_until_the_shard_is_opened(tmp_path, monkeypatch, reported):
-    pairs(tmp_path / "0.tar", "abc")
-    (tmp_path / reported).write_text(json.dumps({"0.tar": 3, "successes": 3}))
-    with monkeypatch.context() as patch:
-        patch.setattr(index, "scan", None)
-        Shards.open(tmp_path / "0.tar")
-    assert captions(tmp_path / "0.tar") == ["a", "b", "c"]
+@pytest.mark.parametrize("reported", ["sizes.json", "{}_stats.json"])
+def test_of_a_source_whose_counts_are_told_the_first_shard_alone_is_counted(tmp_path, monkeypatch, reported):
+    for name, keys in (("0.tar", "abc"), ("1.tar", "de")):
+        pairs(tmp_path / name, keys)
+        content = {"0.tar": 3, "1.tar": 2, "successes": len(keys)}
+        (tmp_path / reported.format(name[0])).write_text(json.dumps(content))
+    scanned, scan = [], index.scan
+    monkeypatch.setattr(index, "scan", lambda file: scanned.append(scan(file)) or scanned[-1])
+    assert len(Shards.open(f"{tmp_path}/*.tar")) == 5 and len(scanned) == 1
+    assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c", "d", "e"]
     monkeypatch.setattr("steering.clip.data.shards.scan", None)
-    assert captions(tmp_path / "0.tar") == ["a", "b", "c"], "another process finds the offsets"
+    assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c", "d", "e"], "another process finds the offsets"
 
 
 def test_what_an_interrupted_process_left_behind_is_not_believed(tmp_path):
@@ -183,20 +185,73 @@ def test_what_an_interrupted_process_left_behind_is_not_believed(tmp_path):
     assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c", "d", "e"]
 
 
+NO_COUNTS = [
+    "",
+    "[]",
+    '{"0.tar": "5"}',
+    '{"0.tar": -1}',
+    '{"0.tar": true}',
+    '{"0.tar": 1e12}',
+    '{"0.tar": 1' + "0" * 12 + "}",
+]
+NO_COUNTS += ["[" * 200_000, '{"0.tar": ' + "9" * 5000 + "}", '{"0.tar": 0}', "\xff"]
+
+
+@pytest.mark.parametrize("text", NO_COUNTS)
+def test_what_is_no_count_is_not_believed(tmp_path, text):
+    (tmp_path / "sizes.json").write_text(text, encoding="latin-1")
+    (tmp_path / "0_stats.json").write_text(text.replace("0.tar", "successes"), encoding="latin-1")
+    pairs(tmp_path / "0.tar", "ab")
+    pairs(tmp_path / "00.tar", "ab")
+    assert captions(f"{tmp_path}/*.tar") == ["a", "b", "a", "b"]
+
+
 @pytest.mark.parametrize("reported", [2, 5])
-def test_a_wrong_count_hides_samples_or_has_unusable_ones_and_is_told(tmp_path, reported, capsys):
+def test_a_side_file_that_is_wrong_about_the_first_shard_of_a_source_is_not_believed(tmp_path, reported, capfd):
     pairs(tmp_path / "0.tar", "abc")
-    pairs(tmp_path / "1.tar", "d")
-    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": reported}))
+    pairs(tmp_path / "1.tar", "def")
+    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": reported, "1.tar": reported}))
+    assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c", "d", "e", "f"]
+    said = f"0.tar is said to hold {reported} samples and holds 3, which counts"
+    assert said in capfd.readouterr().err
+    make_index(f"{tmp_path}/*.tar", rebuild=True)
+    assert said in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("reported", [2, 5])
+def test_a_count_that_is_wrong_further_on_is_told_as_soon_as_the_shard_was_read(tmp_path, reported, capfd):
+    for name in "012":
+        pairs(tmp_path / f"{name}.tar", "abc")
+    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": 3, "1.tar": reported, "2.tar": 3}))
     shards = Shards.open(f"{tmp_path}/*.tar")
-    assert len(shards) == reported + 1 and shards.caption(reported) == "caption of d"
-    assert shards.caption(1) == "caption of b"
+    assert len(shards) == reported + 6 and shards.caption(reported + 3) == "caption of a"
+    assert capfd.readouterr().err == ""
+    assert shards.caption(4) == "caption of b"
     if reported == 5:
         with pytest.raises(Undecodable, match="not in its shard"):
-            shards.picture(3)
-        assert shards.name(3) == f"sample 3 in {tmp_path}/0.tar"
+            shards.picture(6)
+        assert shards.name(6) == f"sample 3 in {tmp_path}/1.tar"
+    assert len(Shards.open(f"{tmp_path}/*.tar")) == len(shards), "numbers stay"
+    note = "more" if reported == 2 else "fewer"
+    assert f"1.tar is said to hold {reported} samples and holds {note}: steer index --rebuild" in capfd.readouterr().err
+    make_index(f"{tmp_path}/*.tar")
+    assert f"1.tar is said to hold {reported} samples and holds 3: steer index --rebuild" in capfd.readouterr().out
     make_index(f"{tmp_path}/*.tar", rebuild=True)
-    assert f"0.tar is said to hold {reported} samples and holds 3" in capsys.readouterr().out
+    assert captions(f"{tmp_path}/*.tar") == [*"abcabcabc"]
+
+
+@pytest.mark.parametrize("reported", [None, "0", "null"])
+def test_a_shard_of_which_every_row_failed_is_no_fault(tmp_path, reported, capfd):
+    pairs(tmp_path / "0.tar", "ab")
+    tarfile.open(tmp_path / "1.tar", "w").close()
+    pairs(tmp_path / "2.tar", "c")
+    if reported:
+        (tmp_path / "1_stats.json").write_text(f'{{"successes": {reported}}}')
+    for _ in range(2):
+        assert captions(f"{tmp_path}/*.tar") == ["a", "b", "c"]
+    assert capfd.readouterr().err == f"note: {tmp_path}/1.tar holds no samples\n"
+    with pytest.raises(UserError, match=r"1.tar holds no samples"):
+        Shards.open(tmp_path / "1.tar")
 
 
 def test_a_folder_that_can_only_be_read_has_its_manifest_in_the_cache(tmp_path, monkeypatch):
@@ -282,7 +337,10 @@ def test_files_that_are_no_tars_are_refused_in_one_line(tmp_path):
         b"<html>404</html>": "is not a tar",
         b"<html>404</html>" * 100: "is not a tar",
         (tmp_path / "packed").read_bytes().ljust(600, b"\0"): "is compressed",
-        bytes(10240): "a tar without samples",
+        bytes(20480): "a tar without samples",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "is a Git LFS pointer",
+        b"/annex/objects/SHA256E-s12345--4d7a.tar\n": "is a Git LFS pointer",
+        pairs(tmp_path / "x", "a").read_bytes() * 2: "goes on behind its end mark at byte 2,048",
         write_files(tmp_path / "x", ["README", "LICENSE"]).read_bytes(): "a tar without samples",
         write_files(tmp_path / "x", ["a.jpg", "a.txt", "a.jpg"]).read_bytes(): "holds a.jpg twice",
     }

@@ -8,6 +8,7 @@ from shard_files import pairs, png, write
 
 from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
+from steering.clip.data.tar import RECORD
 from steering.errors import RunError, UserError
 
 
@@ -29,7 +30,9 @@ def test_payloads_are_not_read_by_opening(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pread", lambda file, size, index: read.append(size) or pread(file, size, index))
     Shards.open(path)
     headers = [512] * (1 + 2 * 20 + 1)  # the first one twice, then the end mark
-    assert read == [4096, *headers, 4096], "how it begins, when it is added and when it is compared"
+    assert read == [4096, *headers, RECORD + 512, 4096], (
+        "what follows the end mark, and how it begins, when it is added and when it is compared"
+    )
     read.clear()
     shards = Shards.open(path)
     assert read == [4096], "the second time no headers are read"
