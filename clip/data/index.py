@@ -19,7 +19,7 @@ from rich.progress import track
 from steering import atomic_files
 from steering.clip.data.manifest import Manifest, Shard, possible
 from steering.clip.data.shard_files import ShardFiles, cache_folder, locked, opened, read_json
-from steering.clip.data.sources import Named, matches, remote, several, split
+from steering.clip.data.sources import Named, local, matches, remote, several, split
 from steering.clip.data.tar import Scan, head, is_header, scan
 from steering.errors import UserError
 from steering.reports.grid import Grid, to_rich
@@ -116,7 +116,7 @@ def _name(shard: Named, base: Path) -> str:
     if remote(shard.url):
         return shard.url
     path = os.path.abspath(shard.url)
-    return path if base == Path(os.sep) else Path(os.path.relpath(path, base)).as_posix()
+    return path if base == Path(os.sep) else local(Path(os.path.relpath(path, base)).as_posix())
 
 
 class _Counts:

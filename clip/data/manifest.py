@@ -13,11 +13,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from steering import atomic_files
-from steering.clip.data.shard_files import open_file, opened
+from steering.clip.data.shard_files import opened, read_file
 from steering.clip.data.tar import Scan
 from steering.errors import RunError, UserError
 
 MOST_REMOTE = 10_000_000  # samples of a remote shard, whose size does not bound them
+MOST_BYTES = 1 << 30  # of a manifest, which takes some 300 a shard
 LEAST_BYTES = 512  # of a sample: one header
 
 
@@ -104,8 +105,7 @@ class Manifest:
         """
         path = folder / "index.json"
         try:
-            with open(open_file(path), "rb") as file:
-                content = _Content.model_validate(json.loads(file.read()))
+            content = _Content.model_validate(json.loads(read_file(path, MOST_BYTES)))
             manifest = cls(folder, {}, content.offsets)
             for row in content.shards:
                 kinds = None if row.kinds is None else tuple(row.kinds.split())

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import os
-import shlex
+import select
 import stat
 import sys
 import tempfile
@@ -13,7 +13,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
@@ -28,7 +30,7 @@ MOST_OPEN = 128  # local shards that a process keeps open
 MOST_JSON = 64 << 20  # bytes of a file beside shards
 PATIENCE = 10.0  # seconds until a process that waits for another one says so,
 STALLED = 3_600.0  # and those without any progress of the other one after which it gives up
-CURL = "curl --connect-timeout 30 --retry 30 --retry-delay 2 --speed-limit 1 --speed-time 120 -f -s -L"
+CURL = "curl --connect-timeout 30 --retry 30 --retry-delay 2 --speed-limit 1 --speed-time 120 -f -s -L -g"
 
 
 def cache_folder() -> Path:
@@ -59,6 +61,15 @@ def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[i
         os.close(file)
 
 
+def read_file(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of an ordinary file of at most so many bytes; raises OSError."""
+    with opened(path) as file:
+        size = os.fstat(file).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        return os.read(file, size)
+
+
 def read_json(path: str) -> Any:
     """A JSON file beside shards, None if there is none that can be read; asked for once where it is remote."""
     try:
@@ -66,9 +77,7 @@ def read_json(path: str) -> Any:
             stream = io.BytesIO()
             copy(path, stream, MOST_JSON)
             return json.loads(stream.getvalue())
-        with open(open_file(path), "rb") as file:
-            content = file.read(MOST_JSON + 1)
-        return json.loads(content) if len(content) <= MOST_JSON else None
+        return json.loads(read_file(path, MOST_JSON))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -190,29 +199,55 @@ def copy(url: str, file: BinaryIO | io.BufferedWriter, most: float = float("inf"
     """Writes what a URL or pipe gives to an open file.
 
     Raises:
-        OSError: the program that fetches it is missing or fails, which may be noticed only at the end, or it gives
-            more than so many bytes.
+        OSError: what fetches it is missing or fails, which may be noticed only at the end, gives more than so many
+            bytes, or nothing for an hour.
     """
-    from webdataset.gopen import gopen
-
-    if url.startswith("s3://"):  # webdataset leaves these to the user
-        url = f"pipe:aws s3 cp {shlex.quote(url)} -"
-    elif url.startswith(("http://", "https://")):  # webdataset's own command, which would wait for ever
-        url = f"pipe:{CURL} {shlex.quote(url)}"
     try:
-        stream = gopen(url)
-        try:
-            while block := stream.read(1 << 20):
-                file.write(block)
-                if file.tell() > most:
-                    raise OSError(f"it has more than {most:,} bytes")
-        finally:
-            stream.close()
-    except Exception as error:  # a scheme that webdataset does not know, a library it lacks, any error of a library
-        why = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, OSError) and "exit" in why:  # it names the command, which may hold a password
-            why = f"exit code {why.partition('exit ')[2].split()[0]}"
+        for block in _hub(url) if url.startswith("hf://") else _output(_command(url)):
+            file.write(block)
+            if file.tell() > most:
+                raise OSError(f"it has more than {most:,} bytes")
+    except Exception as error:  # libraries raise what they like, in many lines
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise OSError(printable(why)) from None
+
+
+def _command(url: str) -> str | list[str]:
+    """What fetches a URL: a line for the shell, or a program and its arguments."""
+    if url.startswith("pipe:"):
+        return url.removeprefix("pipe:")
+    programs = {"s3": ["aws", "s3", "cp", url, "-"], "gs": ["gsutil", "cat", url]}
+    return programs.get(url.partition("://")[0], [*CURL.split(), url])
+
+
+def _output(command: str | list[str]) -> Iterator[bytes]:
+    """What a program writes; its name is not in any message, since a password may stand beside it."""
+    try:
+        process = Popen(command, shell=isinstance(command, str), stdin=DEVNULL, stdout=PIPE)
+    except FileNotFoundError:
+        raise OSError(f"the program {command[0]} is not installed") from None
+    with process:
+        assert process.stdout is not None
+        try:
+            while select.select([process.stdout], [], [], STALLED)[0]:
+                block = os.read(process.stdout.fileno(), 1 << 20)
+                if not block:
+                    break
+                yield block
+            else:
+                raise OSError(f"nothing came for {STALLED:g} seconds")
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode not in (0, 141):  # 141: of a pipeline, all was read that was asked for
+        raise OSError(f"exit code {process.returncode}")
+
+
+def _hub(url: str) -> Iterator[bytes]:
+    from huggingface_hub import HfFileSystem
+
+    with HfFileSystem().open(url, "rb", block_size=0) as stream:
+        yield from iter(partial(stream.read, 1 << 20), b"")
 
 
 class ShardFiles:

@@ -15,6 +15,7 @@ from braceexpand import braceexpand
 from steering.errors import UserError
 
 Pattern = str | os.PathLike[str]
+REMOTE = ("pipe:", "http://", "https://", "s3://", "gs://", "hf://")
 MOST = 1_000_000  # shards that braces may stand for
 
 _RANGE = re.compile(r"\{(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})[.}]")
@@ -45,7 +46,12 @@ def split(pattern: Pattern | Iterable[Pattern]) -> list[str]:
 
 def remote(url: str) -> bool:
     """Whether a shard has to be fetched before it can be read at any place."""
-    return url.startswith("pipe:") or "://" in url
+    return url.startswith(REMOTE)
+
+
+def local(path: str) -> str:
+    """A path that stays one: a file of this machine may be named ``pipe:rm.tar``, and is never run."""
+    return os.path.join(".", path) if remote(path) else path
 
 
 def several(names: Sequence[str], most: int = 8) -> str:
@@ -96,6 +102,8 @@ def _expand(part: str, which: int, missing: bool) -> list[Named]:
         raise UserError(f"{part} is a folder: name its shards, for example {os.path.join(part, '*.tar')}")
     if os.path.isfile(part):  # also one with braces in its name
         return [Named(part, os.path.dirname(part), which)]
+    if "://" in part:
+        raise UserError(f"{part} is no file, and shards come from {', '.join(REMOTE)} alone: download it first")
     folder = os.path.dirname(re.split(r"[{*?\[]", part, maxsplit=1)[0])
     names = _braces(part)
     by_name = [_find(name, folder, which, missing and len(names) > 1) for name in names]
@@ -122,12 +130,10 @@ def _braces(part: str) -> list[str]:
 
 
 def _find(name: str, folder: str, which: int, missing: bool) -> list[Named]:
-    if os.path.isfile(name):
-        return [Named(name, folder, which)]
     paths = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
-    if not paths and missing and not glob.has_magic(name):
-        return [Named(name, folder, which)]
-    return [Named(path, folder, which, name) for path in sorted(paths, key=_natural)]
+    if os.path.isfile(name) or (not paths and missing and not glob.has_magic(name)):
+        return [Named(local(name), folder, which)]
+    return [Named(local(path), folder, which, name) for path in sorted(paths, key=_natural)]
 
 
 def matches(path: str, pattern: str) -> bool:

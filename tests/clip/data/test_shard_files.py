@@ -16,7 +16,7 @@ from steering.clip.data import shard_files
 from steering.clip.data.images import Undecodable
 from steering.clip.data.shard_files import DownloadCache, ShardFiles
 from steering.clip.data.shards import Shards
-from steering.errors import UserError
+from steering.errors import RunError, UserError
 
 
 def captions(shards):
@@ -94,6 +94,22 @@ def test_a_remote_shard_that_does_not_come_is_refused_before_a_run_and_unusable_
     assert shards.caption(3) == "caption of b"
 
 
+def test_the_hub_is_read_by_its_own_library_and_any_of_its_errors_is_one_line(tmp_path, monkeypatch):
+    pairs(tmp_path / "0.tar", "ab")
+
+    class Hub:
+        def open(self, url, mode, block_size):
+            if not url.endswith("datasets/me/pairs/0.tar"):
+                raise ConnectionError("(MaxRetryError(\nno network\n" * 80)
+            return open(tmp_path / "0.tar", mode)
+
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub)
+    assert captions(Shards.open("hf://datasets/me/pairs/0.tar")) == ["a", "b"]
+    with pytest.raises(UserError, match=r"cannot be read: could not be fetched in 3 tries: \(MaxRetryError\(") as error:
+        Shards.open("hf://datasets/me/pairs/1.tar")
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("program", "scheme"), [("aws", "s3"), ("gsutil", "gs")])
 def test_buckets_are_asked_through_the_program_of_their_owner(tmp_path, monkeypatch, program, scheme):
     """The program is one of ours that tells what it was asked for and gives a file, if it has it."""
@@ -136,8 +152,40 @@ def test_what_came_only_in_part_is_not_kept(tmp_path, own_cache):
             with files.open(f"pipe:{command}"):
                 pass
     assert {path.suffix for path in (own_cache / "shards").iterdir()} == {".lock", ".failed"}
-    with pytest.raises(OSError, match="could not be fetched"), files.open("nonsense://x/0.tar"):
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("echo x; sleep 9", "nothing came for 0.2 seconds"),
+        ("sleep 9", "nothing came for 0.2 seconds"),
+        ("cat", "nothing came"),
+    ],
+)
+def test_what_never_ends_and_what_waits_for_a_person_is_given_up(monkeypatch, command, message):
+    monkeypatch.setattr(shard_files, "STALLED", 0.2)
+    monkeypatch.setattr(shard_files, "TRIES", 1)
+    with pytest.raises(OSError, match=message), ShardFiles().open(f"pipe:{command}"):
         pass
+
+
+def test_who_waits_for_another_process_says_so_and_gives_up_when_that_one_stands_still(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(shard_files, "PATIENCE", 0.1)
+    (tmp_path / "written").write_text("x")
+
+    def wait():
+        with pytest.raises(RunError, match=r"another process holds .*lock and does nothing: end it"):
+            with shard_files.locked(tmp_path / "lock", "index shards"):
+                pass
+
+    with FileLock(tmp_path / "lock"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and capfd.readouterr().err.startswith("waiting for another process to index shards (")
+        os.utime(tmp_path / "written", (0, 0))
+        thread.join(5)
+        assert not thread.is_alive() and capfd.readouterr().err == ""
 
 
 def test_who_waits_for_a_shard_that_does_not_come_does_not_try_again_but_the_next_one_does(tmp_path, own_cache):
