@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from steering.errors import UserError
 from steering.loss_rows import LossRows
@@ -80,19 +79,12 @@ def arrange(
     if over == "rows" and values.dim() == 1:
         raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
     if values.dim() == 1 or over == "batch":
-        values, reference, mask, group = (
-            x if x is None else x.reshape(1, -1) for x in (values, reference, mask, group)
-        )
-        assert values is not None
-        return LossRows(values, reference, mask, shape, shared=True, groups=group)
-    if not values.shape[1]:  # rows without entries, as a rank may have that has no part of the batch
-        values = pad(values, (0, 1))
-        reference, mask = (
-            None if reference is None else pad(reference, (0, 1)),
-            torch.zeros_like(values, dtype=torch.bool),
-        )
-        group = None if group is None else pad(group, (0, 1))
-    return LossRows(values, reference, mask, shape, groups=group)
+        return LossRows(values, reference, mask, shape, 1, values.numel(), shared=True, groups=group)
+    count, width = values.shape
+    if not width:  # rows without entries, as a rank may have that has no part of the batch
+        nowhere = torch.zeros(0, dtype=torch.long, device=values.device)
+        return LossRows(values, reference, mask, shape, count, 1, index=nowhere, groups=group)
+    return LossRows(values, reference, mask, shape, count, width, groups=group)
 
 
 def _padded(
@@ -121,13 +113,7 @@ def _padded(
     column = torch.empty_like(flat)
     column[order] = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
     index = flat * width + column
-
-    def filled(part: Tensor) -> Tensor:
-        return part.new_zeros(count * width).index_put((index,), part.reshape(-1)).view(count, width)
-
-    present = torch.ones_like(flat, dtype=torch.bool) if mask is None else mask
-    reference, groups = (part if part is None else filled(part) for part in (reference, groups))
-    return LossRows(filled(values), reference, filled(present), shape, index=index, shared=shared, groups=groups)
+    return LossRows(values, reference, mask, shape, count, width, index=index, shared=shared, groups=groups)
 
 
 def _mask(mask: Any, values: Tensor, shape: torch.Size) -> Tensor:

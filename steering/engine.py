@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
@@ -20,7 +19,7 @@ from steering.groups import GroupWeights
 from steering.loss_rows import Average
 from steering.rules.rule import Recalling, Rule, Tempered
 from steering.running_variance import RunningVariance
-from steering.steered import Steered
+from steering.steered import RowFigures, Steered
 from steering.window import Window, window
 
 if TYPE_CHECKING:
@@ -136,14 +135,13 @@ class Steerer:
                 return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups)
         matrix, index = self._arranged(losses, reference, ids, mask, rows, groups)
         rule, temperature = self._rule_at(losses)
-        with torch.no_grad():
-            scale, factor = self._scale(matrix)
-            fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
+        scale, factor = self._scale(matrix)
+        fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
         steered = matrix.steer(rule, fresh, dual, scale, self.average, frozen=not self.training)
-        steered = self._with_figures(steered, rule, dual, temperature, _negatives(losses))
+        steered = self._with_figures(steered, rule, dual, fresh.dual, temperature, _negatives(losses))
         if self.training:
             self.scale, self._anchors = scale, is_pairs(losses)
-            self._last = replace(steered, loss=steered.weighted_loss, weights=scale)  # not to hold the graph
+            self._last = Steered(scale, scale, scale, steered.measure)  # not to hold the graph
         return steered
 
     def weigh(self, losses: Tensor | Pairs, reference: Any = None, **options: Any) -> Window:
@@ -251,19 +249,18 @@ class Steerer:
         What is remembered is the dual over ``unit``: at a temperature that changes log u lasts, and not t log u.
         """
         if index is None:
-            fresh = matrix.fresh(rule, scale, self.population, None)
-            return fresh, fresh.dual
+            return matrix.fresh(rule, scale, self.population, None), None
         old = self.memory.read(index)
         if old is None:
             old = torch.full((len(index), rule.width), torch.nan, dtype=torch.float64, device=index.device)
         fresh = matrix.fresh(rule, scale, self.population, old if self._recalls else None)
-        dual = fresh.dual
+        dual, filled = fresh.dual(), matrix.filled()
         old = old.to(dual) * unit
         blended = rule.blend(old, dual, self.memory.gamma)
         dual = torch.where(old.isnan() | blended.isnan(), dual, blended)
-        dual = torch.where(fresh.filled, dual, old)  # an empty row has nothing new to tell
+        dual = torch.where(filled, dual, old)  # an empty row has nothing new to tell
         if self.training:
-            kept = torch.cat([dual / unit, fresh.filled.to(dual)], -1)
+            kept = torch.cat([dual / unit, filled.to(dual)], -1)
             if not matrix.shared:
                 sizes = [numbers[0] for numbers in all_gather_numbers([len(index)])]
                 index, kept = all_gather(index, sizes), all_gather(kept, sizes)
@@ -271,18 +268,27 @@ class Steerer:
         return fresh, dual
 
     def _with_figures(
-        self, steered: Steered, rule: Rule, dual: Tensor, temperature: Tensor | None, negatives: int
+        self,
+        steered: Steered,
+        rule: Rule,
+        dual: Tensor | None,
+        fresh_dual: Callable[[], Tensor],
+        temperature: Tensor | None,
+        negatives: int,
     ) -> Steered:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
         figures_of: Callable[[Tensor], Mapping[str, Any]] | None = getattr(rule, "figures", None)  # see Figures
-        figures = {} if figures_of is None else figures_of(dual)
-        risk = figures.get("objective") if self.average == "rows" and self.grouping != "centre" else None
+        loss, has_risk = steered.loss, self.average == "rows" and self.grouping != "centre" and temperature is None
         if temperature is not None and self._tempered is not None:
-            loss = self._tempered.objective(steered.loss, dual, temperature, negatives)
-            steered, risk = replace(steered, loss=loss), None
-        if not figures:
-            return steered
-        return replace(steered, risk=risk, row_temperature=figures.get("temperature"))
+            loss = self._tempered.objective(loss, fresh_dual() if dual is None else dual, temperature, negatives)
+        plain = steered.measure
+
+        def measure() -> RowFigures:  # holds no graph
+            figures = {} if figures_of is None else figures_of(fresh_dual() if dual is None else dual)
+            risk = figures.get("objective") if has_risk else None
+            return plain()._replace(risk=risk, row_temperature=figures.get("temperature"))
+
+        return Steered(loss, steered.weights, steered.scale, measure)
 
     # -- what it remembers ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from steering.distributed import all_reduce_sum, world_size
 from steering.rules.solve import true_entries
 
 MEMORY = 0.9  # share of the past kept at every step
+PENDING = 64  # batches that wait for somebody to read the averages
 
 
 class RunningVariance:
@@ -20,45 +21,61 @@ class RunningVariance:
     """
 
     def __init__(self):
-        self.values: Tensor | None = None  # [3]: Var(loss), Var(reference), Cov, in squared units of the loss
+        self._values: Tensor | None = None
+        self._pending: list[tuple[Tensor, Tensor | int]] = []  # products [2, 2] of batches, and their entries
 
-    @torch.no_grad()
+    @property
+    def values(self) -> Tensor | None:
+        """Var(loss), Var(reference) and Cov, ``[3]`` double, in squared units of the loss; None before a batch.
+
+        What is left of a batch, four sums, enters the averages when they are read, or after ``PENDING`` batches.
+        """
+        with torch.no_grad():
+            for products, entries in self._pending:
+                fresh = products.double()[[0, 1, 0], [0, 1, 1]] / entries
+                if self._values is not None:
+                    old = self._values.to(fresh.device)
+                    fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
+                self._values = fresh
+        self._pending = []
+        return self._values
+
     def update(self, losses: Tensor, reference: Tensor, mask: Tensor | None = None) -> None:
-        """Adds one batch of rows, all ``[rows, columns]``, each rank its own rows."""
-        both = torch.stack([losses, reference])
+        """Adds one batch of rows, all ``[rows, columns]`` without gradient, each rank its own rows."""
+        both, entries = torch.stack([losses, reference]), losses.numel()
         if mask is None:
-            both = both - both.mean(-1, keepdim=True)
-            entries = losses.new_full((1,), losses.numel()) if world_size() > 1 else losses.numel()
+            both -= both.sum(-1, keepdim=True) / losses.shape[1]
         else:
             counts = true_entries(mask)
-            both = both.masked_fill(~mask, 0)
+            entries = counts.sum()
+            both = both.masked_fill_(~mask, 0)
             both = (both - both.sum(-1, keepdim=True) / counts.clamp(min=1)) * mask
-            entries = counts.sum()[None].to(losses)
         both = both.view(2, -1)
-        sums = (both @ both.T).double()
-        if isinstance(entries, Tensor):
-            *_, entries = sums = all_reduce_sum(torch.cat([sums.view(-1), entries.double()]))
-            sums, entries = sums[:4].view(2, 2), entries.clamp(min=1)
-        fresh = torch.cat([sums.diagonal(), sums[0, 1:]]) / entries
-        if self.values is not None:
-            old = self.values.to(fresh.device)
-            fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
-        self.values = fresh
+        products: Tensor = both @ both.T
+        if world_size() > 1:
+            sums = torch.cat([products.view(-1).double(), torch.as_tensor(entries, device=both.device).view(1)])
+            *_, entries = sums = all_reduce_sum(sums)
+            products, entries = sums[:4].view(2, 2), entries.clamp(min=1)
+        self._pending.append((products, entries))
+        if len(self._pending) >= PENDING:
+            self.values  # noqa: B018
 
     def best_scale(self) -> Tensor:
         """Control-variate coefficient Cov / Var(reference), a scalar kept within 0 and 1."""
-        assert self.values is not None, "no batch was seen yet"
-        _, reference, covariance = self.values
+        values = self.values
+        assert values is not None, "no batch was seen yet"
+        _, reference, covariance = values
         return (covariance / reference.clamp(min=1e-300)).clamp(0, 1)
 
     def ratio(self, scale: float | Tensor = 1.0) -> Tensor:
         """Var(loss - scale * reference) / Var(loss): above 1 the reference adds noise, a scalar."""
-        assert self.values is not None, "no batch was seen yet"
-        loss, reference, covariance = self.values
+        values = self.values
+        assert values is not None, "no batch was seen yet"
+        loss, reference, covariance = values
         return (loss - 2 * scale * covariance + scale**2 * reference) / loss.clamp(min=1e-300)
 
     def state_dict(self) -> dict:
         return {"values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
-        self.values = state["values"]
+        self._values, self._pending = state["values"], []

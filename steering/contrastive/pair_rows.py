@@ -6,7 +6,7 @@ finds the duals. The weights are constants of the gradient, so the loss is linea
 pass turns the weights into the gradient of the features by two products a tile; no similarity is ever differentiated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from steering.distributed import all_gather, rank, reduce_scatter_sum, world_siz
 from steering.errors import UserError
 from steering.loss_rows import sample_ids
 from steering.rules.rule import Rule
-from steering.steered import Steered
+from steering.steered import RowFigures, Steered
 
 SAMPLED = 128  # pairs of a batch, over all ranks, that variances are estimated from
 
@@ -31,15 +31,13 @@ class FreshPairs(NamedTuple):
     """What a batch of pairs says of its anchors before anything is remembered.
 
     Attributes:
-        dual: ``[2 n, width]``.
-        filled: which anchors have any negative, ``[2 n, 1]`` bool.
+        dual: gives the duals, ``[2 n, width]``.
         contrast: the features.
         matrix: what the rule does with their similarities.
         anchors: its duals and what they were made of.
     """
 
-    dual: Tensor
-    filled: Tensor
+    dual: Callable[[], Tensor]
     contrast: Contrast
     matrix: Pass
     anchors: AnchorDuals
@@ -134,14 +132,27 @@ class PairRows:
         contrast = Contrast(self.target, self.reference, self.rights, scale, own, self.budget)
         matrix = pass_of(contrast, rule)
         duals = matrix.fresh(population, remembered)
-        filled = torch.full((2 * len(own), 1), contrast.negatives > 0, device=own.device)
-        return FreshPairs(duals.dual, filled, contrast, matrix, duals)
+        return FreshPairs(lambda: duals.dual, contrast, matrix, duals)
+
+    def filled(self) -> Tensor:
+        """Which anchors have any negative, ``[2 n, 1]`` bool."""
+        lefts, rights = self.target[0], self.rights[0]
+        return torch.full((2 * len(lefts), 1), len(rights) > 1, device=lefts.device)
 
     def steer(
-        self, rule: Rule, fresh: FreshPairs, dual: Tensor, scale: Tensor, average: Any = "rows", *, frozen: bool = False
+        self,
+        rule: Rule,
+        fresh: FreshPairs,
+        dual: Tensor | None,
+        scale: Tensor,
+        average: Any = "rows",
+        *,
+        frozen: bool = False,
     ) -> Steered:
         """The steered loss, with the weights that the duals imply; all anchors have as many negatives."""
-        sweep = _Sweep(fresh.contrast, fresh.matrix, fresh.matrix.weights_at(fresh.anchors, dual))
+        sweep = _Sweep(
+            fresh.contrast, fresh.matrix, fresh.matrix.weights_at(fresh.anchors, fresh.dual() if dual is None else dual)
+        )
         loss: Any = GivenGradient.apply(self.pairs.left, self.pairs.right, sweep)
         n, exact, negatives = len(fresh.contrast.own), fresh.contrast.exact, fresh.contrast.negatives
         first, second = sweep.row_sums
@@ -150,7 +161,8 @@ class PairRows:
         sums = (first / size).to(exact), (second / size**2).to(exact)
         entries = weights.new_full((2 * n,), negatives, dtype=exact)
         gated = (first < negatives / 2).to(exact)
-        return Steered(loss, sweep.weighted_loss, weights.to(exact), scale, entries, sums, gated)
+        figures = RowFigures(sweep.weighted_loss, entries, sums, gated)
+        return Steered(loss, weights.to(exact), scale, lambda: figures)
 
 
 class _Sweep:

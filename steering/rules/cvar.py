@@ -1,5 +1,6 @@
 """Conditional value at risk: the mean of the worst share, exactly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +47,13 @@ class CVaR:
         remainder = (entries - above.double() / self.alpha) / equal
         return torch.cat([quantile, remainder.clamp(min=0).to(quantile.dtype)], -1)
 
-    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
         if mask is None:
             entries = torch.full((len(excess), 1), excess.shape[1], device=excess.device)
             dual = self._dual(excess, entries)
-            return self.weights(excess, dual), dual
+            return self.weights(excess, dual), lambda: dual
         dual = self._dual(excess, true_entries(mask))
-        return self.weights(excess, dual).masked_fill(~mask, 0), dual
+        return self.weights(excess, dual).masked_fill(~mask, 0), lambda: dual
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return torch.lerp(old, new, gamma)

@@ -1,6 +1,7 @@
 """KL-divergence DRO: softmax weights."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +86,20 @@ class KL:
         temperature = dual[:, 1:].to(excess.dtype) if self.temperature is None else self.temperature
         return (minus(excess, dual[:, :1]) / temperature).exp()
 
-    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """The exponentials are taken once; the largest share tells their mean."""
-        if self.temperature is None or self.epsilon:
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]] | None:
+        """The exponentials are taken once; the largest weight tells their mean."""
+        temperature = self.temperature
+        if temperature is None or self.epsilon:
             return None
         largest = excess.amax(-1, keepdim=True)
-        entries: Any = excess.shape[1]
-        shares = (excess - largest).div_(self.temperature).softmax(-1)  # its exponential is a vectorised one
-        top_share = shares.amax(-1, keepdim=True).double()
-        if mask is None:
-            return shares.mul_(entries), largest - self.temperature * (entries * top_share).log()
-        entries = true_entries(mask)
-        dual = largest - self.temperature * (entries * top_share).log()
-        return shares.mul_(entries), torch.where(entries > 0, dual, 0)
+        shares = (excess - largest).div_(temperature).softmax(-1)  # its exponential is a vectorised one
+        weights = shares.mul_(excess.shape[1] if mask is None else true_entries(mask))
+
+        def dual() -> Tensor:
+            top_weight = weights.amax(-1, keepdim=True).double()
+            return torch.where(top_weight > 0, largest - temperature * top_weight.log(), 0)
+
+        return weights, dual
 
     def figures(self, dual: Tensor) -> dict[str, Tensor | float]:
         if self.temperature is None:

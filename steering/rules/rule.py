@@ -1,6 +1,6 @@
 """What a weighting rule is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -62,8 +62,10 @@ class Rule(Protocol):
 class Fused(Rule, Protocol):
     """A rule that finds weights and dual in one go, which is faster where nothing is remembered."""
 
-    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """What ``weights`` and ``dual`` give, without a population; None where this form of the rule has no short cut.
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]] | None:
+        """The weights, and what computes the dual once somebody reads it, as ``weights`` and ``dual`` give them.
+
+        Without a population; None where this form of the rule has no short cut.
 
         Args:
             excess: ``[rows, columns]``; entries that do not count hold ``NEVER``.

@@ -1,5 +1,6 @@
 """No steering: every sample weighs the same (empirical risk minimisation)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,6 @@ class Uniform:
     def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
         return torch.ones_like(excess)
 
-    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
         weights = excess.new_ones(()).expand_as(excess) if mask is None else mask.to(excess)
-        return weights, excess.new_zeros(len(excess), 1)
+        return weights, lambda: weights.new_zeros(len(weights), 1)

@@ -196,7 +196,7 @@ class _Case(Contract):
         weights, dual = result
         promise = "weights_and_dual must give what weights and dual give"
         self.require_same(weights.masked_fill(~self.mask, torch.nan), self.fresh, f"{promise} (weights)")
-        self.require_same(dual.double(), self.dual().double(), f"{promise} (dual)")
+        self.require_same(dual().double(), self.dual().double(), f"{promise} (dual)")
         self.require((weights[~self.mask] == 0).all(), "weights_and_dual must give 0 where there is no entry", weights)
 
     def check_empty_row(self) -> None:
