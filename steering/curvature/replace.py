@@ -1,7 +1,7 @@
 """Curvature units in place of every ReLU of a model, however it is called."""
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
@@ -48,6 +48,12 @@ class Replacement:
     def _miss(self, name: str, what: str) -> None:
         self.missed.append(Site(name, what))
 
+    def _put(self, module: nn.Module, name: str, attribute: str, what: str) -> None:
+        """A ReLU at the site of a unit, which keeps its position in a Sequential; settings come with its input."""
+        setattr(module, attribute, CurvatureUnit(1.0))
+        self.replaced.append(Site(f"{name}.{attribute}".lstrip("."), what))
+        self._owners.append((module, attribute))
+
 
 def replace_relus(
     model: nn.Module,
@@ -61,11 +67,10 @@ def replace_relus(
 ) -> Replacement:
     """Replaces every ReLU: modules, also those that are called several times or have several names, and functions.
 
-    The forward pass of every module that has one of its own is traced by torch.fx, its children left as they are, so
-    that a module that cannot be traced hides its own functions and nothing else. Where a ReLU is called as a function,
-    or one module for several calls, the traced forward pass takes the place of the module's own; decisions in it that
-    do not depend on its input (``self.training``) stay as they are in evaluation mode. Everything else about a module,
-    the names of its parameters too, is as before.
+    The forward pass of every module is traced by torch.fx, its children left as they are, so that a module that cannot
+    be traced hides its own functions and nothing else. Where a ReLU is called as a function, or one module for several
+    calls, the traced forward pass takes the place of the module's own; decisions in it that do not depend on its input
+    (``self.training``) stay as they are in evaluation mode. All else, the names of parameters too, is as before.
 
     Args:
         model: stays as it is.
@@ -96,14 +101,20 @@ def replace_relus(
     for name, module in list(result.model.named_modules(remove_duplicate=False)):  # one unit for each name
         for child, relu in list(module._modules.items()):
             if isinstance(relu, nn.ReLU) and (id(module), child) not in result._uncalled:
-                _put(module, child, result, Site(f"{name}.{child}".lstrip("."), "module"))
+                result._put(module, name, child, "module")
     if not result.replaced:
         sites = dict.fromkeys(f"{site.name or 'the model'}: {site.what}" for site in result.missed)
         instead = "; ".join(list(sites)[:3]) or "Nor has it another activation that could be seen"
         raise UserError(f"there is no ReLU to replace. {instead}")
     channels = {} if example is None else _count_channels(result, example, expected, axis)
-    settings = {"beta": beta, "coefficient": coefficient, "trainable": trainable}
-    _install(result, channels if per_channel else None, axis, settings)
+    device = next((parameter.device for parameter in result.model.parameters()), None)
+    for index, (module, attribute) in enumerate(result._owners):
+        number = channels.get(index) if per_channel else None
+        unit = CurvatureUnit(beta, coefficient, channels=number, axis=axis, trainable=trainable)
+        module._modules[attribute] = unit.to(device)
+        site, shared = result.replaced[index], per_channel and number is None
+        unsure = "; one value for all channels, as the example does not say how many" if shared else ""
+        result.replaced[index] = Site(site.name, site.what + unsure, number)
     copies = dict(result.model.named_modules())
     for name, part in model.named_modules():
         if name in copies:
@@ -118,25 +129,19 @@ def _forward_pass(name: str, module: nn.Module, result: Replacement) -> None:
         return result._miss(name, f"{kind}: compiled by TorchScript, cannot be seen into")
     if type(module).__module__.startswith("torch.nn."):  # calls no ReLU but by an attribute
         return _of_torch(name, module, result)
+    tracer = fx.Tracer()
+    setattr(tracer, "is_leaf_module", lambda *_: True)  # noqa: B010  it enters no module of this one's
     try:
-        graph = _OneLevel().trace(module)
+        graph = tracer.trace(module)
     except Exception as error:  # whatever the model's own code raises on being handed proxies
         reason = " ".join((str(error) or type(error).__name__).split())[:100]
         return result._miss(name, f"functions in the forward pass of {kind}: torch.fx cannot trace it ({reason})")
     _others(name, graph, result)
-    calls = _calls(graph, module)
-    if calls:
+    if calls := _calls(graph, module):
         for node in graph.nodes:
             if node.op == "call_function" and "training" in node.kwargs:
                 result._miss(name, f"{node.name} in {kind} now does the same in training as in evaluation")
         _rewire(name, module, graph, calls, result)
-
-
-class _OneLevel(fx.Tracer):
-    """Follows one forward pass and enters no module in it."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
 
 
 def _of_torch(name: str, module: nn.Module, result: Replacement) -> None:
@@ -152,7 +157,7 @@ def _of_torch(name: str, module: nn.Module, result: Replacement) -> None:
     if hasattr(module, "activation_relu_or_gelu"):  # the fused kernel would go past the unit
         setattr(module, "activation_relu_or_gelu", 0)  # noqa: B010
     del module.activation
-    _put(module, "activation", result, Site(f"{name}.activation".lstrip("."), "function of a transformer layer"))
+    result._put(module, name, "activation", "function of a transformer layer")
 
 
 def _others(name: str, graph: fx.Graph, result: Replacement) -> None:
@@ -195,7 +200,7 @@ def _rewire(name: str, module: nn.Module, graph: fx.Graph, calls, result: Replac
     order = {node: index for index, node in enumerate(graph.nodes)}
     for number, (node, what, writes) in enumerate(calls):
         attribute, source = f"curvature_{number}", _argument(node, 0, "input")
-        _put(module, attribute, result, Site(f"{name}.{attribute}".lstrip("."), what))
+        result._put(module, name, attribute, what)
         if node.op == "call_module":
             path, _, child = node.target.rpartition(".")
             owner = module.get_submodule(path)
@@ -212,19 +217,12 @@ def _rewire(name: str, module: nn.Module, graph: fx.Graph, calls, result: Replac
     module.forward = MethodType(type(fx.GraphModule(module, graph)).forward, module)
 
 
-def _put(module: nn.Module, attribute: str, result: Replacement, site: Site) -> None:
-    """A ReLU at the site of a unit; its settings come when its input is known."""
-    setattr(module, attribute, CurvatureUnit(1.0))  # which keeps its position in a Sequential
-    result.replaced.append(site)
-    result._owners.append((module, attribute))
-
-
 def _count_channels(result: Replacement, example: tuple, expected: list[Tensor], axis: int | None) -> dict[int, int]:
     """Runs the model with ReLUs at the new sites; how many channels each unit saw, by its index in the list."""
-    seen: dict[int, set[int]] = {}
+    seen = defaultdict[int, set[int]](set)
 
     def record(index: int, _: nn.Module, inputs: tuple) -> None:
-        seen.setdefault(index, set()).add(inputs[0].shape[channel_axis(inputs[0]) if axis is None else axis])
+        seen[index].add(inputs[0].shape[channel_axis(inputs[0]) if axis is None else axis])
 
     hooks = [
         module.get_submodule(attribute).register_forward_pre_hook(partial(record, index))
@@ -236,17 +234,6 @@ def _count_channels(result: Replacement, example: tuple, expected: list[Tensor],
     if len(outputs) != len(expected) or not all(map(torch.allclose, outputs, expected)):
         raise UserError("the model gives another answer when its ReLUs are called one by one, so it was left alone")
     return {index: channels.pop() for index, channels in seen.items() if len(channels) == 1}
-
-
-def _install(result: Replacement, channels: dict[int, int] | None, axis: int | None, settings: dict) -> None:
-    """Puts units with their settings in place of the ReLUs the model was tried with."""
-    device = next((parameter.device for parameter in result.model.parameters()), None)
-    for index, (module, attribute) in enumerate(result._owners):
-        number = None if channels is None else channels.get(index)
-        module._modules[attribute] = CurvatureUnit(channels=number, axis=axis, **settings).to(device)
-        site, shared = result.replaced[index], channels is not None and number is None
-        unsure = "; one value for all channels, as the example does not say how many" if shared else ""
-        result.replaced[index] = Site(site.name, site.what + unsure, number)
 
 
 def _outputs(model: nn.Module, example: tuple) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The certificate: with probability 1 - delta the target is no worse than the reference, from held-out losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from steering.errors import UserError
-from steering.theory_checks.bootstrap import Estimate
 from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.claims import share
 from steering.training.seeds import derive
@@ -76,26 +75,20 @@ TAILS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], NDArray[
 }
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How often the certificate was right."""
+def coverage(samples: Sequence[int], repetitions: int, seed: int, delta: float = 0.05) -> list[dict[str, Any]]:
+    """How often the certificate of m = ``samples`` held-out losses is right, for every distribution and size.
 
-    tails: str  # name of the distribution
-    kind: str  # of the certificate
-    samples: int  # m, in a held-out set
-    covered: Estimate  # share of repetitions whose bound was not exceeded
-    slack: float  # median of the bound minus the true mean, in standard errors of the mean
-
-
-def coverage(samples: tuple[int, ...], repetitions: int, seed: int, delta: float = 0.05) -> list[Coverage]:
-    """Draws held-out sets and counts how often the certificate holds, for every tail and size."""
+    Returns:
+        ``tails``, the distribution; ``kind`` of certificate; ``samples``; ``covered``, the share of repetitions whose
+        bound was not exceeded; ``slack``, the median of bound minus true mean in standard errors of the mean.
+    """
     results = []
     for (name, (draw, mean, bounded)), m in product(TAILS.items(), samples):
         drawn = draw(np.random.default_rng(derive(seed, "certificate", name, m)), (repetitions, m))
         for width in dict.fromkeys((None, bounded)):
             certificates = [certificate(row, delta, width) for row in drawn]
             above = np.array([bound.upper for bound in certificates]) - mean
-            covered, slack = share(int((above >= 0).sum()), repetitions), float(np.median(above))
-            error = drawn.std() / math.sqrt(m)
-            results.append(Coverage(name, certificates[0].kind, m, covered, slack / error))
+            covered, error = share(int((above >= 0).sum()), repetitions), drawn.std() / math.sqrt(m)
+            result = {"tails": name, "kind": certificates[0].kind, "samples": m, "covered": covered}
+            results.append(result | {"slack": float(np.median(above)) / error})
     return results

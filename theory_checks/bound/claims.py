@@ -1,5 +1,6 @@
 """A claim of the theory beside what was measured, and whether it holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,13 +44,13 @@ def log_slopes(sizes: Array, values: Array) -> Array:
     return np.nan_to_num(slopes(np.log(sizes), np.log(np.where(positive, values, 1)), positive))
 
 
-def slope(sizes: tuple[float, ...], values: Array, draws: Array, units: int) -> Estimate:
+def slope(sizes: Sequence[float], values: Array, draws: Array, units: int) -> Estimate:
     """The slope of ``[sizes]`` in logarithms, with the interval of its draws ``[draws, sizes]``."""
     drawn = Drawn(float(log_slopes(np.array(sizes), values)), log_slopes(np.array(sizes), draws))
     return interval(drawn, units)
 
 
-def slope_of_means(sizes: tuple[float, ...], values: Array, rng: np.random.Generator) -> Estimate:
+def slope_of_means(sizes: Sequence[float], values: Array, rng: np.random.Generator) -> Estimate:
     """The exponent with which the mean of ``[sizes, repetitions]`` falls, by the bootstrap over repetitions."""
     return slope(sizes, values.mean(1), means(values.T, rng=rng), values.shape[1])
 

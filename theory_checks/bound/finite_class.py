@@ -4,14 +4,12 @@
 share. The best hypothesis loses ``1/2 + c/4``. 200 ordinary ones lose ``gap + 0.2 e`` more, with a sign e for each of
 them and gaps up to 0.2. 30 more lose 1 with a small probability q, and 0.9 q less always: what is never seen to fail
 looks good. The reference loses ``1/2 + c/4 + spread e_ref``.
-
-Frozen before these seeds were drawn: n = 200 to 12800, 150 repetitions, rho = 5, the reference equal to the best
-hypothesis (R = 0). The slopes of log excess risk were then -0.55 (ERM), -0.56 (DRO) and -0.99 (DRRho), the last one's
-excess 7.1e-4 at n = 200 and 1e-5 at n = 12800. Fresh seeds, ``steer bound``: -0.50, -0.53 and -0.96, 6.5e-4 and 9.9e-6.
+docs/bound.md has the numbers of the seeds on which this was frozen, and of later ones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,20 +35,14 @@ ABOVE_BEST = np.concatenate([GAPS[:, None] + NOISE * _E, (_E > 0) - 0.9 * FAILUR
 LOSSES = 0.5 + COMMON * _C + ABOVE_BEST  # of every hypothesis at every atom, [hypotheses, 8]
 
 
-@dataclass(frozen=True)
-class FiniteClass:
-    """The class beside a reference."""
+def variance_ratio(spread: float) -> float:
+    """R = Var(loss - reference loss) / Var(loss) of the best hypothesis; the spread is the sd of this difference."""
+    return spread**2 / COMMON**2
 
-    spread: float = 0.0  # standard deviation of the difference between the best hypothesis and the reference
 
-    @property
-    def ratio(self) -> float:
-        """R = Var(loss - reference loss) / Var(loss) of the best hypothesis."""
-        return self.spread**2 / COMMON**2
-
-    def differences(self) -> Array:
-        """Loss minus the reference's, ``[hypotheses, 8]``; what they share is left out, not rounded away."""
-        return ABOVE_BEST - self.spread * _E_REF
+def differences(spread: float) -> Array:
+    """Loss minus the reference's, ``[hypotheses, 8]``; what they share is left out, not rounded away."""
+    return ABOVE_BEST - spread * _E_REF
 
 
 def draw(n: int, repetitions: int, rng: np.random.Generator) -> Counts:
@@ -61,21 +53,20 @@ def draw(n: int, repetitions: int, rng: np.random.Generator) -> Counts:
     return np.stack([cells - up, up], -1).reshape(repetitions, -1, 8)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """How a hypothesis is chosen: the least risk."""
 
     rule: Rule | None  # of the engine that stands for the risk, None for the plain mean
     risk: Risk  # the same on atoms
     subtract: bool  # whether the losses are those above the reference's
 
-    def values(self, problem: FiniteClass) -> Array:
+    def values(self, spread: float) -> Array:
         """Losses as the method sees them, ``[hypotheses, 8]``."""
-        return problem.differences() if self.subtract else LOSSES
+        return differences(spread) if self.subtract else LOSSES
 
-    def risks(self, problem: FiniteClass, counts: Counts) -> Array:
+    def risks(self, spread: float, counts: Counts) -> Array:
         """What the method minimises, ``[repetitions, hypotheses]``."""
-        return self.risk(self.values(problem), counts)
+        return self.risk(self.values(spread), counts)
 
 
 def methods(n: int, rho: float = RHO) -> dict[str, Method]:
@@ -92,29 +83,25 @@ def methods(n: int, rho: float = RHO) -> dict[str, Method]:
     }
 
 
+ALL = tuple(methods(SIZES[0]))
+
+
 def excess(
-    problem: FiniteClass,
-    sizes: tuple[int, ...],
-    repetitions: int,
-    seed: int,
-    *,
-    rho: float = RHO,
-    only: tuple[str, ...] | None = None,
+    spread: float, sizes: Sequence[int], repetitions: int, seed: int, only: Sequence[str] = ALL, rho: float = RHO
 ) -> dict[str, Array]:
     """Exact excess risk of what every method chooses, by method, ``[sizes, repetitions]``.
 
-    Methods and radii (``rho``, times n) see the same samples; ``only`` names methods, all by default.
+    Methods and radii (``rho``, times n) see the same samples.
     """
-    by_method: dict[str, list[Array]] = {}
+    by_method: dict[str, list[Array]] = {name: [] for name in only}
     for n in sizes:
         counts = draw(n, repetitions, np.random.default_rng(derive(seed, "finite class", n)))
-        for name, method in methods(n, rho).items():
-            if only is None or name in only:
-                by_method.setdefault(name, []).append(EXCESS[method.risks(problem, counts).argmin(-1)])
+        for name in only:
+            by_method[name].append(EXCESS[methods(n, rho)[name].risks(spread, counts).argmin(-1)])
     return {name: np.array(rows) for name, rows in by_method.items()}
 
 
-def disagreement(problem: FiniteClass, n: int, repetitions: int, seed: int) -> dict[str, float]:
+def disagreement(spread: float, n: int, repetitions: int, seed: int) -> dict[str, float]:
     """Largest difference between the risks on atoms and those of the engine's rules, by method.
 
     Under ``mean and deviation`` stands that between the chi-square risk and its formula where no weight touches zero.
@@ -123,8 +110,8 @@ def disagreement(problem: FiniteClass, n: int, repetitions: int, seed: int) -> d
     gaps = {}
     for name, method in methods(n).items():
         if method.rule is not None:
-            by_rule = np.array([atoms.by_rule(method.rule, method.values(problem), sample) for sample in counts])
-            gaps[name] = float(np.abs(by_rule - method.risks(problem, counts)).max())
-    values = problem.differences()
+            by_rule = np.array([atoms.by_rule(method.rule, method.values(spread), sample) for sample in counts])
+            gaps[name] = float(np.abs(by_rule - method.risks(spread, counts)).max())
+    values = differences(spread)
     gap = np.abs(atoms.mean_and_deviation(values, counts, RHO) - atoms.chi_square(values, counts, RHO))
     return gaps | {"mean and deviation": float(gap[atoms.interior(values, counts, RHO)].max())}

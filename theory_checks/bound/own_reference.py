@@ -5,11 +5,12 @@ is one of the class has such variants, and those of others matter to no choice. 
 lies close to the reference, which is what the paper's O(1/n) is about.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, means
+from steering.theory_checks.bootstrap import DRAWS, Drawn, Estimate, interval, means
 from steering.theory_checks.bound import atoms
 from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.claims import slope
@@ -22,46 +23,33 @@ ALONE = "ERM without variants"  # of the class that fitted references come from
 FACTOR = 2.0  # times the reference's excess risk: what "reaches the reference" means
 
 
-@dataclass(frozen=True)
-class OwnReference:
-    """The class, with one of its hypotheses as the reference in every repetition."""
+def with_references(references: np.ndarray) -> tuple[Array, Array, Array]:
+    """The class, with one of its hypotheses as the reference in every repetition.
 
-    references: np.ndarray  # index of an ordinary hypothesis or ``BEST``, ``[repetitions]``
+    Args:
+        references: index of an ordinary hypothesis or ``BEST``, ``[repetitions]``.
 
-    @property
-    def above(self) -> Array:
-        """Population risk of every hypothesis minus the reference's, ``[repetitions, hypotheses]``."""
-        above = EXCESS - EXCESS[self.references][:, None]
-        above[:, VARIANTS] = EXCESS[VARIANTS]
-        return above
-
-    def differences(self) -> Array:
-        """Loss minus the reference's, ``[repetitions, hypotheses, 8]``; that of the reference is exactly zero."""
-        differences = ABOVE_BEST - self._reference()[:, None]
-        differences[:, VARIANTS] = ABOVE_BEST[VARIANTS]
-        differences[np.arange(len(differences)), self.references] = 0
-        return differences
-
-    def losses(self) -> Array:
-        """Loss of every hypothesis at every atom, ``[repetitions, hypotheses, 8]``."""
-        return self.differences() + (self._reference() + LOSSES[BEST])[:, None]
-
-    def _reference(self) -> Array:
-        """What the reference loses beyond the best hypothesis, ``[repetitions, 8]``: its sign is ``e_ref``."""
-        return ABOVE_BEST[self.references].reshape(-1, 2, 2, 2).swapaxes(2, 3).reshape(-1, 8)
+    Returns:
+        Losses and their differences to the reference's, which are exactly zero of the reference itself,
+        ``[repetitions, hypotheses, 8]`` each; population risks minus the reference's, ``[repetitions, hypotheses]``.
+    """
+    # What the reference loses beyond the best hypothesis: its sign is e_ref.
+    beyond = ABOVE_BEST[references].reshape(-1, 2, 2, 2).swapaxes(2, 3).reshape(-1, 1, 8)
+    differences, above = ABOVE_BEST - beyond, EXCESS - EXCESS[references][:, None]
+    differences[:, VARIANTS], above[:, VARIANTS] = ABOVE_BEST[VARIANTS], EXCESS[VARIANTS]
+    differences[np.arange(len(differences)), references] = 0
+    return differences + (beyond + LOSSES[BEST]), differences, above
 
 
-def against(
-    references: np.ndarray, n: int, rng: np.random.Generator, names: tuple[str, ...] = NAMES
-) -> dict[str, Array]:
+def against(references: np.ndarray, n: int, rng: np.random.Generator, names: Sequence[str] = NAMES) -> dict[str, Array]:
     """R(target) - R(reference) of every method, exactly, ``[repetitions]`` each; all see the same samples."""
-    problem, above = OwnReference(references), {}
-    counts = draw(n, len(references), rng)
+    losses, differences, above = with_references(references)
+    counts, chosen = draw(n, len(references), rng), {}
     for name in names:
         method = methods(n)[name]
-        chosen = method.risk(problem.differences() if method.subtract else problem.losses(), counts).argmin(-1)
-        above[name] = np.take_along_axis(problem.above, chosen[:, None], -1)[:, 0]
-    return above
+        index = method.risk(differences if method.subtract else losses, counts).argmin(-1)
+        chosen[name] = np.take_along_axis(above, index[:, None], -1)[:, 0]
+    return chosen
 
 
 def upper_quantile(values: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -87,6 +75,10 @@ class SamplesNeeded:
     by_method: dict[str, Drawn]  # an end of the sizes tried where the number lies beyond them
     sizes: tuple[int, ...]  # tried
     repetitions: int  # number of references
+
+    @property
+    def intervals(self) -> dict[str, Estimate]:
+        return {name: interval(drawn, self.repetitions) for name, drawn in self.by_method.items()}
 
 
 def samples_needed(m: int, repetitions: int, seed: int) -> SamplesNeeded:
@@ -124,7 +116,7 @@ def exponent(results: list[SamplesNeeded], name: str) -> Estimate:
     drawn = [result.by_method[name] for result in results]
     draws = np.stack([needed.draws for needed in drawn], 1)
     values = np.array([needed.value for needed in drawn])
-    estimate = slope(tuple(result.m for result in results), values, draws, results[0].repetitions)
+    estimate = slope([result.m for result in results], values, draws, results[0].repetitions)
     smallest, largest = ([result.sizes[end] for result in results] for end in (0, -1))
     if (((draws <= smallest) | (draws >= largest)).mean(0) > 0.01).any():
         return Estimate(estimate.value, -np.inf, np.inf)

@@ -3,14 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, number, span
 from steering.reports.report import Report
-from steering.theory_checks.bootstrap import interval
-from steering.theory_checks.bound.atoms import Array
 from steering.theory_checks.bound.claims import Claim, Verdict
-from steering.theory_checks.bound.finite_class import NAMES, TRIMMED, FiniteClass
+from steering.theory_checks.bound.finite_class import NAMES, TRIMMED, variance_ratio
 from steering.theory_checks.bound.own_reference import MIDDLING
 from steering.theory_checks.bound.plots import draw
 from steering.theory_checks.bound.study import BOUND, CERTIFICATE, FINITE, LINEAR, OWN, Study
@@ -70,19 +66,28 @@ def _beyond(study: Study) -> list[Verdict]:
 
 
 def _findings(study: Study) -> list[str]:
-    slopes = {
-        claim.name.removeprefix("rate of ").partition(" at R")[0]: number(claim.measured.value)
-        for claim in study.claims
-        if claim.part == FINITE
-    }
-    worse = _beyond(study)
+    measured = {claim.name: claim for claim in study.claims}
+    ball = f"rate of {TRIMMED} at R = 0, were it a ball"
+    erm, dro, drrho, softmax, trimmed = (
+        number(measured[name].measured.value)
+        for name in (*(f"rate of {method} at R = 0" for method in (*NAMES, "DRRho, KL")), ball)
+    )
+    exponents = (measured[f"exponent of m in the samples {name} needs"] for name in ("DRRho", "ERM"))
+    of_drrho, of_erm = (f"{span(claim.measured)} ({claim.verdict})" for claim in exponents)
+    last, off, worse = study.needed[-1], study.against[MIDDLING], _beyond(study)
+    needed = [f"{last.by_method[name].value:.0f}" for name in ("DRRho", "ERM")]
     violations, trials = (sum(getattr(one, name) for one in study.bounds) for name in ("violations", "repetitions"))
     sentences = [
-        f"Slopes of log excess risk in the finite class: ERM {slopes['ERM']}, DRO {slopes['DRO']}, DRRho "
-        f"{slopes['DRRho']}, DRRho with the KL ball {slopes['DRRho, KL']}.",
-        f"CVaR that drops 3.2 \u221an samples, as many as rho = 5 has room for, has slope {slopes[TRIMMED]}: top-k has "
-        "no such theorem and does not behave as if it had.",
-        *_own_reference(study),
+        f"Slopes of log excess risk in the finite class: ERM {erm}, DRO {dro}, DRRho {drrho}, DRRho with the KL ball "
+        f"{softmax}.",
+        f"CVaR that drops 3.2 \u221an samples, as many as rho = 5 has room for, has slope {trimmed}: top-k has no such "
+        "theorem and does not behave as if it had.",
+        f"Against a reference out of the class with excess risk 0.02, at n = {study.extent.own_sizes[0]}, DRRho is "
+        f"worse in {100 * off['DRRho']['worse'][0]:.0f} % of samples, but in 95 % of them by at most "
+        f"{off['DRRho']['upper'][0]:.2g} (ERM: {off['ERM']['upper'][0]:.2g}): the theory bounds by how much, not how "
+        "often.",
+        f"To come within twice the excess risk of a reference fitted on m = {last.m} samples takes DRRho {needed[0]} "
+        f"samples and ERM {needed[1]}. Exponents of m, 0.5 and 1 in theory: DRRho {of_drrho}, ERM {of_erm}.",
         f"In the linear model every method has rate 1/n. Of {len(worse)} comparisons with more than 4 n_eq samples, "
         f"DRRho is worse than ERM in {worse.count('holds')}, undecided in {worse.count('undecided')} and better in "
         f"{worse.count('fails')}: a reference that is not exact costs a constant for ever. Steering pays at small n.",
@@ -100,27 +105,6 @@ def _findings(study: Study) -> list[str]:
     return sentences
 
 
-def _own_reference(study: Study) -> list[str]:
-    """Two sentences on references out of the class."""
-    n, rows, last = study.extent.own_sizes[0], study.against[MIDDLING], study.needed[-1]
-    upper = {name: np.quantile(values[0], 0.95) for name, values in rows.items()}
-    worse = (rows["DRRho"][0] > 0).mean()
-    drrho, erm = (f"{last.by_method[name].value:.0f}" for name in ("DRRho", "ERM"))
-    exponents = {
-        claim.name.split()[-2]: f"{span(claim.measured)} ({claim.verdict})"
-        for claim in study.claims
-        if claim.part == OWN and claim.name.startswith("exponent")
-    }
-    return [
-        f"Against a reference out of the class with excess risk 0.02, at n = {n}, DRRho is worse in {100 * worse:.0f} "
-        f"% of samples, but in 95 % of them by at most {upper['DRRho']:.2g} (ERM: {upper['ERM']:.2g}): the theory "
-        "bounds by how much, not how often.",
-        f"To come within twice the excess risk of a reference fitted on m = {last.m} samples takes DRRho {drrho} "
-        f"samples and ERM {erm}. Exponents of m, 0.5 and 1 in theory: DRRho {exponents['DRRho']}, ERM "
-        f"{exponents['ERM']}.",
-    ]
-
-
 def _ordered(study: Study) -> str:
     """Sizes at which bound and truth put the methods in the same order."""
     sizes = []
@@ -133,11 +117,8 @@ def _ordered(study: Study) -> str:
 
 def _cautions(study: Study) -> list[str]:
     least, agreement = min(study.extent.repetitions, study.extent.fits), study.agreement
-    lines = []
-    if least < 60:
-        lines.append(
-            f"Small simulation: some claims rest on {least} samples and may be undecided for that reason alone."
-        )
+    small = f"Small simulation: some claims rest on {least} samples and may be undecided for that reason alone."
+    lines = [small] * (least < 60)
     for name, gap in study.disagreement.items():
         if gap > 1e-9:
             lines.append(f"The risk on atoms and the engine's rule, or the formula, differ by {gap:.1e} for {name}.")
@@ -148,50 +129,27 @@ def _cautions(study: Study) -> list[str]:
 
 def _numbers(study: Study) -> dict[str, Any]:
     """Everything that was measured."""
-    repetitions = study.extent.repetitions
     return {
         "seed": study.seed,
         "extent": study.extent,
         "claims": [vars(claim) | {"verdict": claim.verdict} for claim in study.claims],
         "excess": {name: values.mean(1) for name, values in study.excess.items()},
-        "ratios": {
-            spread: {n: interval(drawn, repetitions) for n, drawn in by_size.items()}
-            for spread, by_size in study.ratios.items()
-        },
+        "ratios": study.ratios,
         "slope_by_radius": study.by_radius,
-        "against": {
-            reference: {name: _differences(values) for name, values in by_method.items()}
-            for reference, by_method in study.against.items()
-        },
-        "needed": [
-            {"m": one.m, "reference": one.reference}
-            | {name: interval(drawn, one.repetitions) for name, drawn in one.by_method.items()}
-            for one in study.needed
-        ],
+        "against": study.against,
+        "needed": [{"m": one.m, "reference": one.reference, **one.intervals} for one in study.needed],
         "bounds": [vars(one) | {"factor": one.factor} for one in study.bounds],
-        "linear": {
-            distance: {
-                n: {"ERM": n * fits.erm.mean()} | {f"rho={rho:g}": n * v.mean() for rho, v in fits.drrho.items()}
-                for n, fits in by_size.items()
-            }
-            for distance, by_size in study.fits.items()
-        },
+        "linear": study.linear,
         "rules_against_atoms": study.disagreement,
         "collapse_foretold": study.agreement,
         "coverage": study.coverages,
     }
 
 
-def _differences(values: Array) -> dict[str, Array]:
-    """Of the risks of target and reference, by size."""
-    return {"upper": np.quantile(values, 0.95, axis=1), "worse": (values > 0).mean(1), "mean": values.mean(1)}
-
-
 def _range(values: Iterable[float]) -> str:
     """From the smallest to the largest."""
     ordered = sorted(values)
-    low, high = f"{ordered[0]:.0f}", f"{ordered[-1]:.0f}"
-    return low if low == high else f"{low} to {high}"
+    return " to ".join(dict.fromkeys(f"{end:.0f}" for end in (ordered[0], ordered[-1])))
 
 
 def tables(study: Study) -> list[Grid]:
@@ -214,9 +172,8 @@ def _claim(claim: Claim) -> list[Cell | str]:
 def _ratios(study: Study) -> Grid:
     rows = []
     for spread, by_size in study.ratios.items():
-        ratio = FiniteClass(spread).ratio
-        measured = [span(interval(drawn, study.extent.repetitions)) for drawn in by_size.values()]
-        rows.append([f"{ratio:.3g}", f"{ratio**0.5:.2f}", *measured])
+        ratio = variance_ratio(spread)
+        rows.append([f"{ratio:.3g}", f"{ratio**0.5:.2f}", *map(span, by_size.values())])
     heads = ["R", "\u221aR, predicted", *(f"measured, n = {n}" for n in study.extent.ratio_at)]
     note = "At R = 0 the leading term vanishes, and what is left falls as 1/n. Brackets: 95 % intervals."
     return Grid.of("Excess risk of DRRho over that of DRO without a reference", [], heads, rows, note)
@@ -231,19 +188,19 @@ def _radii(study: Study) -> Grid:
 def _against(study: Study) -> Grid:
     rows = []
     for index, n in enumerate(study.extent.own_sizes):
-        differences = [study.against[MIDDLING][name][index] for name in NAMES]
-        upper = [f"{np.quantile(values, 0.95):+.2g}".replace("-", MINUS) for values in differences]
-        rows.append([str(n), *upper, *(f"{100 * (values > 0).mean():.1f} %" for values in differences)])
+        upper, worse = ([one[key][index] for one in study.against[MIDDLING].values()] for key in ("upper", "worse"))
+        signed = [f"{value:+.2g}".replace("-", MINUS) for value in upper]
+        rows.append([str(n), *signed, *(f"{100 * value:.1f} %" for value in worse)])
     heads = ["n", *(f"quantile, {name}" for name in NAMES), *(f"worse, {name}" for name in NAMES)]
     note = "95 % quantile of R(target) \u2212 R(reference), and the share of samples in which it is above zero."
     return Grid.of("Against a reference out of the class, of excess risk 0.02", [], heads, rows, note)
 
 
 def _needed(study: Study) -> Grid:
-    rows = []
-    for one in study.needed:
-        sizes = [span(interval(one.by_method[name], one.repetitions), 0) for name in ("ERM", "DRRho")]
-        rows.append([str(one.m), f"{one.reference:.2g}", *sizes])
+    rows = [
+        [str(one.m), f"{one.reference:.2g}", *(span(one.intervals[name], 0) for name in ("ERM", "DRRho"))]
+        for one in study.needed
+    ]
     heads = ["m", "reference's excess", "n, ERM", "n, DRRho"]
     note = "The size from which on the mean excess risk is at most twice the reference's. Brackets: 95 % intervals."
     return Grid.of("Samples to reach a reference fitted on m samples", [], heads, rows, note)
@@ -252,10 +209,8 @@ def _needed(study: Study) -> Grid:
 def _bounds(study: Study) -> Grid:
     rows = []
     for one in study.bounds:
-        ratio = f"{FiniteClass(one.spread).ratio:.2g}" if one.method == "DRRho" else MISSING
-        violations = f"{one.violations} of {one.repetitions}"
-        rows.append(
-            [one.method, ratio, str(one.n), f"{one.bound:.2g}", f"{one.truth:.2g}", f"{one.factor:.0f}", violations]
-        )
+        ratio = f"{variance_ratio(one.spread):.2g}" if one.method == "DRRho" else MISSING
+        numbers = str(one.n), f"{one.bound:.2g}", f"{one.truth:.2g}", f"{one.factor:.0f}"
+        rows.append([one.method, ratio, *numbers, f"{one.violations} of {one.repetitions}"])
     heads = ["R", "n", "bound", "truth", "times too large", "violations"]
     return Grid.of("Bound against truth", ["method"], heads, rows, "Truth: 95 % quantile of the excess risk.")

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from scipy.stats import chi2
 
 from steering.reports.grid import MINUS
-from steering.theory_checks.bootstrap import Drawn, Estimate
+from steering.theory_checks.bootstrap import Estimate, interval
 from steering.theory_checks.bound import finite_class, own_reference, parametric
 from steering.theory_checks.bound.atoms import Array
-from steering.theory_checks.bound.certificate import Coverage, coverage
+from steering.theory_checks.bound.certificate import coverage
 from steering.theory_checks.bound.claims import Claim, mean, ratio, share, slope, slope_of_means
-from steering.theory_checks.bound.finite_class import BEST, NAMES, TRIMMED, FiniteClass
-from steering.theory_checks.bound.parametric import Linear, LinearFits
+from steering.theory_checks.bound.finite_class import BEST, NAMES, TRIMMED, variance_ratio
+from steering.theory_checks.bound.parametric import LinearFits
 from steering.theory_checks.bound.tightness import DELTA, Tightness, tightness
 from steering.training.seeds import derive
 
@@ -75,29 +77,27 @@ class Study:
     excess: dict[str, Array] = field(default_factory=dict)
     disagreement: dict[str, float] = field(default_factory=dict)
     # DRRho's excess over DRO's, by spread and size; DRRho's slope at R = 0, by rho.
-    ratios: dict[float, dict[int, Drawn]] = field(default_factory=dict)
+    ratios: dict[float, dict[int, Estimate]] = field(default_factory=dict)
     by_radius: dict[float, Estimate] = field(default_factory=dict)
-    # R(target) - R(reference) by the reference's index and method, [own_sizes, own_repetitions].
-    against: dict[int, dict[str, Array]] = field(default_factory=dict)
+    # R(target) - R(reference) by the reference's index and method: 95 % quantile, mean and share above 0, [own_sizes].
+    against: dict[int, dict[str, dict[str, Array]]] = field(default_factory=dict)
     needed: list[own_reference.SamplesNeeded] = field(default_factory=list)
     bounds: list[Tightness] = field(default_factory=list)
-    fits: dict[float, dict[int, LinearFits]] = field(default_factory=dict)  # by distance and size
+    linear: dict[float, dict[int, dict[str, float]]] = field(default_factory=dict)  # n times the mean excess risk
     agreement: Estimate | None = None  # share of fits whose collapse the test foretold
-    coverages: list[Coverage] = field(default_factory=list)
+    coverages: list[dict[str, Any]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """What draws one bootstrap."""
         return np.random.default_rng(derive(self.seed, "bootstrap", *names))
 
-    def claim(
-        self, part: str, name: str, predicted: str, measured: Estimate, *band: float | None, percent: bool = False
-    ) -> None:
-        self.claims.append(Claim(part, name, predicted, measured, *band, percent=percent))
+    def claim(self, *fields: Any, percent: bool = False) -> None:
+        self.claims.append(Claim(*fields, percent=percent))
 
     def claim_slope(self, part: str, name: str, predicted: float, measured: Estimate) -> None:
-        band = (predicted - TOLERANCE, predicted + TOLERANCE)
-        self.claim(part, name, f"{predicted:.1f} \u00b1 {TOLERANCE}".replace("-", MINUS), measured, *band)
+        text = f"{predicted:.1f} \u00b1 {TOLERANCE}".replace("-", MINUS)
+        self.claim(part, name, text, measured, predicted - TOLERANCE, predicted + TOLERANCE)
 
 
 def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
@@ -118,8 +118,8 @@ def study(extent: Extent, seed: int, say: Callable[[str], None]) -> Study:
 
 
 def _rates(study: Study) -> None:
-    extent, perfect = study.extent, FiniteClass()
-    study.excess = finite_class.excess(perfect, extent.sizes, extent.repetitions, study.seed)
+    extent = study.extent
+    study.excess = finite_class.excess(0.0, extent.sizes, extent.repetitions, study.seed)
     promised = {"ERM": -0.5, "DRO": -0.5, "DRRho": -1.0, "DRRho, KL": -1.0, TRIMMED: -1.0}
     for method, values in study.excess.items():
         measured = slope_of_means(extent.sizes, values, study.rng("slope", method))
@@ -129,25 +129,23 @@ def _rates(study: Study) -> None:
         else:
             study.claim(FINITE, name, "no theorem", measured)
     for rho in extent.radii:
-        excess = finite_class.excess(perfect, extent.sizes, extent.repetitions, study.seed, rho=rho, only=("DRRho",))
+        excess = finite_class.excess(0.0, extent.sizes, extent.repetitions, study.seed, ("DRRho",), rho)
         study.by_radius[rho] = slope_of_means(extent.sizes, excess["DRRho"], study.rng("radius", str(rho)))
-    study.disagreement = finite_class.disagreement(FiniteClass(0.1), 200, extent.ruled, study.seed)
+    study.disagreement = finite_class.disagreement(0.1, 200, extent.ruled, study.seed)
 
 
 def _ratios(study: Study) -> None:
-    extent = study.extent
+    extent, largest = study.extent, {}
     for spread in extent.spreads:
-        problem, only = FiniteClass(spread), ("DRO", "DRRho")
-        both = finite_class.excess(problem, extent.ratio_at, extent.repetitions, study.seed, only=only)
-        study.ratios[spread] = {
-            n: ratio(drrho, dro, study.rng("ratio", str(spread), n))
-            for n, drrho, dro in zip(extent.ratio_at, both["DRRho"], both["DRO"], strict=True)
-        }
-    n, spreads = extent.ratio_at[-1], [spread for spread in extent.spreads if spread > 0]
-    values, draws = zip(*(study.ratios[spread][n] for spread in spreads), strict=True)
-    ratios = tuple(FiniteClass(spread).ratio for spread in spreads)
-    measured = slope(ratios, np.array(values), np.stack(draws, 1), extent.repetitions)
-    study.claim_slope(FINITE, f"exponent of R in DRRho / DRO, n = {n}", 0.5, measured)
+        both = finite_class.excess(spread, extent.ratio_at, extent.repetitions, study.seed, ("DRO", "DRRho"))
+        study.ratios[spread] = {}
+        for n, dro, drrho in zip(extent.ratio_at, both["DRO"], both["DRRho"], strict=True):
+            largest[variance_ratio(spread)] = drawn = ratio(drrho, dro, study.rng("ratio", str(spread), n))
+            study.ratios[spread][n] = interval(drawn, extent.repetitions)
+    largest.pop(0.0, None)  # where no power is
+    values, draws = zip(*largest.values(), strict=True)
+    measured = slope(list(largest), np.array(values), np.stack(draws, 1), extent.repetitions)
+    study.claim_slope(FINITE, f"exponent of R in DRRho / DRO, n = {extent.ratio_at[-1]}", 0.5, measured)
 
 
 def _own(study: Study) -> None:
@@ -162,12 +160,14 @@ def _own(study: Study) -> None:
 
 def _against_reference(study: Study, reference: int, reference_name: str) -> None:
     """How much worse than the reference a target may be, and how often it is."""
-    extent, by_size = study.extent, []
-    for n in extent.own_sizes:
-        rng = np.random.default_rng(derive(study.seed, "own reference", reference, n))
-        by_size.append(own_reference.against(np.full(extent.own_repetitions, reference), n, rng))
+    extent, references = study.extent, np.full(study.extent.own_repetitions, reference)
+    rngs = {n: np.random.default_rng(derive(study.seed, "own reference", reference, n)) for n in extent.own_sizes}
+    by_size = [own_reference.against(references, n, rng) for n, rng in rngs.items()]
     above = {name: np.array([by_method[name] for by_method in by_size]) for name in NAMES}
-    study.against[reference] = above
+    study.against[reference] = {
+        name: {"upper": np.quantile(rows, 0.95, axis=1), "worse": (rows > 0).mean(1), "mean": rows.mean(1)}
+        for name, rows in above.items()
+    }
     quantiles, draws = own_reference.upper_quantile(above["DRRho"], study.rng("upper", reference))
     measured = slope(extent.own_sizes, quantiles, draws, extent.own_repetitions)
     predicted, name = f"{MINUS}1.0 or below, to {TOLERANCE}", f"rate of DRRho's upper quantile, {reference_name}"
@@ -181,67 +181,65 @@ def _against_reference(study: Study, reference: int, reference_name: str) -> Non
 def _bounds(study: Study) -> None:
     spreads = tuple(spread for spread in study.extent.spreads if spread in (0.0, 0.05, 0.2))
     study.bounds = tightness(spreads, study.extent.tight, study.extent.repetitions, study.seed)
-    violations = [(f"bound of {result.method}", result.violations, result.repetitions) for result in study.bounds]
-    violations += [
-        ("bound against the reference, DRRho", result.certified, result.repetitions)
-        for result in study.bounds
-        if result.certified is not None
-    ]
-    for name in dict.fromkeys(name for name, _, _ in violations):
-        wrong, trials = np.sum([counts for claim, *counts in violations if claim == name], 0)
-        measured = share(int(trials - wrong), int(trials))
+    violated: dict[str, list[tuple[int, int]]] = {}  # violations and trials by what was bounded
+    for result in study.bounds:
+        violated.setdefault(f"bound of {result.method}", []).append((result.violations, result.repetitions))
+    certified = [(one.certified, one.repetitions) for one in study.bounds if one.certified is not None]
+    for name, counts in (violated | {"bound against the reference, DRRho": certified}).items():
+        wrong, trials = map(sum, zip(*counts, strict=True))
+        measured = share(trials - wrong, trials)
         study.claim(BOUND, name, f"\u2265 {100 * (1 - DELTA):.0f} %", measured, 1 - DELTA, None, percent=True)
 
 
 def _linear(study: Study) -> None:
     extent = study.extent
-    sizes, rho, distance = extent.linear_sizes, extent.rhos[len(extent.rhos) // 2], max(extent.distances)
+    sizes, rho, distance, fits = extent.linear_sizes, extent.rhos[len(extent.rhos) // 2], max(extent.distances), {}
     for r in extent.distances:
-        study.fits[r] = {n: parametric.fit(Linear(r), n, extent.rhos, extent.fits, study.seed) for n in sizes}
-    far, n = study.fits[distance], sizes[-1]
+        fits[r] = {n: parametric.fit(r, n, extent.rhos, extent.fits, study.seed) for n in sizes}
+        study.linear[r] = {
+            n: {"ERM": n * one.erm.mean()} | {f"rho={rho:g}": n * v.mean() for rho, v in one.drrho.items()}
+            for n, one in fits[r].items()
+        }
+    far, n = fits[distance], sizes[-1]
     excess = {"ERM": [far[n].erm for n in sizes], f"DRRho (rho = {rho:g})": [far[n].drrho[rho] for n in sizes]}
     for method, values in excess.items():
         measured = slope_of_means(sizes, np.array(values), study.rng("linear", method))
         study.claim_slope(LINEAR, f"rate of {method}, r = {distance:g}", -1, measured)
     for r in extent.distances:
         for size in (sizes[0], sizes[-1]):
-            _against_erm(study, r, size, rho)
+            _against_erm(study, fits[r][size], r, size, rho)
     for rho in extent.rhos:
-        limit = Linear(distance).limit(rho) - parametric.DIMENSION / 2
+        limit = parametric.limit(distance, rho) - parametric.DIMENSION / 2
         measured = mean(n * (far[n].drrho[rho] - far[n].erm))
         name = f"gap to ERM, r = {distance:g}, rho = {rho:g}, n = {n}"
         study.claim(LINEAR, name, f"{limit:.2f} \u00b1 25 %", measured, 0.75 * limit, 1.25 * limit)
 
 
-def _against_erm(study: Study, distance: float, n: int, rho: float) -> None:
+def _against_erm(study: Study, fits: LinearFits, distance: float, n: int, rho: float) -> None:
     """Better than ERM well below n_eq, worse well above; nothing is claimed in between."""
-    fits, matched = study.fits[distance][n], Linear(distance).matched_at
+    matched = parametric.matched_at(distance)
     measured = mean(n * (fits.drrho[rho] - fits.erm))
     name = f"gap to ERM, r = {distance:g}, rho = {rho:g}, n = {n / matched:{'.0f' if n > matched else '.1f'}} n_eq"
-    if n <= matched / 2:
-        study.claim(LINEAR, name, "below 0", measured, None, 0.0)
-    elif n >= 4 * matched:
-        study.claim(LINEAR, name, "above 0", measured, 0.0, None)
-    else:
-        study.claim(LINEAR, name, "either", measured)
+    worse = ("above 0", 0.0, None) if n >= 4 * matched else ("either", None, None)
+    predicted, *band = ("below 0", None, 0.0) if n <= matched / 2 else worse
+    study.claim(LINEAR, name, predicted, measured, *band)
 
 
 def _collapse(study: Study) -> None:
-    extent, problem = study.extent, Linear(0.0)
-    balances = parametric.balances(problem, extent.collapse_at, extent.collapses, study.seed)
+    extent = study.extent
+    balances = parametric.balances(extent.collapse_at, extent.collapses, study.seed)
     for rho in extent.rhos:
-        law = parametric.collapse_law(rho)
+        law = float(chi2.cdf(2 * rho, parametric.DIMENSION))  # of DRRho returning a reference at theta*, as n grows
         measured = share(int((balances <= rho).sum()), extent.collapses)
         name, predicted = f"collapse at r = 0, rho = {rho:g}, n = {extent.collapse_at}", f"{100 * law:.0f} % \u00b1 6"
         study.claim(LINEAR, name, predicted, measured, law - 0.06, law + 0.06, percent=True)
-    fits = parametric.fit(problem, extent.linear_sizes[0], extent.rhos, extent.fits, study.seed)
-    hits = sum(int((fits.touching[rho] == fits.exact[rho]).sum()) for rho in extent.rhos)
-    study.agreement = share(hits, extent.fits * len(extent.rhos))
+    foretold = parametric.fit(0.0, extent.linear_sizes[0], extent.rhos, extent.fits, study.seed).foretold
+    study.agreement = share(int(foretold.sum()), foretold.size)
 
 
 def _coverage(study: Study) -> None:
     study.coverages = coverage(study.extent.held_out, study.extent.covers, study.seed, DELTA)
     for result in study.coverages:
-        name = f"{result.kind}, {result.tails}, m = {result.samples}"
+        name = f"{result['kind']}, {result['tails']}, m = {result['samples']}"
         least = 1 - DELTA - 0.015
-        study.claim(CERTIFICATE, name, "\u2265 95 % (to 1.5)", result.covered, least, None, percent=True)
+        study.claim(CERTIFICATE, name, "\u2265 95 % (to 1.5)", result["covered"], least, None, percent=True)

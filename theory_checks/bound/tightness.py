@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steering.theory_checks.bound.atoms import Array
-from steering.theory_checks.bound.finite_class import EXCESS, LOSSES, NAMES, FiniteClass, draw, methods
+from steering.theory_checks.bound.finite_class import EXCESS, LOSSES, NAMES, draw, methods
 from steering.training.seeds import derive
 
 DELTA = 0.05
@@ -49,19 +49,16 @@ def tightness(spreads: tuple[float, ...], sizes: tuple[int, ...], repetitions: i
     """Measures every method at the theory's radius; those without a reference once, at the first spread."""
     results = []
     for spread in spreads:
-        problem = FiniteClass(spread)
         for n in sizes:
             counts = draw(n, repetitions, np.random.default_rng(derive(seed, "tightness", str(spread), n)))
             rho = radius(n)
             for name in NAMES if spread == spreads[0] else NAMES[-1:]:
                 method = methods(n, rho)[name]
-                risks = method.risks(problem, counts)
-                excess, limit = EXCESS[risks.argmin(-1)], bound(problem, name, n)
+                risks = method.risks(spread, counts)
+                excess, limit = EXCESS[risks.argmin(-1)], bound(spread, name, n)
                 violations, truth = int((excess > limit).sum()), float(np.quantile(excess, 0.95))
-                certified = None
-                if method.subtract:
-                    room = 13 * _range(problem.differences()) * rho / (3 * n)
-                    certified = int((excess > risks.min(-1) + room).sum())
+                room = 13 * _range(method.values(spread)) * rho / (3 * n)
+                certified = int((excess > risks.min(-1) + room).sum()) if method.subtract else None
                 results.append(Tightness(name, n, spread, limit, truth, violations, certified, repetitions))
     return results
 
@@ -71,11 +68,11 @@ def radius(n: int) -> float:
     return math.log(3 * len(EXCESS) / DELTA) * n / (n - 1)
 
 
-def bound(problem: FiniteClass, method: str, n: int) -> float:
+def bound(spread: float, method: str, n: int) -> float:
     """Of the excess risk with probability 1 - delta, for a name of ``NAMES``."""
     if method == "ERM":
         return 2 * _range(LOSSES) * math.sqrt(math.log(2 * len(EXCESS) / DELTA) / (2 * n))
-    values, rho = methods(n)[method].values(problem), radius(n)
+    values, rho = methods(n)[method].values(spread), radius(n)
     best = float(values[-1].var())  # the best hypothesis's atoms are equally likely
     return 2 * math.sqrt(2 * rho * best / n) + 20 * _range(values) * rho / (3 * n)
 

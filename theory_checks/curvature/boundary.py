@@ -10,16 +10,16 @@ from contourpy import contour_generator
 from torch import nn
 
 from steering.curvature import replace_relus, set_beta
-from steering.reports.figures import BASE, PALETTE, figure, png, styled
+from steering.reports.figures import BASE, PALETTE, figure, plot, styled
 from steering.reports.report import Plot
 from steering.runs.statistics import interval
 from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.search import with_relu
-from steering.theory_checks.curvature.small import error, fit, network, outputs, recipe, spirals
+from steering.theory_checks.curvature.small import error, fit, network, outputs, recipe, spirals, with_relu
 
 EDGE, POINTS = 1.2, 161  # the grid is from -EDGE to EDGE, with as many points along each side
 NOISE = 0.16  # share of wrong training labels
 SHOWN = 4  # values of beta at most, in pictures
+FIGURES = ("turning", "length", "training", "test")
 
 
 def lines(model: nn.Module) -> list[np.ndarray]:
@@ -66,33 +66,31 @@ def measure(seed: int, betas: Sequence[float], steps: int = 1200) -> dict[str, A
     model = fit(lambda: network(2, 20, 3, 2), training, recipe(steps, 100, 1e-2), seed)
     tuned = replace_relus(model, example=(test.x[:2],)).model
     betas = with_relu(betas)
-    result: dict[str, Any] = {"betas": betas, "turning": [], "length": [], "training": [], "test": []}
-    drawn: dict[str, list] = {}
-    shown = {betas[round(index * (len(betas) - 1) / (SHOWN - 1))] for index in range(SHOWN)}
+    shapes, boundaries = [], {}
     for beta in betas:
         set_beta(tuned, beta)
-        boundary = lines(tuned)
-        result["turning"].append(sum(map(turning, boundary)))
-        result["length"].append(sum(map(length, boundary)))
-        result["training"].append(error(tuned, training))
-        result["test"].append(error(tuned, test))
-        if beta in shown:
-            drawn[f"{beta:g}"] = [np.round(line, 3).tolist() for line in boundary]
+        boundary = boundaries[f"{beta:g}"] = lines(tuned)
+        shape = sum(map(turning, boundary)), sum(map(length, boundary))
+        shapes.append((*shape, error(tuned, training), error(tuned, test)))
+    result = {"betas": betas} | dict(zip(FIGURES, map(list, zip(*shapes, strict=True)), strict=True))
+    if seed:
+        return result
+    shown = {f"{betas[round(index * (len(betas) - 1) / (SHOWN - 1))]:g}" for index in range(SHOWN)}
+    drawn = {beta: [np.round(line, 3).tolist() for line in boundaries[beta]] for beta in boundaries if beta in shown}
     points = np.column_stack([training.x.double().round(decimals=3), training.y]).tolist()
-    return result | ({"lines": drawn, "points": points} if seed == 0 else {})
+    return result | {"lines": drawn, "points": points}
 
 
 def summarise(results: section.Results) -> section.Section:
     """Shape of a boundary in the plane."""
     betas = results[0]["betas"]
     turns = [[radians / (2 * math.pi) for radians in result["turning"]] for result in results]
+    by_beta = [list(zip(*values, strict=True)) for values in (turns, *([r[f] for r in results] for f in FIGURES[1:]))]
     rows = []
-    for index, beta in enumerate(betas):
-        turn = section.spread([one[index] for one in turns], 1)
-        span = section.spread([result["length"][index] for result in results], 1)
-        errors = [section.percent([result[key][index] for result in results]) for key in ("training", "test")]
-        rows.append((f"{beta:g}", turn, span, *errors))
-    first, last = (interval([one[index] for one in turns]).mean for index in (0, -1))
+    for beta, turn, span, *errors in zip(betas, *by_beta, strict=True):
+        shape = section.spread(turn, 1), section.spread(span, 1)
+        rows.append((f"{beta:g}", *shape, *map(section.percent, errors)))
+    first, last = (interval(by_beta[0][index]).mean for index in (0, -1))
     falls = sum(one == sorted(one, reverse=True) for one in turns)
     title = "Boundary between two spirals, 16 % of the training labels wrong"
     note = "Nothing is chosen here: all values of beta are shown, their test errors too."
@@ -110,7 +108,7 @@ def summarise(results: section.Results) -> section.Section:
 
 @styled
 def _plot(lines: Mapping[str, Sequence[Sequence[Sequence[float]]]], points: Sequence[Sequence[float]]) -> Plot:
-    """The boundary of the first repetition by beta, ``[m, 2]`` each, over its training samples, place and class."""
+    """The boundary of the first repetition by beta, ``[m, 2]`` each, over its training samples ``[n, 3]``."""
     drawing, (row,) = figure(height=2.35, columns=len(lines), sharex=True, sharey=True)
     x, y, classes = np.transpose(points)
     for axes, (beta, boundary) in zip(row, lines.items(), strict=True):
@@ -121,9 +119,8 @@ def _plot(lines: Mapping[str, Sequence[Sequence[Sequence[float]]]], points: Sequ
         axes.set(aspect="equal", xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.set_title(f"beta = {beta}" + (" (ReLU)" if beta == "1" else ""), fontsize=10, loc="left")
-    image = png(drawing)
     caption = (
         "Where the first repetition's network changes its mind (dark line), at several values of beta and without any "
         "training between them. Dots are training samples in the colour of their label, some of them wrong on purpose."
     )
-    return Plot("boundaries", "The same network at several values of beta", caption, image)
+    return plot(drawing, [], "boundaries", "The same network at several values of beta", caption)

@@ -13,8 +13,8 @@ from steering import registry
 from steering.curvature import replace_relus
 from steering.settings import Arm
 from steering.task import Task, exchange
+from steering.tasks.in_memory import corrupted
 from steering.theory_checks.curvature import section, small
-from steering.theory_checks.curvature.search import with_relu
 from steering.training.seeds import derive, generator
 
 NOISE = 0.4  # share of wrong labels among the target's training samples and the held-out ones
@@ -52,17 +52,22 @@ def measure(seed: int, betas: Sequence[float], steps: int = 200) -> dict[str, An
     """
     chance = generator(seed, "curvature", "bridge")
     training, clean, held_out, test = small.random_parts(small.digits(), [TRAINING, REFERENCE, HELD_OUT], chance)
-    training, held_out = (small.mislabelled(split, NOISE, 10, chance) for split in (training, held_out))
+    training, held_out = (corrupted(*part[:2], NOISE, 10, chance) for part in (training, held_out))
     settings = small.recipe(steps, 160, 1e-2, weight_decay=0.1)
     target, teaching = partial(small.network, 64, 64, 1, 10), small.recipe(200, 50, 1e-2, weight_decay=0.1)
     reference = small.fit(target, clean, teaching, derive(seed, "reference")).requires_grad_(False)
-    task = small.Classification(target, training, held_out, test, settings, lambda: reference)
+    task = small.classification(target, training, held_out, test, settings, lambda: reference)
     plain = small.trained(task, settings, seed)
-    result: dict[str, Any] = {"betas": with_relu(betas), "ratio": [], "reference": [], "steered": []}
+
+    def losses(model: nn.Module) -> np.ndarray:
+        outputs = small.outputs(model, held_out.x).double()
+        return cross_entropy(outputs, held_out.y, reduction="none").numpy()
+
+    result: dict[str, Any] = {"betas": small.with_relu(betas), "ratio": [], "reference": [], "steered": []}
     for beta in result["betas"]:
         tuned = tuned_reference(task, beta)
         result["reference"].append(small.error(tuned.reference(), test))
-        result["ratio"].append(variance_ratio(_losses(plain, held_out), _losses(tuned.reference(), held_out)))
+        result["ratio"].append(variance_ratio(losses(plain), losses(tuned.reference())))
         result["steered"].append(small.error(small.trained(tuned, settings, seed, STEERED), test))
     return result | {"plain": small.error(plain, test), "sizes": [TRAINING, REFERENCE, HELD_OUT, len(test.y)]}
 
@@ -70,10 +75,6 @@ def measure(seed: int, betas: Sequence[float], steps: int = 200) -> dict[str, An
 def variance_ratio(losses: np.ndarray, reference_losses: np.ndarray) -> float:
     """Var(l - l_ref) / Var(l) over samples: below 1 the loss varies less (Wei et al. 2025, sec. 4)."""
     return float(np.var(losses - reference_losses) / np.var(losses))
-
-
-def _losses(model: nn.Module, samples: small.Split) -> np.ndarray:
-    return cross_entropy(small.outputs(model, samples.x).double(), samples.y, reduction="none").numpy()
 
 
 def summarise(results: section.Results) -> section.Section:

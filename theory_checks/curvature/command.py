@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -13,17 +14,16 @@ import torch
 from pydantic import AliasChoices, Field
 from rich.console import Console
 
-from steering.errors import UserError, did_you_mean
+from steering.errors import UserError
 from steering.reports.report import Report, show, write
 from steering.runs.folder import RunFolder, new_folder
 from steering.runs.processes import device_named
 from steering.settings import Strict
-from steering.theory_checks.curvature import boundary, bridge, noise, robustness, search, transfer
+from steering.theory_checks.curvature import boundary, bridge, noise, robustness, small, transfer
 from steering.theory_checks.curvature.section import Results, Section, answer
 from steering.theory_checks.curvature.transfer import LABELS, TransferOptions, available
 
 BETAS, QUICK_BETAS, BRIDGE_BETAS = "0.5:1:0.05", "0.6:1:0.2", (1.0, 0.9, 0.7, 0.5)
-DOCUMENTATION = "The unit, the studies, intervals and limits are explained in docs/curvature.md of model-steering."
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def run(options: SimpleNamespace) -> None:
         UserError: the options do not fit together.
         Stopped: SIGINT or SIGTERM came; the repetitions that are measured stay.
     """
-    name, question, studies = _studies(options)
+    of_file = options.data is not None or "=" in options.target.partition("(")[0]
+    studied = _of_pictures if of_file else _of_digits if options.target == "digits" else _of_models
+    name, question, studies = studied(options)
     folder = options.out or new_folder(f"tune-{name}")
     console = Console(soft_wrap=not sys.stdout.isatty(), markup=False, highlight=False)
     console.print(f"report folder: {folder}")
@@ -67,28 +69,20 @@ class Repetition(Strict):
 
 def _measured(study: Study, folder: RunFolder, console: Console) -> list[dict[str, Any]]:
     """Every repetition of a study, read back where it is there already."""
-    settings = json.loads(json.dumps(study.settings))
+    settings, results = json.loads(json.dumps(study.settings)), []
 
     def measure(seed: int) -> Repetition:
         console.print(f"{study.name}: repetition {seed}")
         return Repetition(settings=settings, numbers=study.measure(seed))
 
-    results = []
     for seed in study.seeds:
         name = f"parts/{study.name}-{seed}.json"
         part = folder.part(name, Repetition, partial(measure, seed))
         if part.settings != settings:
-            path = folder.path / name
-            raise UserError(f"{path} was made with other settings: choose another --out, or repeat that command")
+            made = f"{folder.path / name} was made with other settings"
+            raise UserError(f"{made}: choose another --out, or repeat that command")
         results.append(part.numbers)
     return results
-
-
-def _studies(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
-    """Name of what is studied, the question, and the parts."""
-    if options.data is not None or "=" in options.target.partition("(")[0]:
-        return _of_pictures(options)
-    return _of_digits(options) if options.target == "digits" else _of_models(options)
 
 
 def _refuse(options: SimpleNamespace, *names: str) -> None:
@@ -98,42 +92,44 @@ def _refuse(options: SimpleNamespace, *names: str) -> None:
             raise UserError(f"--{'set' if name == 'sets' else name} means nothing for {options.target}")
 
 
+def _seeds(options: SimpleNamespace) -> range:
+    return range(options.seeds or (2 if options.quick else 5))
+
+
 def _betas(options: SimpleNamespace, default: str = BETAS) -> list[float]:
-    return search.parse(options.betas or (QUICK_BETAS if options.quick else default))
+    return small.parse(options.betas or (QUICK_BETAS if options.quick else default))
 
 
 def _of_digits(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     _refuse(options, "refit", "methods", "steps", "arm", "sets")
     torch.set_num_threads(1)  # fastest for networks this small
-    quick, betas, seeds = options.quick, _betas(options), range(options.seeds or (2 if options.quick else 5))
+    quick, betas = options.quick, _betas(options)
     fewer = tuple(betas) if options.betas else ((1.0, 0.5) if quick else BRIDGE_BETAS)
     steps = 60 if quick else 300
     methods = TransferOptions(betas, (1e-2, 1e-1), 30) if quick else TransferOptions(betas)
-    studies: dict[str, tuple[Any, tuple]] = {  # module and its arguments beside the seed
-        "transfer": (transfer, (methods,)),
-        "noise": (noise, (betas, 2 * steps)),
-        "robustness": (robustness, (betas, steps)),
-        "boundary": (boundary, (betas, 4 * steps)),
-        "bridge": (bridge, (fewer, steps)),
-    }
+    settings = {"betas": betas, "quick": quick}
+    studies = [
+        (transfer, (methods,), settings | {"methods": methods.methods}),
+        (noise, (betas, 2 * steps), settings),
+        (robustness, (betas, steps), settings),
+        (boundary, (betas, 4 * steps), settings),
+        (bridge, (fewer, steps), settings),
+    ]
 
-    def study(name: str) -> Study:
-        module, arguments = studies[name]
-        settings = {"betas": betas, "quick": quick} | ({"methods": methods.methods} if name == "transfer" else {})
-        return Study(name, seeds, lambda seed: module.measure(seed, *arguments), module.summarise, settings)
+    def study(name: str, module: Any, arguments: tuple, settings: dict[str, Any]) -> Study:
+        return Study(name, _seeds(options), lambda seed: module.measure(seed, *arguments), module.summarise, settings)
 
-    parts = _listed(options.parts, "study", list(studies))
+    by_name = {module.__name__.rpartition(".")[2]: (module, *rest) for module, *rest in studies}
     question = "What does less curvature do for small ReLU networks on digits and spirals?"
-    return "digits", question, list(map(study, parts))
+    parts = _listed(options.parts, "study", list(by_name))
+    return "digits", question, [study(name, *by_name[name]) for name in parts]
 
 
 def _listed(text: str | None, kind: str, names: list[str]) -> list[str]:
     """Names between commas, in the order of ``names``; all of these if there is no text."""
     listed = names if text is None else [name.strip() for name in text.split(",")]
     for name in listed:
-        if name not in names:
-            hint = did_you_mean(name, names) or "."
-            raise UserError(f"no {kind} is named {name!r}{hint} Known: {', '.join(names)}")
+        small.check_name(kind, name, names)
     return [name for name in names if name in listed]
 
 
@@ -142,18 +138,17 @@ def _of_models(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     from steering.theory_checks.curvature import models
 
     _refuse(options, "parts", "methods", "steps")
-    path = Path(options.target)
+    path, sets = Path(options.target), options.sets or []
     if path.exists():
         source, name = models.of_run(path, options.arm), path.name
     elif "/" in options.target:
         raise UserError(f"no run folder or checkpoint at {options.target}")
     else:
-        source = models.of_task(options.target, options.sets or [], options.arm)
+        source = models.of_task(options.target, sets, options.arm)
         name = options.target.partition("(")[0].rpartition(":")[2]
     betas, refit, title = _betas(options), options.refit, f"{source.name}, {source.arm}"
-    trained_here = range(options.seeds or (2 if options.quick else 5))
-    seeds = trained_here if source.seeds is None else source.seeds[: options.seeds]
-    settings = {"target": source.name, "arm": source.arm, "betas": betas, "refit": refit, "sets": options.sets or []}
+    seeds = _seeds(options) if source.seeds is None else source.seeds[: options.seeds]
+    settings = {"target": source.name, "arm": source.arm, "betas": betas, "refit": refit, "sets": sets}
     summarise = partial(models.summarise, metrics=source.task.metrics, name=title, refit=refit)
     study = Study("search", seeds, lambda seed: models.measure(source, seed, betas, refit), summarise, settings)
     question = f"Does less curvature help the models of {source.name} (arm {source.arm}) without training them?"
@@ -169,7 +164,7 @@ def _of_pictures(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
         example = "resnet18=weights.pt, with --data FOLDER of pictures by class"
         raise UserError(f"a network from a file is given as {example}")
     _refuse(options, "parts", "refit", "arm", "sets")
-    methods: list = _listed(options.methods, "method", list(LABELS)) if options.methods else list(available())
+    methods = _listed(options.methods, "method", list(LABELS)) if options.methods else list(available())
     on = str(device_named(options.device))
     body, width = pictures.backbone(pictures.load_network(name, Path(path)))
     samples, classes = pictures.load_pictures(options.data, options.size)
@@ -190,23 +185,12 @@ def _of_pictures(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
 
 def _report(title: str, question: str, command: str, sections: list[Section], numbers: dict[str, Any]) -> Report:
     """The studies as one report."""
-
-    def joined(field: str) -> list:
-        return [part for section in sections for part in getattr(section, field)]
-
-    changes = {where: change for section in sections for where, change in section.changes.items()}
+    fields = ("findings", "method", "cautions", "grids", "plots")
+    parts: dict[str, list] = {name: list(chain(*(getattr(one, name) for one in sections))) for name in fields}
+    changes = dict(chain(*(section.changes.items() for section in sections)))
     verdicts = [answer(changes)] * bool(changes) + [section.verdict for section in sections if section.verdict]
-    findings = joined("findings")
+    verdict = " ".join(verdicts) or parts["findings"].pop(0)
     correction = f"The answer looks at {len(changes)} comparisons of the chosen beta with beta = 1, corrected by Holm."
-    return Report(
-        title=title,
-        question=question,
-        verdict=" ".join(verdicts) or findings.pop(0),
-        command=command,
-        findings=findings,
-        method=[*[correction] * (len(changes) > 1), *joined("method"), DOCUMENTATION],
-        numbers=numbers,
-        cautions=joined("cautions"),
-        grids=joined("grids"),
-        plots=joined("plots"),
-    )
+    documentation = "The unit, the studies, intervals and limits are explained in docs/curvature.md of model-steering."
+    parts["method"] = [*[correction] * (len(changes) > 1), *parts["method"], documentation]
+    return Report(title, question, verdict, command, numbers=numbers, **parts)

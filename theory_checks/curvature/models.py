@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from steering.curvature import replace_relus, set_beta
-from steering.errors import UserError, did_you_mean
+from steering.errors import UserError
 from steering.reports.grid import Cell
 from steering.runs import config as configs
 from steering.runs.statistics import paired_difference
-from steering.settings import Arm, Metric, Recipe
+from steering.settings import Metric, Recipe
 from steering.task import HeldOut, Task, exchange
-from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.search import choose
-from steering.theory_checks.curvature.small import CHUNK, trained
-from steering.training import loop
+from steering.theory_checks.curvature import section, small
+from steering.theory_checks.curvature.small import CHUNK, choose, trained
+from steering.theory_checks.variance import models as trained_models
 from steering.training.loop import evaluate
 from steering.training.seeds import derive, untouched
 
@@ -33,7 +32,7 @@ class Source:
     recipe: Recipe  # they were trained with
     arm: str  # the method they were trained with
     seeds: list[int] | None  # repetitions there are; None where each is trained on demand
-    model: Callable[[int], tuple[Task, nn.Module]]  # the task and the model of a repetition, in evaluation mode
+    model: Callable[[Task, int], nn.Module]  # of a repetition, from its task and number, in evaluation mode
 
     def __post_init__(self):
         """Says what is in the way before anything is trained."""
@@ -49,13 +48,8 @@ class Source:
 def of_task(text: str, sets: Sequence[str], arm: str | None) -> Source:
     """Models that are trained here, by the task's own recipe, as a rule without a reference."""
     config, task = configs.resolve(text, sets=sets)
-    name, method = _arm(config.recipe, arm)
-
-    def model(seed: int) -> tuple[Task, nn.Module]:
-        seeded = task.seeded(seed)
-        return seeded, trained(seeded, config.recipe, seed, method)
-
-    return Source(text, task, config.recipe, name, None, model)
+    recipe, name = config.recipe, _arm(config.recipe, arm)
+    return Source(text, task, recipe, name, None, lambda drawn, seed: trained(drawn, recipe, seed, recipe.arms[name]))
 
 
 def of_run(folder: Path, arm: str | None) -> Source:
@@ -77,25 +71,18 @@ def of_run(folder: Path, arm: str | None) -> Source:
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     config, task = configs.resolve(None, file=folder / "config.yaml")
-    name, _ = _arm(config.recipe, arm)
-    paths = folder.glob(f"arms/{name}/seed*/checkpoint.pt")
-    checkpoints = {int(path.parent.name.removeprefix("seed")): path for path in paths}
-    if not checkpoints:
+    recipe, name = config.recipe, _arm(config.recipe, arm)
+    there = sorted(int(path.parent.name[4:]) for path in folder.glob(f"arms/{name}/seed*/checkpoint.pt"))
+    if not there:
         raise UserError(f"{folder} has no checkpoint of {name}: was it run? steer run --resume {folder}")
-
-    def model(seed: int) -> tuple[Task, nn.Module]:
-        seeded = task.seeded(seed)
-        return seeded, loop.trained(seeded, checkpoints[seed], steps=config.recipe.steps)
-
-    return Source(str(folder), task, config.recipe, name, seeds or sorted(checkpoints), model)
+    model = partial(trained_models.of_run, folder, config, arm=name, device=torch.device("cpu"))
+    return Source(str(folder), task, recipe, name, seeds or there, lambda drawn, seed: model(drawn, seed=seed))
 
 
-def _arm(recipe: Recipe, arm: str | None) -> tuple[str, Arm]:
+def _arm(recipe: Recipe, arm: str | None) -> str:
     name = recipe.baseline if arm is None else arm
-    if name not in recipe.arms:
-        hint = did_you_mean(name, recipe.arms) or "."
-        raise UserError(f"no arm is named {name!r}{hint} Known: {', '.join(recipe.arms)}")
-    return name, recipe.arms[name]
+    small.check_name("arm", name, recipe.arms)
+    return name
 
 
 def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> dict[str, Any]:
@@ -110,7 +97,8 @@ def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> di
     Returns:
         ``rows``: metrics of the model as it is and as chosen; the search; what was replaced and missed.
     """
-    task, model = source.model(seed)
+    task = source.task.seeded(seed)
+    model = source.model(task, seed)
     tuned = replace_relus(model, 1.0)
     refitted = cache(lambda beta: _refitted(task, source.recipe, model, beta, refit, seed))
 
@@ -120,9 +108,9 @@ def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> di
 
     choice = choose(betas, lambda beta: held_out_loss(task, at(beta)))
     rows = {"trained": evaluate(task, model)} | ({"refitted": evaluate(task, at(1.0))} if refit else {})
-    rows["search"] = evaluate(task, at(choice.chosen))
+    rows["search"] = evaluate(task, at(choice["chosen"]))
     sites = {"replaced": [vars(site) for site in tuned.replaced], "missed": [vars(site) for site in tuned.missed]}
-    return {"rows": rows, "search": vars(choice)} | sites
+    return {"rows": rows, "search": choice} | sites
 
 
 @torch.no_grad()
@@ -151,8 +139,9 @@ def summarise(results: section.Results, metrics: Mapping[str, Metric], name: str
     """The search on a task or on the models of a run."""
     first, headline = next(iter(metrics.items()))
     factor, unit = (100.0, " points") if headline.percent else (1.0, "")
-    values = {row: [factor * result["rows"][row][first] for result in results] for row in results[0]["rows"]}
-    change = paired_difference(values["search"], values["refitted" if refit else "trained"], headline.better)
+    pair = "search", "refitted" if refit else "trained"
+    searched, baseline = ([factor * result["rows"][row][first] for result in results] for row in pair)
+    change = paired_difference(searched, baseline, headline.better)
     size = f"{section.spread(change, 2)}{unit}"
     verdicts = {
         "better": f"made {headline.label} better by {size}",

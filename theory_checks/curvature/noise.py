@@ -5,9 +5,8 @@ from typing import Any
 
 from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
-from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.search import choose, probe_error
-from steering.theory_checks.curvature.small import digits, error, fit, mislabelled, network, random_parts, recipe
+from steering.tasks.in_memory import corrupted
+from steering.theory_checks.curvature import section, small
 from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
@@ -34,27 +33,28 @@ def measure(seed: int, betas: Sequence[float], steps: int = 600) -> dict[str, An
         as it was and with one that is fitted anew on the noisy training samples; ``fitted``: training error.
     """
     chance = generator(seed, "curvature", "noise")
-    training, validation, test = random_parts(digits(), [TRAINING, VALIDATION], chance)
-    training, validation = (mislabelled(split, NOISE, CLASSES, chance) for split in (training, validation))
-    model = fit(lambda: network(64, 64, 3, CLASSES), training, recipe(steps, 100, 1e-2), seed)
+    training, validation, test = small.random_parts(small.digits(), [TRAINING, VALIDATION], chance)
+    training, validation = (corrupted(*part[:2], NOISE, CLASSES, chance) for part in (training, validation))
+    model = small.fit(lambda: small.network(64, 64, 3, CLASSES), training, small.recipe(steps, 100, 1e-2), seed)
     example = (test.x[:2],)
     tuned, body = (replace_relus(part, example=example).model for part in (model, without_head(model)[0]))
 
     def at(beta: float, evaluated=validation) -> float:
         set_beta(tuned, beta)
-        return error(tuned, evaluated)
+        return small.error(tuned, evaluated)
 
     def fitted_at(beta: float, evaluated=validation) -> float:
-        return probe_error(body, beta, training, evaluated)
+        return small.probe_error(body, beta, training, evaluated)
 
     rows, searches = {}, {}
     for (name, (baseline, _)), score in zip(PAIRS.items(), (at, fitted_at), strict=True):
-        choice = choose(betas, score)
+        choice = small.choose(betas, score)
         rows[baseline] = {"test": score(1.0, test), "chosen": 1.0, "tried": 1}
-        rows[name] = {"test": score(choice.chosen, test), "chosen": choice.chosen, "tried": len(choice.betas)}
-        searches[name] = vars(choice)
+        beta, tried = choice["chosen"], len(choice["betas"])
+        rows[name] = {"test": score(beta, test), "chosen": beta, "tried": tried}
+        searches[name] = choice
     counts = [TRAINING, VALIDATION, len(test.y)]
-    return {"rows": rows, "searches": searches, "fitted": error(model, training), "sizes": counts}
+    return {"rows": rows, "searches": searches, "fitted": small.error(model, training), "sizes": counts}
 
 
 def summarise(results: section.Results) -> section.Section:

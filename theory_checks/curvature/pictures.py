@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steering.errors import UserError, did_you_mean
-from steering.theory_checks.curvature.small import Split, random_parts
+from steering.tasks.in_memory import Samples, clean
+from steering.theory_checks.curvature.small import random_parts, take
 from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
@@ -19,16 +20,12 @@ MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what
 FEWEST = 4  # pictures of a class
 
 
-class Normalised(nn.Module):
+class Normalised(nn.Sequential):
     """A network of normalised pictures that takes bytes: pictures wait in a quarter of the memory."""
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-        self.mean, self.spread = (nn.Buffer(torch.tensor(v).reshape(3, 1, 1), persistent=False) for v in (MEAN, SPREAD))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network((x / 255 - self.mean) / self.spread)
+    def forward(self, input: Tensor) -> Tensor:
+        mean, spread = (torch.tensor(values, device=input.device).reshape(3, 1, 1) for values in (MEAN, SPREAD))
+        return super().forward((input / 255 - mean) / spread)
 
 
 def load_network(name: str, path: Path) -> nn.Module:
@@ -94,7 +91,7 @@ def backbone(network: nn.Module) -> tuple[nn.Module, int]:
     return Normalised(body).eval(), head.in_features
 
 
-def load_pictures(folder: Path, size: int) -> tuple[Split, list[str]]:
+def load_pictures(folder: Path, size: int) -> tuple[Samples, list[str]]:
     """Pictures of a folder with one folder for each class, scaled by the shorter side and cropped to the middle.
 
     Returns:
@@ -124,12 +121,12 @@ def load_pictures(folder: Path, size: int) -> tuple[Split, list[str]]:
         return center_crop(resize(pixels, [size]), [size])
 
     labels = torch.tensor([label for label, of_class in enumerate(paths) for _ in of_class])
-    return Split(torch.stack([picture(path) for of_class in paths for path in of_class]), labels), names
+    return clean(torch.stack([picture(path) for of_class in paths for path in of_class]), labels), names
 
 
-def splits(samples: Split, seed: int) -> tuple[Split, ...]:
+def splits(samples: Samples, seed: int) -> tuple[Samples, ...]:
     """Half of every class to learn from, a quarter to choose on, a quarter to test on."""
     chance = generator(seed, "curvature", "pictures")
-    of_class = [samples.take((samples.y == label).nonzero().flatten()) for label in samples.y.unique()]
+    of_class = [take(samples, (samples.y == label).nonzero().flatten()) for label in samples.y.unique()]
     parts = [random_parts(one, [len(one.y) // 2, len(one.y) // 4], chance) for one in of_class]
-    return tuple(Split(*map(torch.cat, zip(*part, strict=True))) for part in zip(*parts, strict=True))
+    return tuple(Samples(*map(torch.cat, zip(*part, strict=True))) for part in zip(*parts, strict=True))

@@ -11,19 +11,19 @@ from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
 from steering.reports.report import Plot
 from steering.runs.statistics import interval
+from steering.tasks.in_memory import Samples, clean
 from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.search import choose
-from steering.theory_checks.curvature.small import Split, correct, digits, fit, network, random_parts, recipe
+from steering.theory_checks.curvature.small import choose, correct, digits, fit, network, random_parts, recipe, take
 from steering.training.seeds import generator
 
 TRAINING, VALIDATION, TEST = 800, 200, 300
 RADII = (0.05, 0.1)
+STEPS = 20  # of an attack, each 2.5 radius / STEPS by the sign of the gradient
+KINDS = ("clean", "white", "carried", "both")
 
 
-def attack(
-    model: nn.Module, samples: Split, radius: float, *, steps: int = 20, restarts: int = 2, seed: int = 0
-) -> Tensor:
-    """Samples moved to raise the loss: projected gradient descent (Madry et al. 2018), the worst of some restarts.
+def attack(model: nn.Module, samples: Samples, radius: float, *, seed: int = 0) -> Tensor:
+    """Samples moved to raise the loss: projected gradient descent (Madry et al. 2018), from the sample and at random.
 
     The projection onto ball and range is done to the sample between two gradients, never within the graph: a clamp
     within it has no gradient where a pixel is at its limit, and the attack would leave those pixels alone.
@@ -32,46 +32,37 @@ def attack(
         model: in evaluation mode.
         samples: ``[n, ...]`` from 0 to 1, and their classes.
         radius: largest change of any value.
-        steps: of 2.5 radius / steps each, by the sign of the gradient.
-        restarts: the first starts at the samples, the others at random within the ball, by the seed.
+        seed: of the second start, within the ball.
 
     Returns:
         Like ``samples.x``, the one of largest loss that was met.
     """
-    chance = generator(seed, "attack")
-    worst = samples.x.clone()
-    highest = _losses(model, worst, samples.y).detach()
-    for restart in range(restarts):
-        start = torch.zeros_like(worst) if restart == 0 else 2 * torch.rand(worst.shape, generator=chance) - 1
+
+    def losses(x: Tensor) -> Tensor:
+        return cross_entropy(model(x), samples.y, reduction="none")
+
+    worst, highest = samples.x.clone(), losses(samples.x).detach()
+    noise = 2 * torch.rand(worst.shape, generator=generator(seed, "attack")) - 1
+    for start in (torch.zeros_like(noise), noise):
         x = (samples.x + radius * start).clamp(0, 1)
-        for _ in range(steps):
-            x.requires_grad_()
-            (gradient,) = torch.autograd.grad(_losses(model, x, samples.y).sum(), x)
-            x = x.detach() + 2.5 * radius / steps * gradient.sign()
+        for _ in range(STEPS):
+            (gradient,) = torch.autograd.grad(losses(x.requires_grad_()).sum(), x)
+            x = x.detach() + 2.5 * radius / STEPS * gradient.sign()
             x = torch.minimum(torch.maximum(x, samples.x - radius), samples.x + radius).clamp(0, 1)
-            with torch.no_grad():
-                losses = _losses(model, x, samples.y)
-            higher = losses > highest
-            worst[higher], highest = x[higher], torch.maximum(losses, highest)
+            reached = losses(x).detach()
+            higher = reached > highest
+            worst[higher], highest = x[higher], torch.maximum(reached, highest)
     return worst
 
 
-def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return cross_entropy(model(x), y, reduction="none")
-
-
-def under_attack(model: nn.Module, samples: Split, radius: float, carried: Tensor, seed: int) -> dict[str, float]:
+def under_attack(model: nn.Module, samples: Samples, radius: float, carried: Tensor, seed: int) -> dict[str, float]:
     """Accuracy without attack, under one on the model, under a carried one, and under the worse of both by sample."""
-    clean = correct(model, samples)
-    white = correct(model, Split(attack(model, samples, radius, seed=seed), samples.y))
-    black = correct(model, Split(carried, samples.y))
-    stands = {"clean": clean, "white": white, "carried": black, "both": white & black}
-    return {name: float(which.double().mean()) for name, which in stands.items()}
+    attacked = attack(model, samples, radius, seed=seed)
+    plain, white, black = (correct(model, clean(x, samples.y)) for x in (samples.x, attacked, carried))
+    return {kind: float(x.double().mean()) for kind, x in zip(KINDS, (plain, white, black, white & black), strict=True)}
 
 
-def measure(
-    seed: int, betas: Sequence[float], steps: int = 300, radii: Sequence[float] = (0.05, 0.1)
-) -> dict[str, Any]:
+def measure(seed: int, betas: Sequence[float], steps: int = 300, radii: Sequence[float] = RADII) -> dict[str, Any]:
     """One repetition on clean digits: accuracy under attack for every beta, and of the one chosen for each radius.
 
     Returns:
@@ -79,7 +70,7 @@ def measure(
     """
     chance = generator(seed, "curvature", "robustness")
     training, validation, rest = random_parts(digits(), [TRAINING, VALIDATION], chance)
-    test = rest.take(torch.arange(TEST))
+    test = take(rest, torch.arange(TEST))
     plain = fit(lambda: network(64, 64, 3, 10), training, recipe(steps, 100, 3e-3), seed).requires_grad_(False)
     tuned = replace_relus(plain, 1.0, example=(test.x[:2],)).model
 
@@ -93,10 +84,10 @@ def measure(
             return 1 - accuracies[-1]["both"]
 
         choice, tested = choose(betas, score), {}
-        for name, beta in (("relu", 1.0), ("search", choice.chosen)):
+        for name, beta in (("relu", 1.0), ("search", choice["chosen"])):
             set_beta(tuned, beta)
             tested[name] = under_attack(tuned, test, radius, carried_test, seed)
-        return vars(choice) | {"validation": accuracies, "test": tested, "radius": radius}
+        return choice | {"validation": accuracies, "test": tested, "radius": radius}
 
     return {"sizes": [TRAINING, VALIDATION, TEST], "radii": list(map(at_radius, radii))}
 
@@ -112,10 +103,7 @@ def summarise(results: section.Results) -> section.Section:
             ("relu", "ReLU", section.NONE, [1.0]),
             ("search", "beta searched", section.gain(change), [one["chosen"] for one in at]),
         ):
-            cells = [
-                section.percent([one["test"][name][kind] for one in at])
-                for kind in ("clean", "white", "carried", "both")
-            ]
+            cells = [section.percent([one["test"][name][kind] for one in at]) for kind in KINDS]
             rows.append((f"{label}, up to {radius}", *cells, against, Cell(section.chosen(betas), "quiet")))
         tested = [one["test"]["search"] for one in at]
         masked = interval([100 * (accuracy["white"] - accuracy["carried"]) for accuracy in tested]).mean
@@ -150,4 +138,4 @@ def _plot(results: Sequence[dict[str, Any]]) -> Plot:
         "the attack made for the ReLU network does more harm than the attack on the network itself, gradients are "
         "masked and robustness is an illusion."
     )
-    return Plot("robustness", "Under attack", caption, section.over_beta(panels, "accuracy (%)", list(labels.values())))
+    return section.over_beta("robustness", "Under attack", caption, panels, "accuracy (%)", list(labels.values()))

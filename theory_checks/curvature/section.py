@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from matplotlib.lines import Line2D
 
-from steering.reports.figures import BASE, PALETTE, figure, legend, png, styled
+from steering.reports.figures import BASE, PALETTE, figure, key, plot, styled
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Grid
 from steering.reports.report import Plot
 from steering.runs.statistics import LEVEL, Interval, holm, interval, paired_difference
@@ -44,10 +43,8 @@ def grid(title: str, columns: str, rows: Sequence[Sequence[Cell | str]], results
 
 
 def sizes(results: Results) -> str:
-    training, validation, test = results[0]["sizes"]
-    return (
-        f"{training} samples to learn from, {validation} to choose on, {test} to test on, drawn anew each repetition."
-    )
+    parts = "{} samples to learn from, {} to choose on, {} to test on, drawn anew each repetition."
+    return parts.format(*results[0]["sizes"])
 
 
 def missed(results: Results) -> list[str]:
@@ -64,8 +61,7 @@ def spread(values: Sequence[float] | Interval, digits: int) -> str:
     """The mean with the half width of its interval, if there is one."""
     estimate = values if isinstance(values, Interval) else interval(list(values))
     half = "" if estimate.half is None else f" {PLUS_MINUS} {estimate.half:.{digits}f}"
-    mean = round(estimate.mean, digits) + 0.0  # which has no minus at zero
-    return f"{mean:.{digits}f}{half}".replace("-", MINUS)
+    return f"{estimate.mean:z.{digits}f}{half}".replace("-", MINUS)
 
 
 def signed(change: Interval) -> str:
@@ -104,10 +100,12 @@ def chosen(values: Sequence[float]) -> str:
 
 
 @styled
-def over_beta(panels: Sequence[Panel], ylabel: str, labels: Sequence[str] = ()) -> bytes:
+def over_beta(
+    name: str, title: str, caption: str, panels: Sequence[Panel], ylabel: str, labels: Sequence[str] = ()
+) -> Plot:
     """Panels side by side: a thin line is a repetition, a thick one the mean of all."""
     drawing, (row,) = figure(height=3.1, columns=len(panels), sharey=True)
-    for axes, (title, betas, curves) in zip(row, panels, strict=True):
+    for axes, (heading, betas, curves) in zip(row, panels, strict=True):
         axes.axhline(0, color=BASE, linewidth=1)
         for values, (color, dashes) in zip(curves, LINES, strict=False):
             axes.plot(betas, np.transpose(values), color=color, linewidth=0.8, alpha=0.4)
@@ -116,11 +114,10 @@ def over_beta(panels: Sequence[Panel], ylabel: str, labels: Sequence[str] = ()) 
         axes.set_xlabel("beta (1 is ReLU)")
         axes.set_xticks(np.linspace(min(betas), 1, 3 if min(betas) < 1 else 1))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_title(heading, fontsize=11, loc="left")
     row[0].set_ylabel(ylabel)
-    lines = zip(labels, LINES, strict=False)
-    legend(drawing, [Line2D([], [], color=c, linestyle=d, label=label) for label, (c, d) in lines])
-    return png(drawing)
+    keys = [key(label, color, linestyle=dashes) for label, (color, dashes) in zip(labels, LINES, strict=False)]
+    return plot(drawing, keys, name, title, caption)
 
 
 def search_plot(
@@ -136,4 +133,4 @@ def search_plot(
         "thin line is a repetition, the thick one their mean. The lowest point of a thin line is what that repetition "
         "chose; it is lower than its test value will be, because it was looked for."
     )
-    return Plot(name, title, caption, over_beta(panels, unit))
+    return over_beta(name, title, caption, panels, unit)

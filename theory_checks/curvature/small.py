@@ -1,116 +1,82 @@
-"""Samples in memory, networks that classify them, and how they are trained, for the curvature studies."""
+"""What the curvature studies share: samples, networks, their training, and the choice of beta on a validation split."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from steering.errors import UserError
+from steering.curvature import set_beta
+from steering.errors import UserError, did_you_mean
 from steering.references.store import ReferenceLosses
 from steering.settings import Arm, Metric, Recipe
-from steering.task import Batch, Losses, Task
-from steering.training.loader import ShuffledLoader
+from steering.task import Task, exchange
+from steering.tasks.blobs import Blobs
+from steering.tasks.in_memory import Samples, clean, corrupted
+from steering.theory_checks.training_sets import train_on
 from steering.training.loop import Training
 from steering.training.seeds import generator
 
 PLAIN = Arm(rule="uniform", subtract=False)
+MOST = 200  # values of beta
 CHUNK = 256  # samples at a time, where nothing is learned
 
 
-class Split(NamedTuple):
-    """Samples ``[n, ...]`` and their classes ``[n]``."""
-
-    x: Tensor
-    y: Tensor
-
-    def take(self, indices: Tensor) -> "Split":
-        return Split(self.x[indices], self.y[indices])
-
-
 @cache
-def digits(first: int = 0, last: int = 9) -> Split:
+def digits(first: int = 0, last: int = 9) -> Samples:
     """Scikit-learn's images ``[n, 64]`` from 0 to 1 of a range of digits, all 1797 if not given; classes begin at 0."""
     pixels, labels = load_digits(return_X_y=True)
     chosen = (labels >= first) & (labels <= last)
-    return Split(torch.from_numpy(pixels[chosen] / 16).float(), torch.from_numpy(labels[chosen] - first).long())
+    return clean(torch.from_numpy(pixels[chosen] / 16).float(), torch.from_numpy(labels[chosen] - first).long())
 
 
-def random_parts(samples: Split, sizes: list[int], chance: torch.Generator) -> list[Split]:
+def take(samples: Samples, indices: Tensor) -> Samples:
+    return Samples(*(part[indices] for part in samples))
+
+
+def random_parts(samples: Samples, sizes: list[int], chance: torch.Generator) -> list[Samples]:
     """Parts of these sizes, and the rest, without overlap."""
     if sum(sizes) >= len(samples.y):
         raise UserError(f"{len(samples.y)} samples are too few for parts of {sizes} and a test split")
     order = torch.randperm(len(samples.y), generator=chance)
-    return [samples.take(indices) for indices in order.tensor_split(torch.tensor(sizes).cumsum(0).tolist())]
+    return [take(samples, indices) for indices in order.tensor_split(torch.tensor(sizes).cumsum(0).tolist())]
 
 
-def mislabelled(samples: Split, noise: float, classes: int, chance: torch.Generator) -> Split:
-    """The samples with a share ``noise`` of their classes replaced by another one, uniformly."""
-    wrong = torch.rand(len(samples.y), generator=chance) < noise
-    shift = torch.randint(1, classes, (len(samples.y),), generator=chance)  # never back to the right class
-    return Split(samples.x, torch.where(wrong, (samples.y + shift) % classes, samples.y))
-
-
-def spirals(number: int, noise: float, seed: int, name: str) -> Split:
+def spirals(number: int, noise: float, seed: int, name: str) -> Samples:
     """Two spirals of one turn and a half in the plane, ``[number, 2]``, within about -1 and 1."""
     chance = generator(seed, "spirals", name)
     y = torch.arange(number) % 2
     radius = torch.rand(number, generator=chance).sqrt()
     angle = 3 * math.pi * radius + math.pi * y
     x = radius[:, None] * torch.stack([angle.cos(), angle.sin()], -1)
-    return mislabelled(Split(x + 0.03 * torch.randn(number, 2, generator=chance), y), noise, 2, chance)
+    return corrupted(x + 0.03 * torch.randn(number, 2, generator=chance), y, noise, 2, chance)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Classification:
-    """A task of samples in memory."""
-
-    target: Callable[[], nn.Module]  # makes the model that is trained
-    training: Split
-    validation: Split  # samples to choose on
-    test: Split
-    recipe: Recipe
-    make_reference: Callable[[], nn.Module] | None = None
-    rows: int = 1
-
-    @property
-    def size(self) -> int:
-        return len(self.training.y)
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        return {"error": Metric(label="test error", better="low", percent=True)}
-
-    def seeded(self, seed: int) -> Self:
-        return self
-
-    def reference(self) -> nn.Module:
-        if self.make_reference is None:
-            raise UserError("these samples come without a reference: give the task one, or do not subtract its loss")
-        return self.make_reference()
-
-    def stream(self, batch: int, *, seed: int) -> ShuffledLoader:
-        return ShuffledLoader(lambda ids, _: _batch(self.training, ids), size=self.size, batch=batch, seed=seed)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        return Losses(cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return {"error": error(model, self.test)}
-
-    def held_out(self, batch: int) -> Iterator[Batch]:
-        for ids in torch.arange(len(self.validation.y)).split(batch):
-            yield _batch(self.validation, ids)
+def no_reference() -> nn.Module:
+    raise UserError("these samples come without a reference: give the task one, or do not subtract its loss")
 
 
-def _batch(samples: Split, ids: Tensor) -> Batch:
-    return Batch(ids, samples.take(ids)._asdict())
+def classification(
+    target: Callable[[], nn.Module],
+    training: Samples,
+    validation: Samples,
+    test: Samples,
+    settings: Recipe,
+    reference: Callable[[], nn.Module] = no_reference,
+) -> Task:
+    """A task of samples in memory, whose losses are those of any classifier; ``validation`` is to choose on."""
+    parts = {"target": target, "reference": reference, "recipe": settings, "held_out": validation.batches}
+    parts["evaluate"] = lambda model: {"error": error(model, test)}
+    parts["metrics"] = {"error": Metric(label="test error", better="low", percent=True)}
+    classifier = train_on(Blobs(), training.batch(torch.arange(len(training.y))))
+    return exchange(classifier, **parts, reference_batch=None)
 
 
 def recipe(steps: int, batch: int, learning_rate: float, *, weight_decay: float = 0.0) -> Recipe:
@@ -127,10 +93,9 @@ def trained(task: Task, settings: Recipe, seed: int, arm: Arm = PLAIN, device: s
     return training.result.eval()
 
 
-def fit(start: Callable[[], nn.Module], samples: Split, settings: Recipe, seed: int, device: str = "cpu") -> nn.Module:
-    """A model that has learned the samples by a recipe, in evaluation mode."""
-    task = Classification(start, samples, samples, samples, settings)
-    return trained(task, settings, seed, device=device)
+def fit(target: Callable[[], nn.Module], samples: Samples, settings: Recipe, seed: int, **where: str) -> nn.Module:
+    """A model that has learned the samples by a recipe, in evaluation mode; ``where`` may name a device."""
+    return trained(classification(target, samples, samples, samples, settings), settings, seed, **where)
 
 
 @torch.no_grad()
@@ -140,12 +105,12 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(chunk.to(device)).cpu() for chunk in x.split(CHUNK)])
 
 
-def correct(model: nn.Module, samples: Split) -> Tensor:
+def correct(model: nn.Module, samples: Samples) -> Tensor:
     """Which samples a model puts into the right class, ``[n]`` bool."""
     return outputs(model, samples.x).argmax(-1) == samples.y
 
 
-def error(model: nn.Module, samples: Split) -> float:
+def error(model: nn.Module, samples: Samples) -> float:
     """Share of samples that a model puts into a wrong class."""
     return float((~correct(model, samples)).double().mean())
 
@@ -154,3 +119,67 @@ def network(inputs: int, width: int, depth: int, classes: int) -> nn.Sequential:
     """A plain network with ReLUs."""
     layers = [part for i, o in pairwise([inputs, *[width] * depth]) for part in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def choose(betas: Sequence[float], score: Callable[[float], float]) -> dict[str, Any]:
+    """Scores every beta and the ReLU, which is always among them, once; a lower score is better.
+
+    Returns:
+        ``betas`` in falling order, the first is 1; ``validation``, the score of each; ``chosen``, the beta of the
+        lowest score that is nearest to 1.
+    """
+    tried = with_relu(betas)
+    scores = [score(beta) for beta in tried]
+    return {"betas": tried, "validation": scores, "chosen": tried[scores.index(min(scores))]}
+
+
+def check_name(kind: str, name: str, names: Collection[str]) -> None:
+    """Raises UserError for a name that is not among these."""
+    if name not in names:
+        hint = did_you_mean(name, names) or "."
+        raise UserError(f"no {kind} is named {name!r}{hint} Known: {', '.join(names)}")
+
+
+def with_relu(betas: Sequence[float]) -> list[float]:
+    """Every beta once, and 1, in falling order.
+
+    Raises:
+        UserError: one is not within 0 and 1.
+    """
+    if wrong := [beta for beta in betas if not 0 <= beta <= 1]:
+        raise UserError(f"beta is within 0 and 1, got {wrong[0]:g}")
+    return sorted({1.0, *betas}, reverse=True)
+
+
+def parse(text: str) -> list[float]:
+    """``0.5,0.9`` or ``first:last:step`` as numbers, and 1.
+
+    Raises:
+        UserError: it is neither, or one is out of range.
+    """
+    try:
+        numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
+        if ":" in text:
+            first, last, step = numbers
+            if not step > 0 or last < first:
+                raise ValueError
+            numbers = [round(first + index * step, 10) for index in range(int((last - first) / step + 1e-9) + 1)]
+    except ValueError:
+        raise UserError(f"--betas takes 0.5,0.7,0.9 or first:last:step such as 0.5:1:0.05, got {text!r}") from None
+    if len(numbers) > MOST:
+        raise UserError(f"--betas {text} are {len(numbers)} values: use at most {MOST}")
+    return with_relu(numbers)
+
+
+def probe_error(backbone: nn.Module, beta: float, training: Samples, evaluated: Samples) -> float:
+    """Error on ``evaluated`` of a new head, logistic regression (C = 1) on the features of ``training``.
+
+    The backbone gives features ``[n, width]``; its units keep this beta.
+    """
+    set_beta(backbone, beta)
+    features = [outputs(backbone, samples.x).double().numpy() for samples in (training, evaluated)]
+    head = LogisticRegression(max_iter=1000)
+    with warnings.catch_warnings():  # an unfinished fit is a worse head, which the validation split sees
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        head.fit(features[0], training.y.numpy())
+    return float((torch.as_tensor(head.predict(features[1])) != evaluated.y).double().mean())

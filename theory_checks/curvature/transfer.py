@@ -2,20 +2,20 @@
 
 import copy
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from steering.curvature import replace_relus, set_beta
 from steering.errors import UserError
 from steering.reports.grid import Cell
-from steering.theory_checks.curvature import section
-from steering.theory_checks.curvature.search import choose, probe_error
-from steering.theory_checks.curvature.small import Split, digits, error, fit, network, outputs, random_parts, recipe
+from steering.tasks.in_memory import Samples, clean
+from steering.theory_checks.curvature import section, small
 from steering.training.seeds import derive, generator
 
 LABELLED, VALIDATION = 60, 100  # samples of digits 5 to 9 to learn from, and to choose on
@@ -23,8 +23,7 @@ DIGITS = "a network that learned digits 0 to 4 is taught 5 to 9"
 FIELDS = ("test", "validation", "tried", "parameters", "chosen")  # of one method in one repetition
 PROBES = {"regression": "linear probe, regression", "search": "curvature search, regression"}
 
-Method = Literal["probe", "curvature", "low_rank", "full"]
-LABELS: dict[Method, str] = {
+LABELS = {  # of the methods
     "probe": "linear probe",
     "curvature": "trainable curvature",
     "low_rank": "LoRA, rank 1",
@@ -33,36 +32,29 @@ LABELS: dict[Method, str] = {
 BETA = 0.8  # where learned units begin
 
 
-def available() -> tuple[Method, ...]:
+def available() -> tuple[str, ...]:
     """The methods whose packages are installed."""
     return tuple(method for method in LABELS if method != "low_rank" or find_spec("peft"))
 
 
-class FineTuned(nn.Module):
+class FineTuned(nn.Sequential):
     """A backbone and a new head; batch norms keep the statistics they came with, whatever is learned."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Linear):
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for part in self.backbone.modules():
+        for part in self.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.training = False
         return self
 
 
-def prepare(method: Method, backbone: nn.Module, width: int, classes: int, example: Tensor) -> FineTuned:
+def prepare(method: str, backbone: nn.Module, width: int, classes: int, example: Tensor) -> FineTuned:
     """A copy of a backbone with a new head, where what the method learns takes a gradient and nothing else does.
 
     Args:
         method: ``probe`` learns the head alone; ``curvature`` beta and c of every channel as well; ``low_rank`` adds
             LoRA (Hu et al. 2022) to every linear layer and every plain convolution; ``full`` learns everything.
-        backbone: gives features ``[n, width]``; stays as it is.
+        backbone: gives features ``[n, width]``.
         width, classes: of the head.
         example: input of the backbone, to count channels with.
 
@@ -74,7 +66,7 @@ def prepare(method: Method, backbone: nn.Module, width: int, classes: int, examp
         body = replace_relus(body, BETA, trainable=True, per_channel=True, example=(example,)).model
     elif method == "low_rank":
         body = _with_low_rank(body)
-    return FineTuned(body, nn.Linear(width, classes))
+    return FineTuned(OrderedDict(backbone=body, head=nn.Linear(width, classes)))
 
 
 def _with_low_rank(model: nn.Module) -> nn.Module:
@@ -91,11 +83,6 @@ def _with_low_rank(model: nn.Module) -> nn.Module:
     # As a pattern, because peft compares a list with the ends of names.
     pattern = "|".join(re.escape(name) for name, layer in model.named_modules() if fits(layer))
     return inject_adapter_in_model(LoraConfig(r=1, lora_alpha=1, target_modules=pattern), model)
-
-
-def learned(model: nn.Module) -> int:
-    """Number of parameters that take a gradient."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def without_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
@@ -122,22 +109,22 @@ class TransferOptions:
     learning_rates: Sequence[float] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # the validation split chooses one for each method
     steps: int = 150
     batch: int = 60  # samples in a step, at most all
-    methods: Sequence[Method] = available()
+    methods: Sequence[str] = available()
     device: str = "cpu"
 
 
 def measure(seed: int, options: TransferOptions) -> dict[str, Any]:
     """One repetition on digits: a network that learned 0 to 4 learns 5 to 9 from few labels."""
     chance = generator(seed, "curvature", "transfer")
-    old, early = random_parts(digits(0, 4), [700], chance)
-    splits = random_parts(digits(5, 9), [LABELLED, VALIDATION], chance)
-    model = fit(lambda: network(64, 64, 3, 5), old, recipe(300, 100, 3e-3, weight_decay=0.01), seed)
+    old, early = small.random_parts(small.digits(0, 4), [700], chance)
+    splits = small.random_parts(small.digits(5, 9), [LABELLED, VALIDATION], chance)
+    model = small.fit(lambda: small.network(64, 64, 3, 5), old, small.recipe(300, 100, 3e-3, weight_decay=0.01), seed)
     body, head = without_head(model)
-    return compare(body, head.in_features, 5, splits, options, seed) | {"pretraining_error": error(model, early)}
+    return compare(body, head.in_features, 5, splits, options, seed) | {"pretraining_error": small.error(model, early)}
 
 
 def compare(
-    body: nn.Module, width: int, classes: int, splits: Sequence[Split], options: TransferOptions, seed: int
+    body: nn.Module, width: int, classes: int, splits: Sequence[Samples], options: TransferOptions, seed: int
 ) -> dict[str, Any]:
     """Test errors of every way to learn new classes, each chosen on the validation split and tested once.
 
@@ -155,31 +142,32 @@ def compare(
     training, validation, test = splits
     tuned = replace_relus(body, 1.0, example=(training.x[:2],))
     backbone = tuned.model.to(options.device)
-    choice = choose(options.betas, lambda beta: probe_error(backbone, beta, training, validation))
+    choice = small.choose(options.betas, lambda beta: small.probe_error(backbone, beta, training, validation))
     parameters = (width + 1) * (classes if classes > 2 else 1)  # two classes need one score
     rows: dict[str, Any] = {}
-    for name, beta, tried in (("regression", 1.0, 1), ("search", choice.chosen, len(choice.betas))):
-        errors = probe_error(backbone, beta, training, test), choice.validation[choice.betas.index(beta)]
+    for name, beta, tried in (("regression", 1.0, 1), ("search", choice["chosen"], len(choice["betas"]))):
+        errors = small.probe_error(backbone, beta, training, test), choice["validation"][choice["betas"].index(beta)]
         rows[name] = dict(zip(FIELDS, (*errors, tried, parameters + (name == "search"), beta), strict=True))
     set_beta(backbone, 1.0)
-    features = [Split(outputs(backbone, split.x), split.y) for split in splits]
+    features = [clean(small.outputs(backbone, part.x), part.y) for part in splits]
     for method in options.methods:
         start, data = (nn.Identity(), features) if method == "probe" else (body, splits)  # a probe changes no feature
         rows[method] = _fine_tuned(partial(prepare, method, start, width, classes, data[0].x[:2]), data, options, seed)
     sites = {"replaced": [site.name for site in tuned.replaced], "missed": [vars(site) for site in tuned.missed]}
-    return {"rows": rows, "search": vars(choice), "sizes": [len(split.y) for split in splits]} | sites
+    return {"rows": rows, "search": choice, "sizes": [len(split.y) for split in splits]} | sites
 
 
-def _fine_tuned(start: Any, splits: Sequence[Split], options: TransferOptions, seed: int) -> dict[str, Any]:
+def _fine_tuned(start: Any, splits: Sequence[Samples], options: TransferOptions, seed: int) -> dict[str, Any]:
     """One method at the learning rate that the validation split chooses."""
     training, validation, test = splits
     candidates = []
     for learning_rate in options.learning_rates:
-        settings = recipe(options.steps, min(options.batch, len(training.y)), learning_rate)
-        model = fit(start, training, settings, derive(seed, "teaching"), options.device)
-        candidates.append((error(model, validation), learning_rate, model))
+        settings = small.recipe(options.steps, min(options.batch, len(training.y)), learning_rate)
+        model = small.fit(start, training, settings, derive(seed, "teaching"), device=options.device)
+        candidates.append((small.error(model, validation), learning_rate, model))
     validation_error, learning_rate, model = min(candidates, key=lambda candidate: candidate[:2])
-    values = error(model, test), validation_error, len(candidates), learned(model), learning_rate
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    values = small.error(model, test), validation_error, len(candidates), learned, learning_rate
     return dict(zip(FIELDS, values, strict=True))
 
 

@@ -47,7 +47,7 @@ def test_what_cannot_be_certified_is_refused_in_one_line(differences, options, m
 
 @pytest.mark.slow
 def test_bernstein_covers_any_tails_and_the_asymptotic_bound_does_not():
-    covered = {(result.tails, result.kind): result.covered for result in coverage((100,), 1000, seed=1)}
+    covered = {(result["tails"], result["kind"]): result["covered"] for result in coverage((100,), 1000, seed=1)}
     assert all(share.low > 0.95 for (_, kind), share in covered.items() if kind == "empirical Bernstein")
     assert covered["normal", "asymptotic"].high > 0.95
     for tails in ("bounded, 1 in 100", "lognormal"):

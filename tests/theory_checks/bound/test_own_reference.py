@@ -6,37 +6,34 @@ from steering.theory_checks.bound.finite_class import BEST, EXCESS, ORDINARY, dr
 from steering.theory_checks.bound.own_reference import (
     MIDDLING,
     VARIANTS,
-    OwnReference,
     SamplesNeeded,
     _reached,
     against,
     exponent,
     fitted,
     upper_quantile,
+    with_references,
 )
 
-
-def mixed() -> OwnReference:
-    return OwnReference(np.array([BEST, MIDDLING, 0]))
+REFERENCES = np.array([BEST, MIDDLING, 0])
+LOSSES, DIFFERENCES, ABOVE = with_references(REFERENCES)
 
 
 def test_the_stated_risks_above_the_reference_are_means_of_the_differences():
-    problem = mixed()
     counts = draw(1_000_000, 3, np.random.default_rng(0))
-    measured = (problem.differences() * counts).sum(-1) / 1_000_000
-    assert np.abs(measured - problem.above).max() < 1.5e-3  # five standard errors of the widest difference
-    assert (np.take_along_axis(problem.above, problem.references[:, None], 1) == 0).all()
+    measured = (DIFFERENCES * counts).sum(-1) / 1_000_000
+    assert np.abs(measured - ABOVE).max() < 1.5e-3  # five standard errors of the widest difference
+    assert (np.take_along_axis(ABOVE, REFERENCES[:, None], 1) == 0).all()
 
 
 def test_losses_and_differences_differ_by_one_reference_for_all():
-    problem = mixed()
-    reference = problem.losses() - problem.differences()
+    reference = LOSSES - DIFFERENCES
     assert np.ptp(reference, axis=1).max() < 1e-15
-    assert (np.take_along_axis(problem.differences(), problem.references[:, None, None], 1) == 0).all()
+    assert (np.take_along_axis(DIFFERENCES, REFERENCES[:, None, None], 1) == 0).all()
 
 
 def test_variants_differ_from_the_reference_only_by_their_rare_failures():
-    variants = mixed().differences()[:, VARIANTS]
+    variants = DIFFERENCES[:, VARIANTS]
     assert (variants == variants[:1]).all() and all(len(np.unique(row)) == 2 for row in variants[0])
 
 

@@ -8,16 +8,17 @@ from torch import nn
 from steering import registry
 from steering.curvature import units
 from steering.errors import UserError
-from steering.task import HeldOut
+from steering.task import HeldOut, Task
 from steering.tasks.blobs import Blobs
+from steering.tasks.in_memory import clean
 from steering.testing import check_task
 from steering.theory_checks.curvature.bridge import measure, tuned_reference, variance_ratio
-from steering.theory_checks.curvature.small import Classification, Split, recipe, trained
+from steering.theory_checks.curvature.small import classification, recipe, trained
 
 
-def small(refer=None) -> Classification:
+def small(refer=None) -> Task:
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    samples = Split(x, (x[:, 0] > 0).long())
+    samples = clean(x, (x[:, 0] > 0).long())
 
     def reference() -> nn.Module:
         first, last = nn.utils.skip_init(nn.Linear, 3, 4), nn.utils.skip_init(nn.Linear, 4, 2)
@@ -28,7 +29,7 @@ def small(refer=None) -> Classification:
                 parameter.copy_(torch.randn(parameter.shape, generator=values))
         return model.eval()
 
-    return Classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(5, 8, 0.01), refer or reference)
+    return classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(5, 8, 0.01), refer or reference)
 
 
 def test_classification_and_the_task_with_a_tuned_reference_keep_the_contract_of_tasks():
@@ -78,8 +79,8 @@ def test_a_reference_without_relu_is_named():
 
 
 def test_a_classification_without_a_reference_says_so():
-    samples = Split(torch.randn(8, 3), torch.arange(8) % 2)
-    task = Classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(1, 4, 0.1))
+    samples = clean(torch.randn(8, 3), torch.arange(8) % 2)
+    task = classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(1, 4, 0.1))
     with pytest.raises(UserError, match="without a reference"):
         task.reference()
 

@@ -30,7 +30,8 @@ def test_models_of_a_run_are_those_that_were_trained(finished):
     source = models.of_run(finished, None)
     assert (source.arm, source.seeds) == ("erm", [0, 1])
     for seed in (0, 1):
-        task, model = source.model(seed)
+        task = source.task.seeded(seed)
+        model = source.model(task, seed)
         saved = torch.load(finished / f"arms/erm/seed{seed}/checkpoint.pt", weights_only=True)["model"]
         assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
         assert task.seed == source.task.seed + seed  # type: ignore[attr-defined]
@@ -41,7 +42,8 @@ def test_a_checkpoint_that_is_unfinished_is_refused(finished, tmp_path):
     path = tmp_path / "run/arms/erm/seed0/checkpoint.pt"
     torch.save(torch.load(path, weights_only=True) | {"done": 2}, path)
     with pytest.raises(UserError, match=r"is not trained to the end \(2 of 3 steps\): steer run --resume"):
-        models.of_run(tmp_path / "run", None).model(0)
+        source = models.of_run(tmp_path / "run", None)
+        source.model(source.task, 0)
 
 
 def test_one_checkpoint_of_a_run_is_enough(finished):
@@ -59,7 +61,8 @@ def test_a_measurement_of_a_run_repeats_its_metric_at_relu(finished):
 
 
 def test_the_validation_loss_is_the_mean_over_held_out_samples(finished):
-    task, model = models.of_run(finished, None).model(0)
+    source = models.of_run(finished, None)
+    task, model = source.task, source.model(source.task, 0)
     assert isinstance(task, HeldOut)
     with torch.no_grad():
         (batch,) = list(task.held_out(10**6))
@@ -71,7 +74,7 @@ def test_the_validation_loss_is_the_mean_over_held_out_samples(finished):
 
 def test_refitting_trains_the_last_layer_alone(finished):
     source = models.of_run(finished, None)
-    task, model = source.model(0)
+    task, model = source.task, source.model(source.task, 0)
     refitted = models._refitted(task, source.recipe, model, 0.7, 2, 0)
     assert [unit.beta for unit in units(refitted)] == [0.7]
     old, new = model.state_dict(), refitted.state_dict()
@@ -81,8 +84,7 @@ def test_refitting_trains_the_last_layer_alone(finished):
 def test_a_task_is_trained_by_its_own_recipe():
     source = models.of_task("blobs", ["recipe.steps=2"], None)
     assert source.seeds is None and source.recipe.steps == 2
-    _, model = source.model(1)
-    assert not model.training
+    assert not source.model(source.task.seeded(1), 1).training
 
 
 def test_what_is_in_the_way_is_said_before_anything_is_trained(finished, tmp_path):

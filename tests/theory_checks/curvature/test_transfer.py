@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from steering.errors import UserError
+from steering.tasks.in_memory import clean
 from steering.theory_checks.curvature import transfer
-from steering.theory_checks.curvature.small import Classification, Split, network, recipe, trained
-from steering.theory_checks.curvature.transfer import learned, prepare, without_head
+from steering.theory_checks.curvature.small import classification, network, recipe, trained
+from steering.theory_checks.curvature.transfer import prepare, without_head
 
 LOW_RANK = pytest.param("low_rank", marks=pytest.mark.slow)  # the import of peft
 
@@ -40,12 +41,13 @@ def test_a_method_learns_the_head_and_its_own_parameters_and_moves_nothing_else(
     if method == "low_rank":
         pytest.importorskip("peft")
     x, y = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
-    samples, body = Split(x, y), convolutional()
+    samples, body = clean(x, y), convolutional()
     original = {name: parameter.clone() for name, parameter in body.named_parameters()}
     start = prepare(method, body, 6, 3, x[:2])
-    assert learned(start) == PARAMETERS[method] + 3 * (6 + 1)
+    learned = sum(parameter.numel() for parameter in start.parameters() if parameter.requires_grad)
+    assert learned == PARAMETERS[method] + 3 * (6 + 1)
     assert all(parameter.requires_grad for parameter in body.parameters())  # the original is untouched
-    task = Classification(lambda: start, samples, samples, samples, recipe(3, 12, 0.1))
+    task = classification(lambda: start, samples, samples, samples, recipe(3, 12, 0.1))
     before = {name: parameter.clone() for name, parameter in start.named_parameters()}
     tuned = trained(task, task.recipe, 0)
     for name, parameter in tuned.named_parameters():
