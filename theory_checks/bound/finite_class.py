@@ -3,8 +3,7 @@
 231 hypotheses, whose losses are sums of few signs, hence of few atoms. A sample has a difficulty c = +-1 that all
 share. The best hypothesis loses ``1/2 + c/4``. 200 ordinary ones lose ``gap + 0.2 e`` more, with a sign e for each of
 them and gaps up to 0.2. 30 more lose 1 with a small probability q, and 0.9 q less always: what is never seen to fail
-looks good. The reference loses ``1/2 + c/4 + spread e_ref``.
-docs/bound.md has the numbers of the seeds on which this was frozen, and of later ones.
+looks good. The reference loses ``1/2 + c/4 + spread e_ref``. docs/bound.md says what came out, and on which seeds.
 """
 
 from collections.abc import Sequence
@@ -89,10 +88,7 @@ ALL = tuple(methods(SIZES[0]))
 def excess(
     spread: float, sizes: Sequence[int], repetitions: int, seed: int, only: Sequence[str] = ALL, rho: float = RHO
 ) -> dict[str, Array]:
-    """Exact excess risk of what every method chooses, by method, ``[sizes, repetitions]``.
-
-    Methods and radii (``rho``, times n) see the same samples.
-    """
+    """Exact excess risk of what every method chooses, ``[sizes, repetitions]``; all see the same samples."""
     by_method: dict[str, list[Array]] = {name: [] for name in only}
     for n in sizes:
         counts = draw(n, repetitions, np.random.default_rng(derive(seed, "finite class", n)))

@@ -24,14 +24,11 @@ FACTOR = 2.0  # times the reference's excess risk: what "reaches the reference" 
 
 
 def with_references(references: np.ndarray) -> tuple[Array, Array, Array]:
-    """The class, with one of its hypotheses as the reference in every repetition.
-
-    Args:
-        references: index of an ordinary hypothesis or ``BEST``, ``[repetitions]``.
+    """The class, with an ordinary hypothesis or ``BEST`` as the reference, an index for each repetition.
 
     Returns:
-        Losses and their differences to the reference's, which are exactly zero of the reference itself,
-        ``[repetitions, hypotheses, 8]`` each; population risks minus the reference's, ``[repetitions, hypotheses]``.
+        Losses, and their differences to the reference's, zero of itself, ``[repetitions, hypotheses, 8]`` each;
+        population risks minus the reference's, ``[repetitions, hypotheses]``.
     """
     # What the reference loses beyond the best hypothesis: its sign is e_ref.
     beyond = ABOVE_BEST[references].reshape(-1, 2, 2, 2).swapaxes(2, 3).reshape(-1, 1, 8)

@@ -23,14 +23,7 @@ FIGURES = ("turning", "length", "training", "test")
 
 
 def lines(model: nn.Module) -> list[np.ndarray]:
-    """Where two classes score the same in the plane; between the points of the grid the score is taken as linear.
-
-    Args:
-        model: from ``[n, 2]`` to two scores.
-
-    Returns:
-        Polylines ``[m, 2]``; closed ones end where they begin.
-    """
+    """Where two scores of points ``[n, 2]`` are equal, as polylines ``[m, 2]``; closed ones end where they begin."""
     side = np.linspace(-EDGE, EDGE, POINTS)
     x, y = np.meshgrid(side, side)
     scores = outputs(model, torch.tensor(np.stack([x.ravel(), y.ravel()], -1), dtype=torch.float32))
@@ -55,8 +48,6 @@ def length(line: np.ndarray) -> float:
 
 def measure(seed: int, betas: Sequence[float], steps: int = 1200) -> dict[str, Any]:
     """One repetition on two spirals with some wrong labels: shape of the boundary and errors at every beta.
-
-    Nothing is chosen here: every beta is shown with its test error.
 
     Returns:
         ``betas`` and, for each, ``turning`` in radians, ``length`` in units of the plane, ``training`` and ``test``

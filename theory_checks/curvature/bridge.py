@@ -46,9 +46,8 @@ def measure(seed: int, betas: Sequence[float], steps: int = 200) -> dict[str, An
     """One repetition on noisy digits: DRRho with one reference at several betas. Nothing is chosen.
 
     Returns:
-        ``plain``: test error without a reference; for every beta the reference's own test error, the variance ratio
-        Var(l - l_ref) / Var(l) on held-out noisy samples, with l of the target trained plainly, and the test error of
-        the target that it steered.
+        ``plain``: test error without a reference; for every beta the test errors of the reference and of the target
+        that it steered, and the variance ratio on held-out noisy samples, with the loss of the target trained plainly.
     """
     chance = generator(seed, "curvature", "bridge")
     training, clean, held_out, test = small.random_parts(small.digits(), [TRAINING, REFERENCE, HELD_OUT], chance)

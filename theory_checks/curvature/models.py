@@ -53,11 +53,7 @@ def of_task(text: str, sets: Sequence[str], arm: str | None) -> Source:
 
 
 def of_run(folder: Path, arm: str | None) -> Source:
-    """Models of a run, from the checkpoints at its end.
-
-    Args:
-        folder: of the run, or one of its ``checkpoint.pt``.
-        arm: whose; the baseline's if not given.
+    """Models of a run, from the checkpoints at its end; ``folder`` may be one ``checkpoint.pt`` of it.
 
     Raises:
         UserError: there is no such run, arm or checkpoint; ``model`` raises it where one is unfinished or misfits.
@@ -88,14 +84,7 @@ def _arm(recipe: Recipe, arm: str | None) -> str:
 def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> dict[str, Any]:
     """One repetition: beta by mean held-out loss, then the task's metrics with ReLU and with what was chosen.
 
-    Args:
-        source: of the model.
-        seed: of the repetition.
-        betas: 1 is always among them.
-        refit: steps of training the last linear layer anew for every beta, its ReLU included; 0 leaves it.
-
-    Returns:
-        ``rows``: metrics of the model as it is and as chosen; the search; what was replaced and missed.
+    Before, the last linear layer is trained ``refit`` steps anew for every beta, 1 included.
     """
     task = source.task.seeded(seed)
     model = source.model(task, seed)
@@ -117,14 +106,13 @@ def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> di
 def held_out_loss(task: Task, model: nn.Module) -> float:
     """Mean loss on the samples to choose on."""
     assert isinstance(task, HeldOut)
-    total, number = 0.0, 0
+    values = []
     for batch in task.held_out(CHUNK):
         losses = task.losses(model, batch)
         if not isinstance(losses.values, Tensor):
             raise UserError("beta is chosen by the mean of losses per sample; those of image-text pairs are none")
-        values = losses.values if losses.mask is None else losses.values[losses.mask]
-        total, number = total + float(values.double().sum()), number + values.numel()
-    return total / number
+        values.append((losses.values if losses.mask is None else losses.values[losses.mask]).double().flatten())
+    return float(torch.cat(values).mean())
 
 
 def _refitted(task: Task, settings: Recipe, model: nn.Module, beta: float, steps: int, seed: int) -> nn.Module:

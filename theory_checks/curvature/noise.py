@@ -29,8 +29,8 @@ def measure(seed: int, betas: Sequence[float], steps: int = 600) -> dict[str, An
     """One repetition: the network as it was trained, and with beta chosen on noisy samples that it never saw.
 
     Returns:
-        ``rows`` by way: test error on clean labels; ``searches``: every beta with its validation error, with the head
-        as it was and with one that is fitted anew on the noisy training samples; ``fitted``: training error.
+        ``rows``: test errors on clean labels; ``searches``: every beta with its validation error, with the head as it
+        was and with one that is fitted anew on the noisy training samples; ``fitted``: training error.
     """
     chance = generator(seed, "curvature", "noise")
     training, validation, test = small.random_parts(small.digits(), [TRAINING, VALIDATION], chance)

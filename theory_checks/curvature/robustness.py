@@ -30,12 +30,9 @@ def attack(model: nn.Module, samples: Samples, radius: float, *, seed: int = 0) 
 
     Args:
         model: in evaluation mode.
-        samples: ``[n, ...]`` from 0 to 1, and their classes.
+        samples: ``[n, ...]`` from 0 to 1, and their classes; those of largest loss are returned.
         radius: largest change of any value.
         seed: of the second start, within the ball.
-
-    Returns:
-        Like ``samples.x``, the one of largest loss that was met.
     """
 
     def losses(x: Tensor) -> Tensor:

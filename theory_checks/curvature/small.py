@@ -141,22 +141,14 @@ def check_name(kind: str, name: str, names: Collection[str]) -> None:
 
 
 def with_relu(betas: Sequence[float]) -> list[float]:
-    """Every beta once, and 1, in falling order.
-
-    Raises:
-        UserError: one is not within 0 and 1.
-    """
+    """Every beta once, and 1, in falling order; UserError if one is not within 0 and 1."""
     if wrong := [beta for beta in betas if not 0 <= beta <= 1]:
         raise UserError(f"beta is within 0 and 1, got {wrong[0]:g}")
     return sorted({1.0, *betas}, reverse=True)
 
 
 def parse(text: str) -> list[float]:
-    """``0.5,0.9`` or ``first:last:step`` as numbers, and 1.
-
-    Raises:
-        UserError: it is neither, or one is out of range.
-    """
+    """``0.5,0.9`` or ``first:last:step`` as numbers, and 1; UserError if it is neither."""
     try:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
         if ":" in text:

@@ -86,11 +86,7 @@ def _with_low_rank(model: nn.Module) -> nn.Module:
 
 
 def without_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """A copy of a network up to its last linear layer, and that layer.
-
-    Raises:
-        UserError: there is no linear layer.
-    """
+    """A copy of a network up to its last linear layer, and that layer; UserError if there is none."""
     body = copy.deepcopy(model)
     names = [name for name, part in body.named_modules() if isinstance(part, nn.Linear)]
     if not names or not names[-1]:
@@ -129,7 +125,7 @@ def compare(
     """Test errors of every way to learn new classes, each chosen on the validation split and tested once.
 
     Args:
-        body: a trained network without its head, whose features have this width; stays as it is.
+        body: a trained network without its head; stays as it is.
         width, classes: of the new heads.
         splits: to learn from, to choose on, and to test on.
         options: what is tried.

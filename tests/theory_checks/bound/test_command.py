@@ -51,6 +51,7 @@ def test_every_claim_has_a_verdict_and_top_k_no_theorem(numbers):
     claims = {claim["name"]: claim for claim in numbers["claims"]}
     assert {claim["verdict"] for claim in claims.values()} <= {"holds", "fails", "undecided", "no claim"}
     assert claims["rate of DRRho, CVaR half at R = 0"]["verdict"] == "no claim"
+    assert claims["collapse at r = 0, rho = 2.5, n = 50"]["predicted"] == "58 % \u00b1 6"  # P(chi2_5 <= 5)
     assert claims["rate of DRRho, CVaR n-3.2\u221an at R = 0, were it a ball"]["verdict"] != "holds"
 
 
