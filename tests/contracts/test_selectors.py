@@ -13,17 +13,12 @@ from steering.selectors import Boltzmann, ReferenceOnly, TopK, TopLoss, Uniform
 from steering.testing import check_selector
 
 SELECTORS = [
-    Uniform(keep=0.25),
-    TopLoss(keep=0.25),
-    ReferenceOnly(keep=0.25),
+    *(kind(keep=0.25) for kind in (Uniform, TopLoss, ReferenceOnly)),
     TopK(),
     Boltzmann(keep=0.25),
     Boltzmann(keep=1, temperature=1e-6),
-    Jest(),
-    Jest(chunks=1),
-    Jest(chunks=1000),
+    *(Jest(chunks=chunks) for chunks in (1, 16, 1000)),
     Jest(chunks=3, draw=False),
-    Jest(chunks=3, form="sigmoid"),
     Jest(chunks=3, form="sigmoid", draw=False, scale=1000.0, reference_scale=5.0, bias=-3.0),
     Jest(form="softmax", scale=1000.0),
 ]

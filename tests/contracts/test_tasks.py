@@ -74,28 +74,18 @@ class Packed(Tokens):
     packed = True
 
 
-@pytest.mark.parametrize("task", [Tokens, Packed])
-def test_tasks_of_tokens_keep_the_contract_and_are_trained_whole_and_in_parts(task):
-    check_task(task())
-    recipe = task().recipe.model_copy(update={"steps": 1, "batch": 8})
-    arm, records = recipe.arms["drrho_kl"], []
-    for size in (None, 3):
-        settings = recipe.model_copy(update={"micro_batch": size})
-        training = Training(task(), arm, settings, reference=ReferenceLosses(task()), seed=0)
-        records.append(training.step())
-
-    assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-6)
-    assert 0.1 < records[0]["facts"]["second"] == pytest.approx(records[1]["facts"]["second"], rel=1e-6)
-
-
-def test_packed_tokens_are_trained_on_as_padded_ones():
+def test_tasks_of_tokens_keep_the_contract_and_are_trained_padded_or_packed_whole_or_in_parts():
     records = []
     for task in (Tokens(), Packed()):
-        recipe = task.recipe.model_copy(update={"steps": 1, "batch": 8})
-        training = Training(task, recipe.arms["drrho_kl"], recipe, reference=ReferenceLosses(task), seed=0)
-        records.append(training.step())
-    for name in ("loss", "effective", "variance_ratio", "facts"):
-        assert records[0][name] == pytest.approx(records[1][name], rel=1e-5)
+        check_task(task)
+        for size in (None, 3):
+            settings = task.recipe.model_copy(update={"steps": 1, "batch": 8, "micro_batch": size})
+            arm, reference = settings.arms["drrho_kl"], ReferenceLosses(task)
+            records.append(Training(task, arm, settings, reference=reference, seed=0).step())
+    assert records[0]["facts"]["second"] > 0.1
+    for record in records[1:]:
+        for name in ("loss", "effective", "variance_ratio", "facts"):
+            assert records[0][name] == pytest.approx(record[name], rel=1e-5)
 
 
 class Resumes(ShuffledLoader):

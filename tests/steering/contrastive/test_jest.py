@@ -8,6 +8,9 @@ from steering import Pairs, UserError
 from steering.contrastive import jest
 from steering.contrastive.jest import Jest
 
+SIXTHS = [1 / 6, 2 / 6, 3 / 6]
+both_forms = pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -58,15 +61,17 @@ def slow_jest(target, known, sizes, *, form, sampled, chance, bias=-10.0):
     return chosen
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@both_forms
 @pytest.mark.parametrize("sampled", [True, False], ids=["drawn", "largest"])
-def test_jest_is_its_formula_recomputed_from_scratch_every_round(form, sampled):
-    """11 places in 4 chunks: 3, 3, 3, 2."""
-    for seed in range(5):
-        target, known = batch(seed=seed)
-        selector = Jest(chunks=4, form=form, draw=sampled)
-        got = selector(target, known, number=11, generator=generator(seed)).tolist()
-        assert got == slow_jest(target, known, [3, 3, 3, 2], form=form, sampled=sampled, chance=generator(seed))
+def test_jest_is_its_formula_recomputed_from_scratch_every_round(form, sampled, monkeypatch):
+    """11 places in 4 chunks, 3, 3, 3, 2; 23 candidates in blocks of 5, the last one smaller, change nothing."""
+    for seed in range(3):
+        selector, sides = Jest(chunks=4, form=form, draw=sampled), batch(seed=seed)
+        formula = slow_jest(*sides, [3, 3, 3, 2], form=form, sampled=sampled, chance=generator(seed))
+        assert selector(*sides, number=11, generator=generator(seed)).tolist() == formula
+        with monkeypatch.context() as patch:
+            patch.setattr(jest, "BLOCK", 5)
+            assert selector(*sides, number=11, generator=generator(seed)).tolist() == formula
 
 
 def test_a_single_pair_at_a_time_is_the_greedy_formula():
@@ -75,11 +80,11 @@ def test_a_single_pair_at_a_time_is_the_greedy_formula():
     assert got.tolist() == slow_jest(target, known, [1] * 9, form="sigmoid", sampled=False, chance=generator())
 
 
-@pytest.mark.parametrize(("number", "chunks"), [(1, 16), (5, 2), (7, 3), (16, 16), (17, 16), (20, 6), (3, 1)])
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_exactly_the_wanted_number_comes_out_whatever_the_chunks(number, chunks, form):
-    places = Jest(chunks=chunks, form=form)(*batch(n=20), number=number, generator=generator())
-    assert len(places.unique()) == len(places) == number
+@both_forms
+def test_exactly_the_number_asked_for_comes_out_whatever_the_chunks(form):
+    for number, chunks in ((1, 16), (7, 3), (16, 16), (17, 16), (20, 6), (3, 1)):
+        places = Jest(chunks=chunks, form=form)(*batch(n=20), number=number, generator=generator())
+        assert len(places.unique()) == len(places) == number
 
 
 def test_every_similarity_is_computed_once(monkeypatch):
@@ -94,15 +99,6 @@ def test_every_similarity_is_computed_once(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
     Jest(chunks=4)(*batch(n=20), number=12, generator=generator())
     assert counted == 3 * (17 + 14 + 11) * 2 * 2
-
-
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_blocks_of_candidates_choose_as_one_block_does(form, monkeypatch):
-    """23 candidates in blocks of 5, the last one smaller."""
-    selector = Jest(chunks=4, form=form)
-    whole = selector(*batch(), number=11, generator=generator())
-    monkeypatch.setattr(jest, "BLOCK", 5)
-    assert selector(*batch(), number=11, generator=generator()).tolist() == whole.tolist()
 
 
 def test_features_in_half_precision_are_scored_as_exactly_as_they_can_be():
@@ -120,23 +116,22 @@ def test_fields_replace_the_scales_of_the_models():
     assert chosen.tolist() == same.tolist() != own.tolist()
 
 
-def test_the_first_pair_is_drawn_with_linear_weights_in_the_softmax_form():
-    """Learnability alone 0, 1, 3: weights 0, 1/4, 3/4; 0.05 is four standard errors of 1500 draws."""
-    eye = torch.eye(3, dtype=torch.float64)
-    own = torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64) / 3  # target's similarity of each pair
-    target = Pairs(eye, eye * own, 3.0)
-    known = Pairs(eye, eye, 1.0)
-    assert shares(Jest(form="softmax"), target, known) == pytest.approx([0, 0.25, 0.75], abs=0.05)
+def test_the_first_pair_is_drawn_with_linear_weights_in_the_softmax_form_and_exponential_ones_in_the_other():
+    """0.05 is four standard errors of 1500 draws.
 
-
-def test_the_first_pair_is_drawn_with_exponential_weights_in_the_sigmoid_form():
-    """Losses softplus(-logit) chosen as log 1, log 2, log 3 over a reference of no loss: weights 1/6, 2/6, 3/6."""
+    Softmax: learnability alone 0, 1, 3, weights 0, 1/4, 3/4; of equal pairs all weights would be zero, and none may be
+    forgotten. Sigmoid: losses log 1, log 2, log 3 over a reference of no loss, weights 1/6, 2/6, 3/6.
+    """
     eye = torch.eye(3, dtype=torch.float64)
+    similarity = torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64) / 3
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).log() + 1
-    target = Pairs(eye, eye * -losses.expm1().log(), 1.0)
-    known = Pairs(eye, eye, 1e4)
-    got = shares(Jest(form="sigmoid", bias=0.0), target, known)
-    assert got == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.05)
+    plain = Pairs(eye, eye, 1.0)
+    for selector, target, known, expected in (
+        (Jest(form="softmax"), Pairs(eye, eye * similarity, 3.0), plain, [0, 0.25, 0.75]),
+        (Jest(form="softmax"), plain, plain, [1 / 3] * 3),
+        (Jest(form="sigmoid", bias=0.0), Pairs(eye, eye * -losses.expm1().log(), 1.0), Pairs(eye, eye, 1e4), SIXTHS),
+    ):
+        assert shares(selector, target, known) == pytest.approx(expected, abs=0.05)
 
 
 def shares(selector, target, known):
@@ -165,7 +160,7 @@ def test_the_second_chunk_is_drawn_by_the_exponential_of_the_learnability_given_
     assert torch.allclose(counts[seen] / counts[seen].sum(-1, keepdim=True), law[seen], atol=0.04)
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@both_forms
 @pytest.mark.parametrize("sampled", [True, False], ids=["drawn", "largest"])
 def test_wrong_pairs_that_the_reference_knows_are_left_out(form, sampled):
     """Half of the captions are shuffled; the reference sees it, the target (at random) does not."""
@@ -179,27 +174,14 @@ def test_wrong_pairs_that_the_reference_knows_are_left_out(form, sampled):
     assert (chosen_at_once < 40).double().mean() > 0.9
 
 
-def test_pairs_with_a_loss_of_their_own_alone_are_refused_with_a_way_out():
+def test_what_cannot_be_chosen_from_is_refused_with_a_way_out():
     with pytest.raises(UserError, match=r"needs Pairs, got losses of shape \[9\] of the target: use it with"):
         Jest()(torch.rand(9), torch.rand(9), number=3, generator=generator())
     with pytest.raises(UserError, match="got nothing of the reference"):
         Jest()(batch()[0], None, number=3, generator=generator())
-
-
-def test_pairs_of_other_candidates_are_refused():
     with pytest.raises(UserError, match="got 23 of the target and 20 of the reference"):
         Jest()(batch()[0], batch(n=20)[1], number=3, generator=generator())
-
-
-def test_unknown_forms_and_no_chunks_are_refused():
     with pytest.raises(UserError, match="jest has the forms softmax and sigmoid, got 'cosine'"):
         Jest(form="cosine")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="jest needs at least 1 of chunks, got 0"):
         Jest(chunks=0)
-
-
-def test_equal_pairs_are_all_drawn_in_the_softmax_form():
-    """Linear weights above the least are all zero then; none of the candidates may be forgotten."""
-    eye = torch.eye(3, dtype=torch.float64)
-    same = Pairs(eye, eye, 1.0)
-    assert shares(Jest(), same, same) == pytest.approx([1 / 3] * 3, abs=0.05)

@@ -20,52 +20,39 @@ def test_two_pairs_by_hand():
     assert mask.tolist() == [[False, True], [True, False]] * 2
 
 
-def test_an_anchor_loses_nothing_to_its_own_pair_and_that_entry_is_masked():
-    values, mask = pairs().rows()
-    assert values[~mask].abs().max() < 1e-12
-    assert (mask.sum(-1) == 4).all()
-
-
-def test_the_rights_see_the_lefts_as_the_lefts_see_the_rights():
-    some = pairs()
-    values, mask = some.rows()
-    swapped, mask_again = Pairs(some.right, some.left).rows()
+def test_an_anchor_loses_nothing_to_its_own_pair_which_is_masked_and_both_sides_see_each_other_alike():
+    features = pairs()
+    values, mask = features.rows()
+    assert values[~mask].abs().max() < 1e-12 and (mask.sum(-1) == 4).all()
+    swapped, mask_again = Pairs(features.right, features.left).rows()
     assert torch.equal(values, swapped.roll(5, 0)) and torch.equal(mask, mask_again)
 
 
 def test_the_contrastive_loss_per_pair_is_the_mean_of_both_cross_entropies():
-    some, places = pairs(scale=7.0), torch.arange(5)
-    logits = 7 * some.left @ some.right.T
-    by_left, by_right = (cross_entropy(x, places, reduction="none") for x in (logits, logits.T))
-    wanted = (by_left + by_right) / 2
-    assert torch.allclose(some.per_sample(), wanted)
-    assert torch.allclose(some.per_sample(scale=torch.tensor(7.0)), wanted)
-    assert not torch.allclose(some.per_sample(scale=1.0), wanted)
+    features = pairs(scale=7.0)
+    logits = 7 * features.left @ features.right.T
+    expected = sum(cross_entropy(x, torch.arange(5), reduction="none") for x in (logits, logits.T)) / 2
+    assert torch.allclose(features.per_sample(), expected)
+    assert torch.allclose(features.per_sample(scale=torch.tensor(7.0)), expected)
+    assert not torch.allclose(features.per_sample(scale=1.0), expected)
 
 
 def test_a_detached_pair_has_no_gradient_not_even_in_its_scale():
-    some = pairs(scale=torch.tensor(3.0, requires_grad=True))
-    some.left.requires_grad_()
-    assert some.per_sample().requires_grad
-    assert not some.detach().per_sample().requires_grad
+    features = pairs(scale=torch.tensor(3.0, requires_grad=True))
+    assert features.per_sample().requires_grad and not features.detach().per_sample().requires_grad
     assert pairs(scale=2.0).detach().scale == 2.0
 
 
-def test_features_in_half_precision_give_losses_in_single_precision():
-    some = pairs(dtype=torch.float32)
-    half = Pairs(some.left.bfloat16(), some.right.bfloat16())
+def test_features_in_half_precision_give_losses_in_single_precision_and_double_ones_double():
+    half = Pairs(*(side.bfloat16() for side in pairs()[:2]))
     values, _ = half.rows()
     assert values.dtype == torch.float32
-    exact, _ = Pairs(half.left.float(), half.right.float()).rows()
-    assert torch.equal(values, exact)
-
-
-def test_losses_of_double_features_are_double():
+    assert torch.equal(values, Pairs(half.left.float(), half.right.float()).rows()[0])
     assert pairs().rows()[0].dtype == pairs().similarities().dtype == torch.float64
 
 
 def test_the_gradient_reaches_both_sides():
-    some = pairs()
-    sides = some.left.requires_grad_(), some.right.requires_grad_()
-    for gradient in torch.autograd.grad(some.rows()[0].square().sum(), sides):
+    features = pairs()
+    sides = features.left.requires_grad_(), features.right.requires_grad_()
+    for gradient in torch.autograd.grad(features.rows()[0].square().sum(), sides):
         assert gradient.abs().min() > 0

@@ -16,18 +16,13 @@ def rows(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return excess, mask
 
 
-def risk(excess, mask, t, rule, u=None):
-    """``t log(epsilon + u) + radius t`` of every row."""
-    tilted = (excess / t[:, None]).exp().where(mask, 0).sum(-1) / mask.sum(-1)
-    return t * (rule.epsilon + (tilted if u is None else u)).log() + rule.radius * t
-
-
 def test_a_first_step_follows_the_gradient_of_the_risk():
     rule = Individual(radius=0.5, start=0.4, learning_rate=0.01, momentum=0.0)
     excess, mask = rows()
     dual = rule.dual(excess, mask, None)
     t = torch.full((4,), 0.4, dtype=torch.float64, requires_grad=True)
-    values = risk(excess, mask, t, rule)
+    tilted = (excess / t[:, None]).exp().where(mask, 0).sum(-1) / mask.sum(-1)
+    values = t * (rule.epsilon + tilted).log() + rule.radius * t  # the risk of every row
     (slope,) = torch.autograd.grad(values.sum(), t)
     torch.testing.assert_close(rule.figures(dual)["objective"], values.detach())
     torch.testing.assert_close(dual[:, 4], (t - 0.01 * slope).detach())
@@ -84,22 +79,16 @@ def test_every_anchor_of_pairs_comes_to_a_temperature_of_its_own():
     assert float(second.objective) < float(first.objective), "the temperatures did not go down the risk"
 
 
-def test_without_ids_it_is_refused():
+def test_settings_that_make_no_sense_and_samples_without_ids_are_refused():
     with pytest.raises(UserError, match="every sample needs its id"):
         Steerer(Individual(), memory=DualMemory(6))(torch.zeros(6, 3))
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
+    for settings, message in (
         ({"radius": -1}, "a radius of at least 0 and an epsilon above 0, got -1 and 1e-14"),
         ({"epsilon": 0}, "an epsilon above 0, got 6.5 and 0"),
         ({"start": 2.0}, "0 < least <= start <= most, got 0.01, 2 and 1"),
         ({"most": math.inf}, "got 0.01, 0.07 and inf"),
         ({"learning_rate": 0}, "a learning_rate above 0 and a momentum within 0 and 1, got 0 and 0.9"),
         ({"momentum": 1}, "got 0.01 and 1"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(settings, said):
-    with pytest.raises(UserError, match=said):
-        Individual(**settings)
+    ):
+        with pytest.raises(UserError, match=message):
+            Individual(**settings)

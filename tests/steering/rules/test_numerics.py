@@ -17,20 +17,22 @@ def rules(spread: float):
     ]
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 1000, 10_000])
-@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
+def weigh(rule, excess, population=10):
+    return rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), population))
+
+
+@pytest.mark.parametrize("n", [2, 1000, 10_000])
+@pytest.mark.parametrize("spread", [1e-3, 1e3])
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
 def test_single_precision_weighs_like_double(offset, spread, n):
     """The same float32 numbers, weighed in float32 as they are and in float64 without their offset."""
     single = (torch.randn(1, n, dtype=torch.float64) * spread + offset).float()
-    everything = torch.ones_like(single, dtype=torch.bool)
     double = single.double() - single.double().amax()
     for rule in rules(spread):
-        weights = rule.weights(single, rule.dual(single, everything, n))
-        wanted = rule.weights(double, rule.dual(double, everything, n))
+        weights, expected = weigh(rule, single, n), weigh(rule, double, n)
         assert weights.isfinite().all(), rule
         assert float(weights.double().mean()) == pytest.approx(1, abs=1e-3), rule
-        assert (weights - wanted).abs().max() <= 1e-3 * wanted.max(), rule
+        assert (weights - expected).abs().max() <= 1e-3 * expected.max(), rule
 
 
 @pytest.mark.parametrize("rule", [KL(rho=1e-4), ChiSquare(rho=1e-4)], ids=repr)
@@ -47,35 +49,26 @@ def test_a_tiny_radius_is_touched_in_single_precision(rule):
 @pytest.mark.parametrize("rule", [KL(rho=1e9), KL(temperature=1.0), ChiSquare(rho=1e9), ChiSquare(rho=1)], ids=repr)
 def test_in_double_precision_a_large_offset_spoils_no_mean(rule):
     excess = torch.randn(1, 100, dtype=torch.float64) + 1e6
-    weights = rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), 100))
+    weights = weigh(rule, excess, 100)
     assert float(weights.mean()) == pytest.approx(1, abs=1e-6 if isinstance(rule, KL) else 1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, -7.3, 1e6])
-@pytest.mark.parametrize("argument", [{"rho": 1}, {"temperature": 0.1}])
-@pytest.mark.parametrize("kind", [KL, ChiSquare])
-def test_equal_entries_weigh_one_whatever_their_value(kind, argument, value):
-    rule = kind(**argument)
-    excess = torch.full((1, 5), value)
-    weights = rule.weights(excess, rule.dual(excess, torch.ones_like(excess, dtype=torch.bool), 10))
-    assert weights[0].tolist() == pytest.approx([1] * 5, abs=1e-3)
-
-
-@pytest.mark.parametrize("value", [0.3, -7.3, 1e6])
-def test_entries_that_differ_by_rounding_alone_weigh_one(value):
-    excess = value + value * 1e-15 * torch.randn(3, 50, dtype=torch.float64)
-    weights = KL(rho=5).weights(excess, KL(rho=5).dual(excess, torch.ones_like(excess, dtype=torch.bool), 10))
+def test_entries_that_are_equal_or_differ_by_rounding_alone_weigh_one(value):
+    for rule in (KL(rho=1), KL(temperature=0.1), ChiSquare(rho=1), ChiSquare(temperature=0.1)):
+        assert weigh(rule, torch.full((1, 5), value))[0].tolist() == pytest.approx([1] * 5, abs=1e-3), rule
+    weights = weigh(KL(rho=5), value + value * 1e-15 * torch.randn(3, 50, dtype=torch.float64))
     assert torch.allclose(weights, torch.ones_like(weights), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [KL, ChiSquare])
-@pytest.mark.parametrize("temperature", [1e-3, 1e-2])
-def test_an_excess_of_200_over_a_small_temperature_stays_finite(temperature, kind):
-    excess = torch.linspace(-200, 200, 401)[None]
-    dual = kind(temperature=temperature).dual(excess, torch.ones_like(excess, dtype=torch.bool))
-    weights = kind(temperature=temperature).weights(excess, dual)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", [KL(temperature=1e-3), KL(temperature=1e-2), ChiSquare(temperature=1e-2)], ids=repr)
+def test_an_excess_of_200_over_a_small_temperature_stays_finite(rule, dtype):
+    """An exponent of 20000 or more; the largest of three rows apart weighs as much as all together."""
+    weights = weigh(rule, torch.linspace(-200, 200, 401, dtype=dtype)[None])
     assert weights.isfinite().all() and float(weights.mean()) == pytest.approx(1, abs=1e-3)
     assert (weights[0, :-20] == 0).all(), "only the largest few weigh anything"
+    assert weigh(rule, torch.tensor([[-200.0, 0, 200]], dtype=dtype))[0].tolist() == pytest.approx([0, 0, 3])
 
 
 def lopsided(kind: str) -> torch.Tensor:
@@ -90,18 +83,15 @@ def lopsided(kind: str) -> torch.Tensor:
     }[kind]
 
 
-@pytest.mark.parametrize("size", [1e-4, 0.01, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("size", [1e-4, 0.3, 3.0])
 @pytest.mark.parametrize(
     "kind", ["one far below", "one far above", "many scales", "fine beside an offset", "two scales"]
 )
 def test_the_radius_is_reached_however_lopsided_a_row(kind, size):
     row = lopsided(kind)[None]
-    everything = torch.ones_like(row, dtype=torch.bool)
-    for rule in (KL(rho=10 * size), ChiSquare(rho=10 * size)):
-        weights = rule.weights(row, rule.dual(row, everything, 10))[0]
-        share = weights / weights.sum()
-        kl = math.log(len(share)) - float(torch.special.entr(share).sum())
-        chi_square = float(weights.square().mean() / weights.mean() ** 2 - 1) / 2
-        found = kl if isinstance(rule, KL) else chi_square
-        most = math.log(len(share)) if isinstance(rule, KL) else (len(share) - 1) / 2
-        assert found == pytest.approx(min(size, most), rel=1e-3), rule
+    share, n = weigh(KL(rho=10 * size), row)[0], row.shape[1]
+    divergence = math.log(n) - float(torch.special.entr(share / share.sum()).sum())
+    assert divergence == pytest.approx(min(size, math.log(n)), rel=1e-3)
+    weights = weigh(ChiSquare(rho=10 * size), row)[0]
+    divergence = float(weights.square().mean() / weights.mean() ** 2 - 1) / 2
+    assert divergence == pytest.approx(min(size, (n - 1) / 2), rel=1e-3)
