@@ -34,28 +34,22 @@ def slow_jest(target, known, sizes, *, form, sampled, chance, bias=-10.0):
     """The formula, with full matrices recomputed in every round and sums written as loops."""
     chosen: list[int] = []
     n = len(target.left)
+    mine, other = (side.scale * (side.left @ side.right.T) for side in (target, known))
+    z = 2 * torch.eye(n, dtype=torch.float64) - 1
     for number in sizes:
-        mine = target.scale * (target.left @ target.right.T)
-        other = known.scale * (known.left @ known.right.T)
         if form == "sigmoid":
-            z = 2 * torch.eye(n, dtype=torch.float64) - 1
             d = softplus(-z * (mine + bias)) - softplus(-z * (other + bias))
-            score = torch.stack([d[i, i] + sum(d[i, c] + d[c, i] for c in chosen) for i in range(n)])
-            first = score
+            first = score = torch.stack([d[i, i] + sum(d[i, c] + d[c, i] for c in chosen) for i in range(n)])
         else:
             d = other - mine
-            first = (d.diagonal() - d.diagonal().min()).log()
-            score = d.diagonal().clone()
+            first, score = (d.diagonal() - d.diagonal().min()).log(), d.diagonal().clone()
             for i in range(n if chosen else 0):
                 for logits, sign in ((mine, 1), (other, -1)):
-                    images = torch.stack([logits[c, i] for c in chosen]).exp().sum().log()
-                    texts = torch.stack([logits[i, c] for c in chosen]).exp().sum().log()
+                    images, texts = (x[chosen, i].exp().sum().log() for x in (logits, logits.T))
                     score[i] += sign * (images + texts) / 2
         score[chosen] = -torch.inf
-        if not chosen:
-            chosen += draw(first, number, chance)
-        elif sampled:
-            chosen += draw(score, number, chance)
+        if sampled or not chosen:
+            chosen += draw(score if chosen else first, number, chance)
         else:
             chosen += score.topk(number).indices.tolist()
     return chosen
@@ -102,10 +96,10 @@ def test_every_similarity_is_computed_once(monkeypatch):
 
 
 def test_features_in_half_precision_are_scored_as_exactly_as_they_can_be():
-    target, known = (p._replace(left=p.left.bfloat16(), right=p.right.bfloat16()) for p in batch())
-    exact = [p._replace(left=p.left.float(), right=p.right.float()) for p in (target, known)]
-    got = Jest(chunks=4)(target, known, number=11, generator=generator())
-    assert got.tolist() == Jest(chunks=4)(*exact, number=11, generator=generator()).tolist()
+    half = [p._replace(left=p.left.bfloat16(), right=p.right.bfloat16()) for p in batch()]
+    exact = [p._replace(left=p.left.float(), right=p.right.float()) for p in half]
+    chosen, expected = (Jest(chunks=4)(*sides, number=11, generator=generator()).tolist() for sides in (half, exact))
+    assert chosen == expected
 
 
 def test_fields_replace_the_scales_of_the_models():
