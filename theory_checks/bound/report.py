@@ -159,14 +159,16 @@ def tables(study: Study) -> list[Grid]:
         Grid.of(title, ["claim"], heads, [_claim(claim) for claim in study.claims if claim.part == part], note)
         for part, (title, note) in PARTS.items()
     ]
-    return [*claims, _ratios(study), _radii(study), _against(study), _needed(study), _bounds(study)]
+    note = "Too small a radius costs the rate, too large a one only the constant. ln(3 N / delta) is 9.5."
+    slopes = [[f"{rho:g}", span(slope)] for rho, slope in study.by_radius.items()]
+    radii = Grid.of("Rate of DRRho at R = 0 by radius", [], ["rho", "slope"], slopes, note)
+    return [*claims, _ratios(study), radii, _against(study), _needed(study), _bounds(study)]
 
 
 def _claim(claim: Claim) -> list[Cell | str]:
-    value = claim.measured
-    percent = f"{100 * value.value:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-    measured = percent if claim.percent else span(value)
-    return [claim.name, claim.predicted, measured, Cell(claim.verdict, TONES[claim.verdict])]
+    measured, low, high = (f"{100 * x:.1f}" for x in vars(claim.measured).values())
+    percent = f"{measured} % [{low}, {high}]" if claim.percent else span(claim.measured)
+    return [claim.name, claim.predicted, percent, Cell(claim.verdict, TONES[claim.verdict])]
 
 
 def _ratios(study: Study) -> Grid:
@@ -177,12 +179,6 @@ def _ratios(study: Study) -> Grid:
     heads = ["R", "\u221aR, predicted", *(f"measured, n = {n}" for n in study.extent.ratio_at)]
     note = "At R = 0 the leading term vanishes, and what is left falls as 1/n. Brackets: 95 % intervals."
     return Grid.of("Excess risk of DRRho over that of DRO without a reference", [], heads, rows, note)
-
-
-def _radii(study: Study) -> Grid:
-    rows = [[f"{rho:g}", span(slope)] for rho, slope in study.by_radius.items()]
-    note = "Too small a radius costs the rate, too large a one only the constant. ln(3 N / delta) is 9.5."
-    return Grid.of("Rate of DRRho at R = 0 by radius", [], ["rho", "slope"], rows, note)
 
 
 def _against(study: Study) -> Grid:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import nn
 from steering.curvature import replace_relus, set_beta
 from steering.reports.figures import BASE, PALETTE, figure, plot, styled
 from steering.reports.report import Plot
-from steering.runs.statistics import interval
 from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.small import error, fit, network, outputs, recipe, spirals, with_relu
 
@@ -77,11 +77,11 @@ def summarise(results: section.Results) -> section.Section:
     betas = results[0]["betas"]
     turns = [[radians / (2 * math.pi) for radians in result["turning"]] for result in results]
     by_beta = [list(zip(*values, strict=True)) for values in (turns, *([r[f] for r in results] for f in FIGURES[1:]))]
-    rows = []
-    for beta, turn, span, *errors in zip(betas, *by_beta, strict=True):
-        shape = section.spread(turn, 1), section.spread(span, 1)
-        rows.append((f"{beta:g}", *shape, *map(section.percent, errors)))
-    first, last = (interval(by_beta[0][index]).mean for index in (0, -1))
+    rows = [
+        (f"{beta:g}", section.spread(turn, 1), section.spread(span, 1), *map(section.percent, errors))
+        for beta, turn, span, *errors in zip(betas, *by_beta, strict=True)
+    ]
+    first, last = (mean(by_beta[0][index]) for index in (0, -1))
     falls = sum(one == sorted(one, reverse=True) for one in turns)
     title = "Boundary between two spirals, 16 % of the training labels wrong"
     note = "Nothing is chosen here: all values of beta are shown, their test errors too."
@@ -111,7 +111,6 @@ def _plot(lines: Mapping[str, Sequence[Sequence[Sequence[float]]]], points: Sequ
         axes.grid(visible=False)
         axes.set_title(f"beta = {beta}" + (" (ReLU)" if beta == "1" else ""), fontsize=10, loc="left")
     caption = (
-        "Where the first repetition's network changes its mind (dark line), at several values of beta and without any "
-        "training between them. Dots are training samples in the colour of their label, some of them wrong on purpose."
+        "Where the first repetition's network changes its mind; dots are training samples in the colour of their label."
     )
     return plot(drawing, [], "boundaries", "The same network at several values of beta", caption)

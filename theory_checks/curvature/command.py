@@ -166,14 +166,17 @@ def _of_pictures(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
     _refuse(options, "parts", "refit", "arm", "sets")
     methods = _listed(options.methods, "method", list(LABELS)) if options.methods else list(available())
     on = str(device_named(options.device))
-    body, width = pictures.backbone(pictures.load_network(name, Path(path)))
+    body, head = transfer.without_head(pictures.load_network(name, Path(path)))
+    body = pictures.Normalised(body).eval()
     samples, classes = pictures.load_pictures(options.data, options.size)
     quick, betas = options.quick, _betas(options, "0.7:1:0.05")
     learning_rates = (1e-2,) if quick else (1e-3, 1e-2, 1e-1)
     transfer_options = TransferOptions(betas, learning_rates, options.steps or (5 if quick else 100), 32, methods, on)
 
     def measure(seed: int) -> dict[str, Any]:
-        return transfer.compare(body, width, len(classes), pictures.splits(samples, seed), transfer_options, seed)
+        return transfer.compare(
+            body, head.in_features, len(classes), pictures.splits(samples, seed), transfer_options, seed
+        )
 
     title = f"{name} on {len(samples.y)} pictures of {len(classes)} classes"
     settings = asdict(transfer_options) | {"network": options.target, "data": str(options.data), "size": options.size}

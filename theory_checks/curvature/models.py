@@ -84,7 +84,7 @@ def _arm(recipe: Recipe, arm: str | None) -> str:
 def measure(source: Source, seed: int, betas: Sequence[float], refit: int) -> dict[str, Any]:
     """One repetition: beta by mean held-out loss, then the task's metrics with ReLU and with what was chosen.
 
-    Before, the last linear layer is trained ``refit`` steps anew for every beta, 1 included.
+    With ``refit`` the last linear layer is trained anew for every beta, 1 included, for so many steps.
     """
     task = source.task.seeded(seed)
     model = source.model(task, seed)
@@ -131,11 +131,11 @@ def summarise(results: section.Results, metrics: Mapping[str, Metric], name: str
     searched, baseline = ([factor * result["rows"][row][first] for result in results] for row in pair)
     change = paired_difference(searched, baseline, headline.better)
     size = f"{section.spread(change, 2)}{unit}"
-    verdicts = {
-        "better": f"made {headline.label} better by {size}",
-        "worse": f"made {headline.label} worse ({size}, better above 0)",
-        "undecided": f"made no decided difference in {headline.label} ({size}, better above 0)",
-    }
+    effect = {
+        "better": f"{headline.label} better by {size}",
+        "worse": f"{headline.label} worse ({size}, better above 0)",
+        "undecided": f"no decided difference in {headline.label} ({size}, better above 0)",
+    }[change.verdict]
     again = "last layer trained anew"
     labels = {"trained": "as it was trained", "refitted": again, "search": f"{again}, beta searched"}
     picked = section.chosen([result["search"]["chosen"] for result in results])
@@ -155,7 +155,7 @@ def summarise(results: section.Results, metrics: Mapping[str, Metric], name: str
     refits = f" For every beta, 1 included, the last linear layer is trained {refit} steps more." if refit else ""
     curves = {"held-out samples": [result["search"] for result in results]}
     return section.Section(
-        verdict=f"Choosing beta by the held-out loss {verdicts[change.verdict]}.",
+        verdict=f"Choosing beta by the held-out loss made {effect}.",
         findings=[f"ReLUs replaced: {len(sites)} ({', '.join(sites[:8])}{', ...' if len(sites) > 8 else ''})."],
         cautions=section.missed(results),
         grids=[section.grid(f"The search on {name}", columns, rows, results, section.CANDIDATES)],

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from steering.errors import UserError, did_you_mean
 from steering.tasks.in_memory import Samples, clean
 from steering.theory_checks.curvature.small import random_parts, take
-from steering.theory_checks.curvature.transfer import without_head
 from steering.training.seeds import generator
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
@@ -83,12 +82,6 @@ def _network(name: str, classes: int) -> nn.Module:
             return timm.create_model(plain, pretrained=False, num_classes=classes)
     hint = did_you_mean(plain, [*models.list_models(module=models), *timm.list_models()]) or ": resnet18, say"
     raise UserError(f"neither torchvision nor timm has a network {plain!r}{hint}")
-
-
-def backbone(network: nn.Module) -> tuple[nn.Module, int]:
-    """The network up to its last linear layer, taking bytes, and the number of its features."""
-    body, head = without_head(network)
-    return Normalised(body).eval(), head.in_features
 
 
 def load_pictures(folder: Path, size: int) -> tuple[Samples, list[str]]:

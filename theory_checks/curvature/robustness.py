@@ -1,6 +1,7 @@
 """Attacks within an l-infinity ball: on the tuned network itself, and carried over from the one with ReLUs."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from steering.curvature import replace_relus, set_beta
 from steering.reports.grid import Cell
 from steering.reports.report import Plot
-from steering.runs.statistics import interval
 from steering.tasks.in_memory import Samples, clean
 from steering.theory_checks.curvature import section
 from steering.theory_checks.curvature.small import choose, correct, digits, fit, network, random_parts, recipe, take
@@ -96,14 +96,12 @@ def summarise(results: section.Results) -> section.Section:
         radius = f"{at[0]['radius']:g}"
         relu, tuned = ([1 - one["test"][name]["both"] for one in at] for name in ("relu", "search"))
         change = changes[f"attacks up to {radius}"] = section.fewer(tuned, relu)
-        for name, label, against, betas in (
-            ("relu", "ReLU", section.NONE, [1.0]),
-            ("search", "beta searched", section.gain(change), [one["chosen"] for one in at]),
-        ):
+        searched = ("search", "beta searched", section.gain(change), [one["chosen"] for one in at])
+        for name, label, against, betas in (("relu", "ReLU", section.NONE, [1.0]), searched):
             cells = [section.percent([one["test"][name][kind] for one in at]) for kind in KINDS]
             rows.append((f"{label}, up to {radius}", *cells, against, Cell(section.chosen(betas), "quiet")))
         tested = [one["test"]["search"] for one in at]
-        masked = interval([100 * (accuracy["white"] - accuracy["carried"]) for accuracy in tested]).mean
+        masked = 100 * mean(accuracy["white"] - accuracy["carried"] for accuracy in tested)
         if masked > 1:
             cautions.append(
                 f"At changes up to {radius} the attack carried over from the ReLU network did more harm to the tuned "
@@ -131,8 +129,7 @@ def _plot(results: Sequence[dict[str, Any]]) -> Plot:
         curves = [[[100 * seen[kind] for seen in one["validation"]] for one in at] for kind in labels]
         panels.append((f"changes up to {at[0]['radius']:g} a pixel", at[0]["betas"], curves))
     caption = (
-        "Accuracy on the validation split against beta; a thin line is a repetition, the thick one their mean. Where "
-        "the attack made for the ReLU network does more harm than the attack on the network itself, gradients are "
-        "masked and robustness is an illusion."
+        "A thin line is a repetition, the thick one their mean. Where the attack made for the ReLU network does more "
+        "harm than the attack on the network itself, gradients are masked and robustness is an illusion."
     )
     return section.over_beta("robustness", "Under attack", caption, panels, "accuracy (%)", list(labels.values()))

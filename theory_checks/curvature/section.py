@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from steering.reports.figures import BASE, PALETTE, figure, key, plot, styled
+from steering.reports.figures import BASE, DASHES, PALETTE, figure, key, plot, styled
 from steering.reports.grid import MINUS, MISSING, PLUS_MINUS, Cell, Grid
 from steering.reports.report import Plot
 from steering.runs.statistics import LEVEL, Interval, holm, interval, paired_difference
@@ -16,7 +16,7 @@ NONE = Cell(MISSING, "quiet")
 CANDIDATES = (
     "A row's candidates are how many the validation split chose between; the test split saw the chosen one alone."
 )
-LINES: list[tuple[Any, Any]] = [(PALETTE[0], "-"), (PALETTE[1], (0, (5, 1.5))), (BASE, "-")]  # colour and dashes
+LINES: list[tuple[Any, Any]] = [(PALETTE[0], "-"), (PALETTE[1], DASHES[1]), (BASE, "-")]  # colour and dashes
 Panel = tuple[str, Sequence[float], Sequence[Any]]  # title, values of beta, curves ``[repetitions, betas]``
 
 

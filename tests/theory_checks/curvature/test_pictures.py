@@ -42,9 +42,8 @@ def test_a_network_comes_back_from_its_file(tmp_path, name, make, ending):
     loaded = pictures.load_network(name, path)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), network(x))
-    body, width = pictures.backbone(loaded)
-    features = body(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert features.shape == (2, width)
+    body = pictures.Normalised(loaded).eval()
+    assert body(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
     assert not replace_relus(body, 0.9, example=(torch.zeros(1, 3, 32, 32, dtype=torch.uint8),)).missed
 
 
