@@ -90,18 +90,15 @@ def test_the_examples_in_the_documentation_are_right():
     assert doctest.testmod(replace).failed == 0
 
 
-def test_every_functional_relu_becomes_a_unit_of_its_own():
+def test_every_functional_relu_becomes_a_unit_of_its_own_that_is_used():
     model = Functional()
     tuned = replace_relus(model, 1.0, example=(torch.randn(2, 4),))
     assert len(tuned.replaced) == len(units(tuned.model)) == 6
     assert tuned.missed == []
     assert alike(model, tuned.model, 5, 4)
-
-
-def test_at_another_beta_every_unit_is_used():
-    tuned = replace_relus(Functional(), 0.5, trainable=True)
-    tuned.model(torch.randn(3, 4)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs() > 0 for unit in units(tuned.model) for p in unit.parameters())
+    learned = replace_relus(model, 0.5, trainable=True).model
+    learned(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs() > 0 for unit in units(learned) for p in unit.parameters())
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -153,20 +150,15 @@ def test_the_model_stays_as_it_was_and_beta_one_makes_the_copy_the_same_again(ma
     assert torch.equal(tuned(x), model(x))
 
 
-def test_names_of_parameters_and_what_the_forward_pass_does_not_use_stay():
+def test_names_and_what_the_forward_pass_does_not_use_stay_and_a_copy_has_units_of_its_own():
     model = Reused()
-    tuned = replace_relus(model, 0.9)
-    assert list(tuned.model.state_dict()) == list(model.state_dict())
-    assert type(tuned.model) is Reused
-
-
-def test_a_copy_of_a_tuned_model_has_units_of_its_own():
-    tuned = replace_relus(Reused(), 0.5).model
+    tuned = replace_relus(model, 0.5).model
+    assert list(tuned.state_dict()) == list(model.state_dict()) and type(tuned) is Reused
     other = copy.deepcopy(tuned)
     set_beta(other, 1.0)
-    x = torch.randn(3, 4)
-    assert not torch.equal(tuned(x), other(x))
-    assert {unit.beta for unit in units(tuned)} == {0.5}
+    assert not alike(tuned, other, 3, 4) and {unit.beta for unit in units(tuned)} == {0.5}
+    with pytest.raises(UserError, match="already"):
+        replace_relus(tuned, 0.5)
 
 
 def test_channels_are_counted_with_an_example():
@@ -184,25 +176,17 @@ def test_a_unit_the_example_does_not_reach_is_shared_and_says_so():
     assert tuned.replaced[0].channels is None and "example does not say" in tuned.replaced[0].what
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), "1: GELU is no ReLU and stays"),
-        (nn.Sequential(nn.ReLU6()), "0: ReLU6 is no ReLU"),
-        (nn.Linear(2, 2), "Nor has it another"),
-        (nn.RNN(2, 2, nonlinearity="relu"), "kernel cannot be changed"),
-    ],
-)
-def test_without_a_relu_the_error_names_what_is_there_instead(model, message):
-    with pytest.raises(UserError, match=message):
-        replace_relus(model, 0.9)
-
-
-def test_other_activations_are_reported_and_left_alone():
-    model = nn.Sequential(nn.ReLU(), nn.GELU(), nn.ReLU6())
-    tuned = replace_relus(model, 0.9)
+def test_other_activations_are_reported_and_left_alone_and_the_error_names_them():
+    tuned = replace_relus(nn.Sequential(nn.ReLU(), nn.GELU(), nn.ReLU6()), 0.9)
     assert [site.name for site in tuned.missed] == ["1", "2"]
     assert type(tuned.model[1]) is nn.GELU  # type: ignore[index]
+    for model, message in (
+        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), "1: GELU is no ReLU and stays"),
+        (nn.Linear(2, 2), "Nor has it another"),
+        (nn.RNN(2, 2, nonlinearity="relu"), "kernel cannot be changed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            replace_relus(model, 0.9)
 
 
 class OtherFunctions(nn.Module):
@@ -212,17 +196,9 @@ class OtherFunctions(nn.Module):
 
 def test_functions_that_are_no_relu_or_may_be_one_are_reported():
     tuned = replace_relus(OtherFunctions(), 0.9)
-    kinds = [site.what.partition(" ")[2] for site in tuned.missed]
-    assert kinds == [
-        "leaky_relu is no ReLU and stays",
-        "clamp may act as a ReLU; it stays",
-        *["tanh is no ReLU and stays"] * 2,
-    ]
-
-
-def test_functional_dropout_in_a_rewired_forward_pass_is_reported():
-    tuned = replace_relus(Drops(), 0.9)
-    assert any("same in training as in evaluation" in site.what for site in tuned.missed)
+    other = ["leaky_relu is no ReLU and stays", "clamp may act as a ReLU; it stays", *["tanh is no ReLU and stays"] * 2]
+    assert [site.what.partition(" ")[2] for site in tuned.missed] == other
+    assert any("same in training as in evaluation" in site.what for site in replace_relus(Drops(), 0.9).missed)
 
 
 def test_transformer_layers_are_replaced_by_their_attribute():
@@ -235,12 +211,6 @@ def test_transformer_layers_are_replaced_by_their_attribute():
     assert not torch.allclose(tuned.model(x), layer(x), atol=1e-3)
     set_beta(tuned.model, 1.0)
     assert torch.allclose(tuned.model(x), layer(x), atol=1e-6)
-
-
-def test_a_model_is_not_replaced_twice():
-    tuned = replace_relus(Reused(), 0.9).model
-    with pytest.raises(UserError, match="already"):
-        replace_relus(tuned, 0.5)
 
 
 def test_the_mode_of_every_part_stays():

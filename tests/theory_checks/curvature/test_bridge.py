@@ -67,18 +67,11 @@ def test_it_can_be_named_on_the_command_line(tmp_path, monkeypatch):
         assert torch.equal(drawn.reference().state_dict()["0.weight"], weight)
 
 
-def test_a_wrong_option_is_one_line():
+def test_a_wrong_option_and_a_reference_without_relu_and_none_at_all_are_named():
     with pytest.raises(UserError, match=r"tuned_reference: .*valid number.*, got 'x'"):
         registry.build("tasks", "steering.theory_checks.curvature.bridge:tuned_reference(task='blobs', beta='x')")
-
-
-def test_a_reference_without_relu_is_named():
-    task = tuned_reference(small(lambda: nn.Linear(3, 2).eval()), 0.9)
     with pytest.raises(UserError, match="no ReLU to replace"):
-        task.reference()
-
-
-def test_a_classification_without_a_reference_says_so():
+        tuned_reference(small(lambda: nn.Linear(3, 2).eval()), 0.9).reference()
     samples = clean(torch.randn(8, 3), torch.arange(8) % 2)
     task = classification(lambda: nn.Linear(3, 2), samples, samples, samples, recipe(1, 4, 0.1))
     with pytest.raises(UserError, match="without a reference"):

@@ -28,17 +28,11 @@ def test_the_answer_decides_nothing_that_the_number_of_comparisons_may_explain()
     assert "corrected by Holm for 2 comparisons" in sentence
 
 
-def test_shares_are_per_cent_with_their_interval_if_there_is_one():
-    assert percent([0.25]) == "25.0"
-    assert percent([0.2, 0.3]) == "25.0 \u00b1 63.5"
-
-
-def test_the_cell_of_a_difference_without_an_interval_is_quiet_only_at_zero():
+def test_shares_are_per_cent_and_values_of_beta_are_listed_or_a_range():
+    """Without an interval there is none after the share, and a difference is quiet only at zero."""
+    assert percent([0.25]) == "25.0" and percent([0.2, 0.3]) == "25.0 \u00b1 63.5"
     assert gain(None).text == "\u2013" and gain(fewer([0.2], [0.2])).tone == "quiet"
     assert gain(fewer([0.1], [0.3])).text == "+20.0"
-
-
-def test_values_of_beta_are_listed_or_a_range():
     assert chosen([0.9, 0.9]) == "0.9"
     assert chosen([0.9, 1.0]) == "0.9, 1"
     assert chosen([0.5 + 0.05 * i for i in range(9)]) == "0.5 to 0.9"
