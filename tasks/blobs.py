@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steering.errors import UserError
 from steering.settings import Arm, Recipe
 from steering.task import Batch
-from steering.tasks.in_memory import Classification, Draw, Samples, check_noise, clean, frozen_linear
+from steering.tasks.in_memory import Classification, Draw, Samples, check_noise, clean, corrupted, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Blobs"]
@@ -86,7 +86,7 @@ class Blobs(Classification):
     def _noisy(self, number: int, chance: torch.Generator) -> Samples:
         """Points of random clouds, a share of them with another cloud's label."""
         y = torch.randint(self.classes, (number,), generator=chance)
-        return self.corrupted(_points(y, chance), y, self.noise, chance)
+        return corrupted(_points(y, chance), y, self.noise, self.classes, chance)
 
 
 def _points(y: Tensor, chance: torch.Generator) -> Tensor:

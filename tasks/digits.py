@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steering.errors import UserError
 from steering.settings import Arm, Recipe
 from steering.task import Batch
-from steering.tasks.in_memory import Classification, Draw, check_noise, check_sizes, clean, frozen_linear
+from steering.tasks.in_memory import Classification, Draw, check_noise, check_sizes, clean, corrupted, frozen_linear
 from steering.training.seeds import generator
 
 __all__ = ["Digits"]
@@ -93,7 +93,7 @@ class Digits(Classification):
     def held_out(self, batch: int) -> Iterator[Batch]:
         """The images of the test set, with labels as noisy as the training set's."""
         x, y, _ = self.draw.test
-        return self.corrupted(x, y, self.noise, generator(self.seed, "digits", "held out")).batches(batch)
+        return corrupted(x, y, self.noise, self.classes, generator(self.seed, "digits", "held out")).batches(batch)
 
     @cached_property
     def draw(self) -> Draw:
@@ -101,9 +101,9 @@ class Digits(Classification):
         chance = generator(self.seed, "digits")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
-        noisy = self.corrupted(x[train], y[train], self.noise, chance)
+        noisy = corrupted(x[train], y[train], self.noise, self.classes, chance)
         chance = generator(self.seed, "digits", "reference")
-        seen = self.corrupted(x[reference], y[reference], self.reference_noise, chance)
+        seen = corrupted(x[reference], y[reference], self.reference_noise, self.classes, chance)
         return Draw(noisy, seen, clean(x[test], y[test]))
 
 

@@ -87,15 +87,16 @@ class Classification(InMemory):
         guessed = model(self.draw.test.x.to(device)).argmax(-1)
         return {"error": float((guessed != self.draw.test.y.to(device)).double().mean())}
 
-    def corrupted(self, x: Tensor, y: Tensor, noise: float, chance: torch.Generator) -> Samples:
-        """Samples of which a share has its label replaced by another class, uniformly."""
-        wrong = torch.rand(len(y), generator=chance) < noise
-        shift = torch.randint(1, self.classes, (len(y),), generator=chance)  # never back to the right class
-        return Samples(x, torch.where(wrong, (y + shift) % self.classes, y), wrong)
-
 
 def clean(x: Tensor, y: Tensor) -> Samples:
     return Samples(x, y, torch.zeros(len(y), dtype=torch.bool))
+
+
+def corrupted(x: Tensor, y: Tensor, noise: float, classes: int, chance: torch.Generator) -> Samples:
+    """Samples of which a share has its label replaced by another class, uniformly."""
+    wrong = torch.rand(len(y), generator=chance) < noise
+    shift = torch.randint(1, classes, (len(y),), generator=chance)  # never back to the right class
+    return Samples(x, torch.where(wrong, (y + shift) % classes, y), wrong)
 
 
 def check_noise(task: str, *shares: float) -> None:
