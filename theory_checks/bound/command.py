@@ -86,7 +86,7 @@ def certified(folder: Path, width: float | None) -> list[dict[str, Any]]:
             differences = losses(score(seeded, model, batches)) - baseline
             rng = np.random.default_rng(derive(seed, "certificate", arm))
             drawn = rng.choice(differences, (DRAWS, len(differences)))
-            hits = sum(certificate(row, DELTA, width).upper >= differences.mean() for row in drawn)
+            hits = int(sum(certificate(row, DELTA, width).upper >= differences.mean() for row in drawn))
             about = vars(certificate(differences, DELTA, width)) | {"covered": share(hits, DRAWS)}
             models.append({"arm": arm, "seed": seed, **about})
     return models

@@ -189,7 +189,7 @@ def _of_pictures(options: SimpleNamespace) -> tuple[str, str, list[Study]]:
 def _report(title: str, question: str, command: str, sections: list[Section], numbers: dict[str, Any]) -> Report:
     """The studies as one report."""
     fields = ("findings", "method", "cautions", "grids", "plots")
-    parts: dict[str, list] = {name: list(chain(*(getattr(one, name) for one in sections))) for name in fields}
+    parts: dict[str, Any] = {name: list(chain(*(getattr(one, name) for one in sections))) for name in fields}
     changes = dict(chain(*(section.changes.items() for section in sections)))
     verdicts = [answer(changes)] * bool(changes) + [section.verdict for section in sections if section.verdict]
     verdict = " ".join(verdicts) or parts["findings"].pop(0)

@@ -93,9 +93,11 @@ def trained(task: Task, settings: Recipe, seed: int, arm: Arm = PLAIN, device: s
     return training.result.eval()
 
 
-def fit(target: Callable[[], nn.Module], samples: Samples, settings: Recipe, seed: int, **where: str) -> nn.Module:
-    """A model that has learned the samples by a recipe, in evaluation mode; ``where`` may name a device."""
-    return trained(classification(target, samples, samples, samples, settings), settings, seed, **where)
+def fit(
+    target: Callable[[], nn.Module], samples: Samples, settings: Recipe, seed: int, device: str = "cpu"
+) -> nn.Module:
+    """A model that has learned the samples by a recipe, in evaluation mode."""
+    return trained(classification(target, samples, samples, samples, settings), settings, seed, device=device)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def test_a_method_learns_the_head_and_its_own_parameters_and_moves_nothing_else(
 def test_low_rank_begins_as_the_network():
     pytest.importorskip("peft")
     body, x = convolutional(), torch.randn(2, 1, 8, 8)
-    assert torch.equal(prepare("low_rank", body, 6, 3, x).eval().backbone(x), body(x))
+    assert torch.equal(prepare("low_rank", body, 6, 3, x).eval().get_submodule("backbone")(x), body(x))
 
 
 def test_without_peft_low_rank_is_no_method_and_says_so(monkeypatch):
