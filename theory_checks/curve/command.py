@@ -22,17 +22,18 @@ from steering.runs.config import resolve
 from steering.runs.folder import RunFolder, new_folder
 from steering.runs.progress import Watch
 from steering.task import Task
-from steering.theory_checks.curve import processes, tuning
+from steering.theory_checks.curve import tuning
 from steering.theory_checks.curve.analysis import Analysis
-from steering.theory_checks.curve.plan import Method, Plan, halvings, label_of, methods_of, steered_of
+from steering.theory_checks.curve.plan import Method, Plan, label_of, methods_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
 from steering.theory_checks.curve.samples import sample_pool
-from steering.theory_checks.curve.settings import Setting, setting_of
-from steering.theory_checks.curve.units import Outcome, Unit, units
+from steering.theory_checks.curve.settings import PLAIN, Setting, setting_of
+from steering.theory_checks.curve.units import Outcome, Unit, make_all, units
 from steering.theory_checks.training_sets import training_samples
 
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
 SEEDS = 20  # for claims against the reference
+SIZES, SMALLEST = 6, 20  # how many sizes if none are typed, and the least that is worth training on
 FREE = ("seeds", "sizes", "methods")  # of which a curve may later have more or fewer
 
 
@@ -89,25 +90,24 @@ def planned(
     pool = sample_pool(made)
     answers = made.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
     compared = methods_of(made, config.recipe, keep=share, answers=answers)
-    for name, decay in (setting.decays if setting else {}).items():
-        compared[name] = compared[name].model_copy(update={"weight_decay": decay})
+    for name in PLAIN if setting else ():
+        compared[name] = compared[name].model_copy(update={"weight_decay": setting.decay})
     label, percent = label_of(made)
-    plan: dict[str, Any] = {
-        "task": config.task,
-        "options": config.options,
-        "recipe": config.recipe,
-        "methods": _chosen(compared, methods, (config.recipe.baseline, steered)),
-        "baseline": config.recipe.baseline,
-        "steered": steered,
-        "label": label,
-        "percent": percent,
-        "sizes": samples,
-        "seeds": seeds or (setting.seeds if setting else SEEDS),
-        "first_seed": first_seed,
-        "tune": tune,
-    }
     try:
-        return Plan.model_validate(plan)
+        return Plan(
+            task=config.task,
+            options=config.options,
+            recipe=config.recipe,
+            methods=_chosen(compared, methods, (config.recipe.baseline, steered)),
+            baseline=config.recipe.baseline,
+            steered=steered,
+            label=label,
+            percent=percent,
+            sizes=samples,
+            seeds=seeds or (setting.seeds if setting else SEEDS),
+            first_seed=first_seed,
+            tune=tune,
+        )
     except ValidationError as error:
         raise UserError(explain(error)) from None
 
@@ -125,13 +125,11 @@ def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[A
     todo = units(plan)
     trials = (2 * plan.tune + 1) * plan.tuning_seeds if plan.tune else 0  # the second round takes the best one along
     total = len(todo) + trials * len(plan.methods) * len(plan.sizes)
-    with (
-        RunFolder.open(folder, settings="plan.json", compare=lambda path: _settings(plan, path)),
-        Watch(console, total_steps=total) as watch,
-    ):
+    opened = RunFolder.open(folder, settings="plan.json", compare=lambda path: _settings(plan, path))
+    with opened, Watch(console, total_steps=total) as watch:
 
         def make(missing: Sequence[Unit]) -> list[Outcome]:
-            return processes.make(plan, missing, folder, jobs=jobs, watch=watch)
+            return make_all(plan, missing, folder, jobs=jobs, watch=watch)
 
         chosen = tuning.tuned(plan, make) if plan.tune else {}
         todo = [tuning.with_choice(unit, chosen) for unit in todo]
@@ -171,14 +169,16 @@ def _sizes(text: str) -> list[int]:
 
 
 def _usual_sizes(task: Task) -> list[int]:
-    """Down from twice the task's own training set, or from that where there are no more samples."""
+    """Halving down from twice the task's own training set, or from that where there are no more samples."""
+    largest = 2 * task.size
     try:
-        option = _pool_option(task, 2 * task.size)
+        option = _pool_option(task, largest)
         if is_dataclass(task):
             replace(task, **option)
     except UserError:
-        return halvings(task.size)
-    return halvings(2 * task.size)
+        largest = task.size
+    sizes = {round(largest / 2**step) for step in range(SIZES)}
+    return sorted({size for size in sizes if size >= SMALLEST} or {largest})
 
 
 def _pool_option(task: Task, largest: int) -> dict[str, int]:
@@ -195,6 +195,6 @@ def _chosen(methods: dict[str, Method], typed: str | None, always: Sequence[str]
     names = list(methods) if typed is None else [*always, *(name.strip() for name in typed.split(","))]
     for name in names:
         if name not in methods:
-            existing = f"Known: {', '.join(methods)}"
-            raise UserError(f"no method is named {name!r}{did_you_mean(name, methods) or '.'} {existing}")
+            hint = did_you_mean(name, methods) or "."
+            raise UserError(f"no method is named {name!r}{hint} Known: {', '.join(methods)}")
     return {name: method for name, method in methods.items() if name in names}

@@ -101,12 +101,6 @@ def steered_of(recipe: Recipe) -> str | None:
     return next((name for name, arm in recipe.arms.items() if arm.subtract and arm.selector is None), None)
 
 
-def halvings(largest: int, number: int = 6, smallest: int = 20) -> list[int]:
-    """Sizes that halve from the largest on, while they are worth training on."""
-    sizes = [round(largest / 2**step) for step in range(number)]
-    return sorted({size for size in sizes if size >= smallest} or {largest})
-
-
 class Cost(Strict):
     """What one training took, in samples that passed through a model.
 

@@ -139,7 +139,6 @@ def _reached(analysis: Analysis) -> Grid:
     style, baseline, rows, reason = Format(analysis.plan.factor, 1), analysis.plan.baseline, [], ""
     for name in analysis.names:
         reached, saving, slope = analysis.reached(name), analysis.saving(name), analysis.slope(name)
-        assert reached is not None and saving is not None and slope is not None
         floor = MISSING_CELL
         if slope.floor is not None:
             value, low, high = map(style.number, slope.floor)

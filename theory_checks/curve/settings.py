@@ -16,6 +16,8 @@ from typing import Any
 
 from steering.errors import UserError, did_you_mean
 
+PLAIN = ("erm", "dro", "joined")  # methods without steering, which have a weight decay of their own
+
 
 @dataclass(frozen=True)
 class EarlierGain:
@@ -35,15 +37,14 @@ class Setting:
     recipe: dict[str, Any]  # the same
     keep: float  # share that the static filter keeps, 1 - noise
     earlier: list[EarlierGain]  # gains that were measured before
-    decay: float = 0.2  # of the methods without steering: the recipe's, best for plain training on seeds 2000 to 2023
+    decay: float = 0.2  # of PLAIN methods: the recipe's, best for plain training on seeds 2000 to 2023
     size: int = 400  # training samples
     seeds: int = 20  # repetitions
     task: str = "digits"  # name of the task
 
-    @property
-    def decays(self) -> dict[str, float]:
-        """Weight decays of methods that have their own."""
-        return dict.fromkeys(("erm", "dro", "joined"), self.decay)
+
+def _earlier(**gains: tuple) -> list[EarlierGain]:
+    return [EarlierGain(other, *gain) for other, gain in gains.items()]
 
 
 SETTINGS = {
@@ -51,28 +52,19 @@ SETTINGS = {
         {"noise": 0.4, "reference_samples": 100, "reference_c": 0.05},
         {"weight_decay": 0.1},
         keep=0.6,
-        earlier=[
-            EarlierGain("erm", 4.51, 1.33),
-            EarlierGain("dro", 3.70, 1.32),
-            EarlierGain("reference", 2.54, 0.78),
-            EarlierGain("joined", 1.11, 1.15),
-        ],
+        earlier=_earlier(erm=(4.51, 1.33), dro=(3.70, 1.32), reference=(2.54, 0.78), joined=(1.11, 1.15)),
     ),
     "B": Setting(
         {"noise": 0.4, "reference_samples": 500, "reference_noise": 0.4, "reference_c": 0.01},
         {"weight_decay": 0.3},
         keep=0.6,
-        earlier=[
-            EarlierGain("erm", 3.68, 0.92),
-            EarlierGain("dro", 2.85, 0.80),
-            EarlierGain("reference", 1.52, 1.01),
-        ],
+        earlier=_earlier(erm=(3.68, 0.92), dro=(2.85, 0.80), reference=(1.52, 1.01)),
     ),
     "MLP": Setting(
         {"noise": 0.3, "reference_samples": 300, "reference_c": 0.3, "model": "mlp"},
         {"weight_decay": 1e-3, "learning_rate": 0.003, "steps": 200, "batch": 320},
         keep=0.7,
-        earlier=[EarlierGain("erm", 1.78, 0.82, lowest=True), EarlierGain("reference", 1.03, 0.62)],
+        earlier=_earlier(erm=(1.78, 0.82, True), reference=(1.03, 0.62)),
         decay=0.03,
         size=750,
         seeds=12,
@@ -87,9 +79,8 @@ def setting_of(name: str, task: str) -> Setting:
         UserError: there is none, or it is another task's.
     """
     if name not in SETTINGS:
-        raise UserError(
-            f"no setting is named {name!r}{did_you_mean(name, SETTINGS) or '.'} Known: {', '.join(SETTINGS)}"
-        )
+        hint = did_you_mean(name, SETTINGS) or "."
+        raise UserError(f"no setting is named {name!r}{hint} Known: {', '.join(SETTINGS)}")
     if (right := SETTINGS[name].task) != task:
         raise UserError(f"setting {name} is one of {right}, got {task}: steer curve {right} --setting {name}")
     return SETTINGS[name]

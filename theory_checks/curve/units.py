@@ -1,13 +1,23 @@
-"""One training of a curve: a method, a number of samples and a seed, and what came of it."""
+"""One training of a curve: a method, a number of samples and a seed, and what came of it; and many of them at once."""
 
 import json
-from functools import lru_cache
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 
 from steering import registry
+from steering.errors import RunError
 from steering.runs.folder import read_part, write_part
+from steering.runs.progress import Watch
 from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
@@ -15,6 +25,8 @@ from steering.theory_checks.curve.samples import CountedReference, ReferenceData
 from steering.training.loop import evaluate
 from steering.training.seeds import generator
 from steering.training.step import Training, candidates_needed
+
+EVERY = 15  # seconds between lines on something that is no terminal
 
 
 class Point(Strict):
@@ -92,10 +104,11 @@ def drawn(task: str, options: str, seed: int) -> Task:
 def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
     """Trains one method on a subset."""
     training, reference = begin(plan, method, subset, seed)
-    scanned = subset.size if method.data == "filtered" else 0
-    referred = subset if _needs_reference(method) else None
+    scanned, arm = subset.size if method.data == "filtered" else 0, method.arm
+    selects = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
+    referred = subset if arm.subtract or arm.distill or selects or method.data != "train" else None
     reference_samples = len(referred.reference_batch()) if isinstance(referred, ReferenceData) else 0
-    candidates = candidates_needed(method.arm, training.recipe, training.task.size) if method.arm.selector else 0
+    candidates = candidates_needed(arm, training.recipe, training.task.size) if arm.selector else 0
     every, steps = plan.recipe.evaluate_every, plan.recipe.steps
     path: list[Point] = []
     while training.done < steps:
@@ -114,14 +127,11 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
 
 def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training, CountedReference]:
     """A method before its first step, on what it takes of a subset, in batches no larger than that."""
-    task = subset
+    task = joined(subset) if method.data == "joined" else subset
     if method.data == "filtered":
         task = filtered(subset, method.keep)
-    elif method.data == "joined":
-        task = joined(subset)
-    permutation = (
-        torch.randperm(task.size, generator=generator(seed, "shuffled reference")) if method.shuffled else None
-    )
+    chance = generator(seed, "shuffled reference")
+    permutation = torch.randperm(task.size, generator=chance) if method.shuffled else None
     keep = registry.build("selectors", method.arm.selector).keep if method.arm.selector else 1
     changes: dict[str, float] = {"batch": max(1, min(plan.recipe.batch, int(task.size * keep)))}
     if method.weight_decay is not None:
@@ -131,8 +141,72 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
     return Training(task, method.arm, recipe, reference=reference, seed=seed), reference
 
 
-def _needs_reference(method: Method) -> bool:
-    """Whether a method needs the reference or its samples at all."""
-    arm = method.arm
-    selects = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
-    return bool(arm.subtract or arm.distill or selects or method.data != "train")
+def make_all(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: Watch) -> list[Outcome]:
+    """What every unit came to, read back where its file is there already.
+
+    Args:
+        plan: of which these are units.
+        units: in the order in which they are begun.
+        folder: of the curve.
+        jobs: processes; with 1 everything happens in this one.
+        watch: shows how many units are done.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; what was done is on disk.
+        RunError: a training failed, or a process died.
+    """
+    outcomes = {unit.file: outcome for unit in units if (outcome := unit.read(folder)) is not None}
+    watch.finished(len(outcomes))
+    missing = [unit for unit in units if unit.file not in outcomes]
+    here = ((unit, _named(unit, partial(unit.make, plan, folder))) for unit in missing)
+    made = here if min(jobs, len(missing)) <= 1 else _elsewhere(plan, missing, folder, jobs)
+    began = printed = time.monotonic()
+    for done, (unit, outcome) in enumerate(made, 1):
+        outcomes[unit.file] = outcome
+        watch.finished(1)
+        if watch.console.is_terminal:
+            watch.note(str(unit))
+        elif time.monotonic() - printed > EVERY:
+            printed = time.monotonic()
+            left = (printed - began) / done * (watch.total - watch.before)
+            watch.print_line(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
+    return [outcomes[unit.file] for unit in units]
+
+
+def _elsewhere(plan: Plan, units: Sequence[Unit], folder: Path, jobs: int) -> Iterator[tuple[Unit, Outcome]]:
+    """In fresh processes, which any exception ends at once: files are whole or not there, so nothing is lost."""
+    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        futures = {executor.submit(unit.make, plan, folder): unit for unit in units}
+        for future in as_completed(futures):
+            yield futures[future], _named(futures[future], future.result)
+    except BaseException:
+        running = list((executor._processes or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(timeout=10)
+        raise
+    executor.shutdown()
+
+
+def _named(unit: Unit, result: Callable[[], Outcome]) -> Outcome:
+    """The outcome, or which unit it was that failed."""
+    try:
+        return result()
+    except RunError as error:
+        raise RunError(f"{unit}: {error}") from None
+    except BrokenProcessPool:
+        raise RunError(
+            f"a process died while it trained {unit} or beside it (out of memory?): what was done is kept; run the "
+            "same command again, with a smaller --jobs"
+        ) from None
+
+
+def _begin() -> None:
+    """Leaves Ctrl-C to the first process, and ends when that one does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -20,10 +20,10 @@ REQUIRED = "losses with outputs to distil from, and reference_batch() to join"
 def verdict(analysis: Analysis) -> str:
     """The answer in a sentence."""
     plan = analysis.plan
+    if len(plan.sizes) == 1:
+        return _at_one_size(analysis)
     reached, base = (analysis.reached(name) for name in (plan.steered, plan.baseline))
     saving = analysis.saving(plan.steered)
-    if reached is None or base is None or saving is None:
-        return _at_one_size(analysis)
     if reached.value.low == 0:
         return (
             f"{plan.steered} is as good as the reference from the smallest size on (n = {plan.sizes[0]}), "
@@ -39,16 +39,14 @@ def verdict(analysis: Analysis) -> str:
 
 
 def _at_one_size(analysis: Analysis) -> str:
-    plan, style = analysis.plan, Format(analysis.plan.factor, 1)
-    size = plan.sizes[0]
-    parts = []
+    plan, style, parts = analysis.plan, Format(analysis.plan.factor, 1), []
     for other in (plan.baseline, REFERENCE):
         [gain] = analysis.gains(plan.steered, other)
         comparative = "more" if gain.interval.mean < 0 else "less"
         half = "" if gain.interval.half is None else f" \u00b1 {style.number(gain.interval.half)}"
         undecided = " (undecided)" if gain.verdict == "undecided" else ""
         parts.append(f"{style.number(abs(gain.interval.mean))}{half} points {comparative} than {other}{undecided}")
-    return f"At n = {size}, {plan.steered} errs {' and '.join(parts)}."
+    return f"At n = {plan.sizes[0]}, {plan.steered} errs {' and '.join(parts)}."
 
 
 def findings(analysis: Analysis) -> list[str]:

@@ -11,10 +11,9 @@ from steering.errors import UserError
 from steering.reports.report import show, write
 from steering.runs.folder import new_folder
 from steering.theory_checks.scaling import points as paper
-from steering.theory_checks.scaling.load_points import from_csv, from_runs
+from steering.theory_checks.scaling.fit import subset
 from steering.theory_checks.scaling.points import Point
 from steering.theory_checks.scaling.report import report
-from steering.theory_checks.scaling.study import subset
 
 UNITS = {"samples": "samples in gradient steps", "cpu": "CPU seconds of training"}
 
@@ -46,7 +45,9 @@ def run(
             f"--subset {subset_name} names points of the paper and stands alone: choose your own, and parts of the "
             f"paper's, by --where"
         )
-    points = from_csv(csv) if csv is not None else from_runs(runs, unit, metric) if runs else paper.published()
+    points = (
+        paper.from_csv(csv) if csv is not None else paper.from_runs(runs, unit, metric) if runs else paper.published()
+    )
     first = baseline or points[0].method
     reading = paper.READING_ERROR if published else None
     subsets = [subset(name, chosen, first, reading, seed) for name, chosen in _chosen(points, subset_name, conditions)]

@@ -1,4 +1,4 @@
-"""Power laws of error against compute, with intervals.
+"""Power laws of error against compute with intervals, and how far two of them differ and why.
 
 ``E = A C^-b`` by least squares of the logarithms. Intervals by a bootstrap over runs or, where each point is a run of
 its own, over points; what two methods share is drawn together. ``E = E_inf + A C^-b`` only where the data tell E_inf.
@@ -6,14 +6,14 @@ its own, over points; what two methods share is drawn together. ``E = E_inf + A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy import ndarray
 from scipy.stats import linregress
 from statsmodels.regression.linear_model import OLS
 
-from steering.errors import UserError
+from steering.errors import UserError, did_you_mean
 from steering.theory_checks.bootstrap import Drawn, Estimate, interval, multiplicities, slopes
 from steering.theory_checks.scaling.points import Point
 
@@ -22,6 +22,9 @@ TAILS = (0.025, 0.975)
 FLOOR_DRAWS = 1000  # of the fit with E_inf
 LEAST = 3  # different computes without which a line fits anything
 DECADES, SIZES = 1.5, 5  # of compute, below which a floor is not even tried
+AXES = ("samples, at fixed model size", "model size, at fixed samples")
+
+Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Law:
     points: int  # number of them
     scale: float  # A, at compute 1
     exponent: Estimate  # b, with its interval
-    computes: tuple[float, float]  # the smallest and the largest
+    computes: Ends  # the smallest and the largest
     draws: ndarray  # exponents of all bootstrap draws, NaN where a draw had a single compute
 
     def error(self, compute: ndarray | float) -> ndarray:
@@ -50,12 +53,74 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """The gap of exponents along one axis of compute."""
+class Gap:
+    """How much larger a method's exponent is than the baseline's, on some of the points or along one axis."""
 
-    name: str
-    gap: Estimate  # with its t interval
-    read: tuple[float, float] | None  # ends if only the reading of a figure were uncertain; None where none was read
+    name: str  # of these points or of the axis
+    value: Estimate  # the difference with its interval
+    read: Ends | None  # ends of its interval if only the reading of a figure were uncertain; None where none was read
+
+    @property
+    def direction(self) -> Literal["steeper", "flatter", "undecided"]:
+        """Decided only where neither chance nor the reading of a figure could have turned the sign."""
+        read = self.read or (self.value.low, self.value.high)
+        if min(self.value.low, read[0]) > 0:
+            return "steeper"
+        return "flatter" if max(self.value.high, read[1]) < 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The fits to one choice of points."""
+
+    name: str  # how the points were chosen
+    points: list[Point]  # those that were fitted
+    laws: dict[str, Law]  # of every method
+    floors: dict[str, Floor | None]  # the fit with E_inf, None where it was not tried
+    # Of every method but the baseline: on all points, along AXES, and for every model and number of samples.
+    gaps: dict[str, list[Gap]]
+
+
+def subset(name: str, points: Sequence[Point], baseline: str, error: float | None, seed: int) -> Subset:
+    """Fits one choice of points; ``error`` is the standard deviation of a reading, if they were read off a figure.
+
+    Raises:
+        UserError: no points, an unknown baseline, or a method with fewer than three different computes.
+    """
+    if not points:
+        raise UserError(f"no points are left of {name}: loosen --where")
+    methods = list(dict.fromkeys(point.method for point in points))
+    if baseline not in methods:
+        hint = did_you_mean(baseline, methods) or "."
+        raise UserError(f"there are no points of the baseline {baseline!r}{hint} Methods: {', '.join(methods)}")
+    laws, gaps = fit(points, seed), {}
+    for method in methods:
+        if method == baseline:
+            continue
+        both = [point for point in points if point.method in (method, baseline)]
+        units = min(len({point.unit for point in both if point.method == one}) for one in (method, baseline))
+        gaps[method] = [
+            Gap(name, gap(laws[method], laws[baseline], units), misread(both, method, baseline, error, seed)),
+            *by_axis(both, method, baseline, error, seed),
+            *(
+                Gap(group, paired, misread(chosen, method, baseline, error, seed))
+                for group, chosen in _groups(both)
+                if (paired := paired_gap(chosen, method, baseline)) is not None
+            ),
+        ]
+    floors = {method: floor([p for p in points if p.method == method], seed) for method in methods}
+    return Subset(name, list(points), laws, floors, gaps)
+
+
+def _groups(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of every model, and those of every number of samples, where there are several of both."""
+    models = list(dict.fromkeys(point.model for point in points if point.model is not None))
+    samples = sorted({point.samples for point in points if point.samples is not None})
+    if len(models) < 2 or len(samples) < 2:
+        return []
+    groups = [(f"{model}, by samples", [p for p in points if p.model == model]) for model in models]
+    groups += [(f"{value:.3g} samples, by size", [p for p in points if p.samples == value]) for value in samples]
+    return groups
 
 
 def fit(points: Sequence[Point], seed: int = 0) -> dict[str, Law]:
@@ -97,37 +162,36 @@ def paired_gap(points: Sequence[Point], method: str, baseline: str) -> Estimate 
     return None if len(set(x)) < LEAST else _gaps(pairs, x[:, None])[0]
 
 
-def by_axis(points: Sequence[Point], method: str, baseline: str, error: float | None, seed: int = 0) -> list[Axis]:
+def by_axis(points: Sequence[Point], method: str, baseline: str, error: float | None, seed: int = 0) -> list[Gap]:
     """Splits the gap: how log(error / baseline's error) falls with samples and with the size, compute / samples.
 
-    None of both where points of one setting are missing, or either did not vary. ``error`` is the standard deviation of
-    a reading of an error, if it was read off a figure.
+    None of both where points of one setting are missing, or either did not vary.
     """
     pairs = _pairs(points, method, baseline)
     samples = np.log([point.samples or np.nan for point, _ in pairs])
     axes = np.stack([samples, np.log([point.compute for point, _ in pairs]) - samples], 1)
     if len(pairs) < 4 or not np.isfinite(axes).all() or np.linalg.matrix_rank(axes - axes.mean(0)) < 2:
         return []
-    read: list[tuple[float, float] | None] = [None, None]
+    read: list[Ends | None] = [None, None]
     if error is not None:
         rng, solve = np.random.default_rng(seed), np.linalg.pinv(axes - axes.mean(0))
         first, second = (_read([pair[side].error for pair in pairs], error, rng) for side in (0, 1))
         low, high = np.quantile((second - first)[1:] @ solve.T, TAILS, axis=0)
         read = list(zip(low.tolist(), high.tolist(), strict=True))
-    names = ("samples, at fixed model size", "model size, at fixed samples")
-    return [Axis(*parts) for parts in zip(names, _gaps(pairs, axes), read, strict=True)]
+    return [Gap(*parts) for parts in zip(AXES, _gaps(pairs, axes), read, strict=True)]
 
 
-def misread(points: Sequence[Point], method: str, baseline: str, error: float, seed: int = 0) -> Estimate:
-    """The gap if every error had been read off a figure with a standard deviation of ``error``."""
+def misread(points: Sequence[Point], method: str, baseline: str, error: float | None, seed: int = 0) -> Ends | None:
+    """Ends of the gap's interval if every error had been read with a standard deviation of ``error``, and only that."""
+    if error is None:
+        return None
     rng, exponents = np.random.default_rng(seed), []
     for name in (method, baseline):
         chosen = [point for point in points if point.method == name]
         readings = _read([point.error for point in chosen], error, rng)
         exponents.append(-slopes(_logarithms(chosen)[0], readings, np.ones(len(chosen))))
-    gaps = exponents[0] - exponents[1]
-    low, high = np.quantile(gaps[1:], TAILS)
-    return Estimate(float(gaps[0]), float(low), float(high))
+    low, high = np.quantile((exponents[0] - exponents[1])[1:], TAILS)
+    return float(low), float(high)
 
 
 def floor(points: Sequence[Point], seed: int = 0) -> Floor | None:

@@ -1,7 +1,7 @@
 """The plots of ``steer scaling``."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -19,27 +19,10 @@ from steering.reports.figures import (
     styled,
 )
 from steering.reports.report import Plot
-from steering.theory_checks.bootstrap import Estimate
-from steering.theory_checks.scaling.fit import Law
+from steering.theory_checks.scaling.fit import Gap, Law
 from steering.theory_checks.scaling.points import Point
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-class Part(NamedTuple):
-    """A difference of two exponents on some of the points."""
-
-    name: str  # of these points or of an axis
-    value: Estimate  # the difference with its interval
-    read: tuple[float, float] | None  # ends of its interval if nothing but the reading of the errors were uncertain
-
-    @property
-    def direction(self) -> Literal["steeper", "flatter", "undecided"]:
-        """Decided only where neither chance nor the reading of a figure could have turned the sign."""
-        read = self.read or (self.value.low, self.value.high)
-        if min(self.value.low, read[0]) > 0:
-            return "steeper"
-        return "flatter" if max(self.value.high, read[1]) < 0 else "undecided"
 
 
 @styled
@@ -83,7 +66,7 @@ def laws(points: Sequence[Point], fitted: Sequence[Point], by_method: dict[str, 
 
 
 @styled
-def gaps(parts: Sequence[Part], pair: str) -> Plot:
+def gaps(parts: Sequence[Gap], pair: str) -> Plot:
     """Differences of the exponents of a ``pair`` of methods, one row for each part."""
     made, ((axes,),) = figure(1.3 + 0.36 * len(parts))
     width = max(abs(end) for part in parts for end in (part.value.value, *(part.read or ())))

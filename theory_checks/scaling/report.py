@@ -7,9 +7,8 @@ import numpy as np
 from steering.reports.grid import MINUS, MISSING, Cell, Grid, Tone, number, span
 from steering.reports.report import Report
 from steering.theory_checks.scaling import plots
-from steering.theory_checks.scaling.plots import Part
+from steering.theory_checks.scaling.fit import AXES, Subset
 from steering.theory_checks.scaling.points import PUBLISHED_FITS, Point
-from steering.theory_checks.scaling.study import Gap, Subset
 
 PLACES = 3  # decimals of exponents
 
@@ -22,8 +21,9 @@ def report(
     drawn = [plots.laws(points, first.points, first.laws, baseline, unit)]
     if len(first.gaps) == 1:
         most = 3 if len(subsets) > 1 else None  # groups only of a single subset, lest the plot becomes a list
-        rows = [part for subset in subsets for part in _parts(subset, subset.gaps[0])[:most]]
-        drawn.append(plots.gaps(rows, f"{first.gaps[0].method} {MINUS} {baseline}"))
+        [method] = first.gaps
+        rows = [gap for subset in subsets for gap in subset.gaps[method][:most]]
+        drawn.append(plots.gaps(rows, f"{method} {MINUS} {baseline}"))
     return Report(
         title="Scaling laws",
         question="How does the error fall with compute, and does one method's law fall more steeply than another's?",
@@ -44,37 +44,35 @@ def _verdict(subsets: list[Subset], baseline: str) -> str:
         exponent = span(subsets[0].laws[baseline].exponent, PLACES)
         return f"The error of {baseline} falls as compute to the power of {MINUS}{exponent}."
     sentences = []
-    for index, gap in enumerate(subsets[0].gaps):
-        heads = [(subset.name, _parts(subset, subset.gaps[index])[0]) for subset in subsets]
-        verdicts = [f"{head.direction} on {name}, by {span(head.value, PLACES)}" for name, head in heads]
-        sentences.append(f"{gap.method} is {', '.join(verdicts)}")
+    for method in subsets[0].gaps:
+        heads = [subset.gaps[method][0] for subset in subsets]
+        verdicts = [f"{head.direction} on {head.name}, by {span(head.value, PLACES)}" for head in heads]
+        sentences.append(f"{method} is {', '.join(verdicts)}")
     return f"Beside the law of {baseline}, that of {'; that of '.join(sentences)}."
 
 
 def _findings(subsets: list[Subset], baseline: str, published: bool) -> list[str]:
     sentences = [_reproduced(subset) for subset in subsets] if published else []
-    sentences += [_meaning(subset, gap, baseline) for subset in subsets for gap in subset.gaps]
+    sentences += [_meaning(subset, method, baseline) for subset in subsets for method in subset.gaps]
     widest = max(subsets, key=lambda subset: len(subset.points))
-    for gap in widest.gaps:
-        axes = _parts(widest, gap)[1 : 1 + len(gap.axes)]
-        if not axes:
-            continue
+    for method, gaps in widest.gaps.items():
+        axes = [gap for gap in gaps if gap.name in AXES]
         split = " and ".join(f"{span(axis.value, PLACES)} along {axis.name}" for axis in axes)
-        sentences.append(
-            f"Split by axis on {widest.name}, the exponent of {gap.method} exceeds {baseline}'s by {split}."
-        )
+        if axes:
+            sentences.append(
+                f"Split by axis on {widest.name}, the exponent of {method} exceeds {baseline}'s by {split}."
+            )
         if [axis.direction == "steeper" for axis in axes] == [False, True]:
             sentences.append(
                 "The difference comes with the size of the model: at a fixed size more samples do not widen the "
-                f"lead of {gap.method}. A law over compute mixes the two."
+                f"lead of {method}. A law over compute mixes the two."
             )
     return sentences + _floors(widest)
 
 
 def _floors(subset: Subset) -> list[str]:
     """Whether an error is left that no compute removes."""
-    tried = {method: floor for method, floor in subset.floors.items() if floor is not None}
-    sentences = []
+    tried, sentences = {method: floor for method, floor in subset.floors.items() if floor is not None}, []
     for method, floor in tried.items():
         if floor.identified and floor.level.low > 0:
             level, above = span(floor.level, PLACES), span(floor.exponent, PLACES)
@@ -98,13 +96,13 @@ def _reproduced(subset: Subset) -> str:
     return f"Fits on {subset.name}: {'; '.join(fits)}."
 
 
-def _meaning(subset: Subset, gap: Gap, baseline: str) -> str:
+def _meaning(subset: Subset, method: str, baseline: str) -> str:
     """What a gap is in errors and in compute."""
-    law, base = subset.laws[gap.method], subset.laws[baseline]
+    law, base = subset.laws[method], subset.laws[baseline]
     low, high = max(law.computes[0], base.computes[0]), min(law.computes[1], base.computes[1])
     small, large = (float(law.error(end) / base.error(end)) for end in (low, high))
     sentence = (
-        f"On {subset.name}, over {np.log10(high / low):.1f} decades of compute, {gap.method} has {small:.3f} times "
+        f"On {subset.name}, over {np.log10(high / low):.1f} decades of compute, {method} has {small:.3f} times "
         f"the error of {baseline} at the small end and {large:.3f} times at the large one"
     )
     if base.exponent.low <= 0:
@@ -154,32 +152,19 @@ def _gaps(subsets: list[Subset], baseline: str) -> list[Grid]:
     tones: dict[str, Tone] = {"steeper": "better", "flatter": "worse", "undecided": "undecided"}
     note = "Decided where neither interval holds zero. Rows of few points: t intervals, too narrow by luck at times."
     grids = []
-    for method in dict.fromkeys(gap.method for subset in subsets for gap in subset.gaps):
-        groups = [_parts(subset, gap) for subset in subsets for gap in subset.gaps if gap.method == method]
-        read = any(parts[0].read is not None for parts in groups)
+    for method in subsets[0].gaps:
+        groups = [subset.gaps[method] for subset in subsets]
+        read = any(gaps[0].read is not None for gaps in groups)
         rows = []
-        for index, part in ((index, part) for parts in groups for index, part in enumerate(parts)):
-            ends = [] if part.read is None else [number(end, PLACES) for end in part.read]
+        for index, gap in ((index, gap) for gaps in groups for index, gap in enumerate(gaps)):
+            ends = [] if gap.read is None else [number(end, PLACES) for end in gap.read]
             reading = [" to ".join(ends) or MISSING] if read else []
-            verdict = Cell(part.direction, tones[part.direction])
-            rows.append(["  " * bool(index) + part.name, span(part.value, PLACES), *reading, verdict])
+            verdict = Cell(gap.direction, tones[gap.direction])
+            rows.append(["  " * bool(index) + gap.name, span(gap.value, PLACES), *reading, verdict])
         heads = ["gap [95 %]", *(["reading errors alone"] if read else []), "law"]
         title = f"Exponent of {method} minus that of {baseline}"
         grids.append(Grid.of(title, ["points"], heads, rows, note if len(rows) > 2 else ""))
     return grids
-
-
-def _parts(subset: Subset, gap: Gap) -> list[Part]:
-    """A gap on all points, along its axes and in its groups."""
-    return [
-        Part(subset.name, gap.value, _ends(gap.read)),
-        *(Part(axis.name, axis.gap, _ends(axis.read)) for axis in gap.axes),
-        *(Part(name, value, _ends(read)) for name, value, read in gap.groups),
-    ]
-
-
-def _ends(interval: Any) -> tuple[float, float] | None:
-    return (interval.low, interval.high) if hasattr(interval, "low") else interval
 
 
 def _subset(subset: Subset) -> dict[str, Any]:
@@ -192,7 +177,7 @@ def _subset(subset: Subset) -> dict[str, Any]:
             for name, floor in floors
         },
         "gaps": {
-            gap.method: [{"part": p.name, **vars(p.value), "read": p.read} for p in _parts(subset, gap)]
-            for gap in subset.gaps
+            method: [{"part": gap.name, **vars(gap.value), "read": gap.read} for gap in gaps]
+            for method, gaps in subset.gaps.items()
         },
     }

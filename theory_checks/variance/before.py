@@ -13,8 +13,8 @@ from steering.reports.grid import Cell, Column, Grid
 from steering.reports.report import Report
 from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
-from steering.theory_checks.variance.candidates import Ranked, rank
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
+from steering.theory_checks.variance.measure import Ranked, rank
 from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
 from steering.theory_checks.variance.verdicts import short, span
 from steering.training.seeds import untouched

@@ -1,80 +1,172 @@
-"""Measures models of a task on its held-out samples, seed by seed."""
+"""Answers of models to held-out samples, seed by seed, and the models that a measurement trains for itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import nn
+from scipy.special import logsumexp
+from torch import Tensor, nn
 
-from steering.errors import UserError
-from steering.settings import Recipe
-from steering.task import Batch, Task
+from steering.contrastive.pairs import Pairs
+from steering.errors import RunError, UserError
+from steering.references.store import ReferenceLosses
+from steering.runs.folder import Interrupted, Interrupts
+from steering.runs.progress import Watch
+from steering.settings import Arm, Recipe
+from steering.task import Batch, HeldOut, Task
 from steering.theory_checks.training_sets import concatenate, frozen_reference, train_on
-from steering.theory_checks.variance import losses
-from steering.theory_checks.variance.losses import Scored
 from steering.theory_checks.variance.paired import Features, Paired, Samples, views
+from steering.training import loop
+from steering.training.seeds import untouched
 
 STAR = "theta_star"
+BLOCK = 512  # samples that go through a model at a time
+MOST_TRAINED = 4096  # training samples of the leak check
+MOST_WHOLE = 1 << 16  # training samples of the best model at hand, which are held in memory
 
 
-@dataclass
-class TaskBench:
-    """Held-out samples of one draw of any task that has them."""
+class Scored(NamedTuple):
+    """A model's answers to samples."""
 
-    task: Task
+    losses: ndarray  # [n]
+    outputs: ndarray | None = None  # [n, classes] scores of a classifier whose cross-entropy these losses are
+    rows: ndarray | None = None  # [n] row of each loss where a sample has several
 
-    @cached_property
-    def batches(self) -> list[Batch]:
-        return losses.held_out(self.task)
+    @property
+    def wrong(self) -> ndarray:
+        """Where the right class has not the largest score, ``[n]`` bool; needs outputs."""
+        assert self.outputs is not None
+        return _of_label(self.losses, self.outputs) < self.outputs.max(1) - 1e-5
 
-    def score(self, model: nn.Module) -> Scored | Features:
-        """A model's answers to them."""
-        return losses.score(self.task, model, self.batches)
-
-    def compare(self, target: Any, reference: Any) -> dict[str, Paired]:
-        """The views of both models' answers, by name; the only one of losses a sample has none."""
-        if isinstance(target, Features):
-            return views(target, reference, 1.0)
-        return {"": losses.paired(target, reference)}
-
-    def leak(self, reference: nn.Module, answers: Any) -> tuple[ndarray, ndarray] | None:
-        """The reference's losses on these samples and on training samples, if both can be had."""
-        if isinstance(answers, Features):
+    def tempered(self) -> Callable[[float], ndarray] | None:
+        """Losses with the scores divided by a temperature; none where there are no scores."""
+        if self.outputs is None:
             return None
-        trained = losses.score(self.task, reference, [losses.trained_on(self.task)])
-        assert isinstance(trained, Scored)
-        return answers.losses, trained.losses
+        outputs, right = self.outputs, _of_label(self.losses, self.outputs)
+        return lambda temperature: logsumexp(outputs / temperature, axis=1) - right / temperature
+
+
+def _of_label(losses: ndarray, outputs: ndarray) -> ndarray:
+    """The score of every sample's own class, ``[n]``: its cross-entropy tells it without the label."""
+    return logsumexp(outputs, axis=1) - losses
+
+
+def held_out(task: Task) -> list[Batch]:
+    """The held-out samples of a task.
+
+    Raises:
+        UserError: it has none.
+    """
+    if isinstance(task, HeldOut):
+        return list(task.held_out(BLOCK))
+    raise UserError(
+        f"{type(task).__name__} has no held-out samples like its training data: give it a method held_out(batch), as "
+        f"steering.task.HeldOut says"
+    )
+
+
+@torch.no_grad()
+def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Features:
+    """Losses of a model, target or reference, in evaluation mode and without a trace; of Pairs the features.
+
+    Raises:
+        RunError: a loss is no finite number.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    with untouched():
+        parts = [task.losses(model, batch.to(device)) for batch in batches]
+    if isinstance(parts[0].values, Pairs):
+        return Features(*(_array([getattr(part.values, side) for part in parts]) for side in ("left", "right")))
+    values, masks, outputs = (
+        _array([x for part in parts if (x := getattr(part, name)) is not None])
+        for name in ("values", "mask", "outputs")
+    )
+    mask = masks.astype(bool) if len(masks) else np.ones(values.shape, dtype=bool)
+    infinite = int((~np.isfinite(values[mask])).sum())
+    if infinite:
+        raise RunError(f"{infinite} of {mask.sum()} held-out losses are no finite numbers: clip what the model gives")
+    if values.ndim > 1:
+        return Scored(values[mask], rows=np.nonzero(mask)[0])
+    # Outputs are kept as scores if the losses are their cross-entropy with one of the classes.
+    gaps = np.abs(outputs - _of_label(values, outputs)[:, None]).min(1) if len(outputs) else np.ones(1)
+    near = bool((gaps < 1e-3 * (1 + np.abs(outputs).max(initial=0))).all())
+    return Scored(values[mask], outputs if len(outputs) and near else None)
+
+
+def paired(target: Scored, reference: Scored) -> Samples:
+    """Both models' losses of the same samples.
+
+    Raises:
+        RunError: the target's losses are all alike.
+    """
+    if np.ptp(target.losses) == 0:
+        raise RunError("all held-out losses of the target are alike: there is no variance to compare")
+    return Samples(target.losses, reference.losses, target.rows, reference.tempered())
+
+
+def trained_on(task: Task, most: int = MOST_TRAINED) -> Batch:
+    """Samples that the target is trained on, at most so many."""
+    return next(iter(task.stream(min(task.size, most), seed=0)))
+
+
+def _array(parts: list[Tensor]) -> ndarray:
+    return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What every target of a drawn task is compared with: its reference's answers to the held-out samples."""
+class Bench:
+    """Held-out samples of a drawn task, and its reference's answers to them, with which every target is compared."""
 
-    task: Task
-    bench: Any  # a TaskBench, or a ClipBench with the same methods
+    task: Any  # drawn
     reference: nn.Module
-    answers: Any
 
-    @classmethod
-    def of(cls, task: Task, pairs: int, device: torch.device | str, last: "Baseline | None") -> "Baseline":
-        """The baseline of a drawn task with at most so many image-text pairs; ``last`` if that is of this very task."""
-        if last is not None and last.task is task:
-            return last
-        bench: Any = TaskBench(task)
-        if hasattr(task, "held_out_pairs"):  # image-text pairs, which every model sees its own way
-            from steering.theory_checks.variance.clip import ClipBench  # slow to import, and its task has done so
+    @cached_property
+    def answers(self) -> Any:
+        return self.score(self.reference)
 
-            bench = ClipBench(task, pairs)  # type: ignore[arg-type]
-        reference = frozen_reference(task, device)
-        return cls(task, bench, reference, bench.score(reference))
+    @cached_property
+    def batches(self) -> list[Batch]:
+        return held_out(self.task)
+
+    @property
+    def temperature(self) -> float:
+        """Of an anchor's whole loss."""
+        return 1.0
+
+    def score(self, model: nn.Module) -> Scored | Features:
+        """A model's answers."""
+        return score(self.task, model, self.batches)
 
     def compare(self, model: nn.Module) -> dict[str, Paired]:
-        """The views of a target and the reference, by name."""
-        return self.bench.compare(self.bench.score(model), self.answers)
+        """The views of a target and the reference, by name; the only one of losses a sample has none."""
+        target = self.score(model)
+        if isinstance(target, Features):
+            return views(target, self.answers, self.temperature)
+        return {"": paired(target, self.answers)}
+
+    def leak(self) -> tuple[ndarray, ndarray] | None:
+        """The reference's losses on these samples and on training samples, if both can be had."""
+        trained = (
+            score(self.task, self.reference, [trained_on(self.task)]) if isinstance(self.answers, Scored) else None
+        )
+        return (self.answers.losses, trained.losses) if isinstance(trained, Scored) else None
+
+
+def bench_of(task: Task, pairs: int, device: torch.device | str, last: Bench | None) -> Bench:
+    """The bench of a drawn task, with at most so many image-text pairs; ``last`` if that is of this very task."""
+    if last is not None and last.task is task:
+        return last
+    if hasattr(task, "held_out_pairs"):  # image-text pairs, which every model sees its own way
+        from steering.theory_checks.variance.clip import ClipBench  # slow to import, and its task has done so
+
+        return ClipBench(task, frozen_reference(task, device), pairs)
+    return Bench(task, frozen_reference(task, device))
 
 
 @dataclass
@@ -108,32 +200,32 @@ def collect(
         device: of the reference.
         star: trains a stand-in for the best model on the samples of a task; None leaves it out.
     """
-    collected, baseline = Collected(size=task.seeded(0).size), None
+    collected, bench = Collected(size=task.seeded(0).size), None
     for seed in range(seeds):
         drawn = task.seeded(seed)
-        last, baseline = baseline, Baseline.of(drawn, pairs, device, baseline)
-        if baseline is last:
+        last, bench = bench, bench_of(drawn, pairs, device, bench)
+        if bench is last:
             collected.crossed = True
-        elif (leak := baseline.bench.leak(baseline.reference, baseline.answers)) is not None:
+        elif (leak := bench.leak()) is not None:
             collected.leaks.append(leak)
         for arm in arms:
-            collected.add(arm, baseline.compare(model(drawn, arm, seed)))
-        if star is not None and isinstance(baseline.answers, Scored) and baseline.answers.rows is None:
-            collected.add(STAR, {"": cross_fitted(drawn, baseline.answers, star, seed)})
+            collected.add(arm, bench.compare(model(drawn, arm, seed)))
+        if star is not None and isinstance(bench.answers, Scored) and bench.answers.rows is None:
+            collected.add(STAR, {"": cross_fitted(drawn, bench.answers, star, seed)})
     return collected
 
 
 def cross_fitted(task: Task, reference: Scored, star: Model, seed: int) -> Samples:
     """A stand-in for the best model: trained on one half of the held-out samples too, scored on the other."""
-    samples, trained = concatenate(*losses.held_out(task)), losses.trained_on(task, losses.MOST_WHOLE)
+    samples, trained = concatenate(*held_out(task)), trained_on(task, MOST_WHOLE)
     fold, target = torch.arange(len(samples)) % 2, np.zeros(len(samples))
     for part in range(2):
         data = concatenate(trained, samples.take((fold != part).nonzero()[:, 0]))
         model = star(train_on(task, data), f"{STAR}-{part}", seed)
-        scored = losses.score(task, model, [samples.take((fold == part).nonzero()[:, 0])])
+        scored = score(task, model, [samples.take((fold == part).nonzero()[:, 0])])
         assert isinstance(scored, Scored)
         target[fold == part] = scored.losses
-    return losses.paired(Scored(target), reference)
+    return paired(Scored(target), reference)
 
 
 def plain_and_steered(recipe: Recipe) -> tuple[str, str | None]:
@@ -143,3 +235,35 @@ def plain_and_steered(recipe: Recipe) -> tuple[str, str | None]:
     if not plain:
         raise UserError("no arm is trained without the reference, so its variance cannot be told: add --arms erm")
     return recipe.baseline if recipe.baseline in plain else plain[0], next(iter(steered), None)
+
+
+@dataclass
+class Trainer:
+    """Trains what a measurement needs, each in a folder of its own, and picks up where it stopped."""
+
+    folder: Path
+    watch: Watch
+    interrupts: Interrupts
+    device: torch.device
+
+    def __call__(self, name: str, task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:
+        """The model that an arm ends with.
+
+        Raises:
+            Interrupted: the user asked for an end.
+        """
+        reference = ReferenceLosses(task, self.device)
+        training = loop.Training(task, arm, recipe, reference=reference, seed=seed, device=self.device)
+        self.watch.begin(f"{name} (seed {seed})", recipe.steps)
+
+        def record(figures: dict[str, Any]) -> None:
+            if "loss" in figures:
+                self.watch.step(figures["step"], figures["samples"], figures["loss"])
+
+        path = self.folder / name / f"seed{seed}" / "checkpoint.pt"
+        with self.interrupts.training():
+            finished = loop.run(training, path, record=record, stopped=self.interrupts)
+        if not finished or self.interrupts():
+            raise Interrupted
+        self.watch.finished(recipe.steps)
+        return training.result.eval()

@@ -15,20 +15,20 @@ from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.suites import PairSet
 from steering.clip.models import Towers
 from steering.clip.reference.model import Reference
-from steering.clip.task import EMOJI_DATA, Clip
+from steering.clip.task import EMOJI_DATA
 from steering.errors import UserError
-from steering.theory_checks.variance.paired import SIDES, Features, Paired, anchor_losses, views
+from steering.theory_checks.variance.bench import Bench
+from steering.theory_checks.variance.paired import SIDES, Features, anchor_losses
 from steering.training.seeds import generator
 
 FEWEST = 10  # pairs below which there is nothing to measure
 TEMPERATURES = (1e-3, 10.0)  # temperatures among which the best one of a model is searched
 
 
-@dataclass
-class ClipBench:
+@dataclass(frozen=True)
+class ClipBench(Bench):
     """Held-out pairs of a CLIP task, with as many wrong captions as its training pairs have."""
 
-    task: Clip
     most: int  # pairs to use; similarities of all with all are kept
 
     def score(self, model: nn.Module) -> Features:
@@ -41,14 +41,11 @@ class ClipBench:
         order[wrong] = wrong.roll(1)
         return answers._replace(right=answers.right[order])
 
-    def compare(self, target: Features, reference: Features) -> dict[str, Paired]:
-        return views(target, reference, self.temperature)
-
-    def leak(self, reference: nn.Module, answers: Features) -> tuple[np.ndarray, np.ndarray]:
+    def leak(self) -> tuple[np.ndarray, np.ndarray]:
         """The reference's anchor losses of fresh and of training pairs, against as many negatives each; ``[n]``."""
-        trained = features(reference, self.task.training_pairs(len(answers.left)))
-        number = min(len(answers.left), len(trained.left))
-        parts = (Features(both.left[:number], both.right[:number]) for both in (answers, trained))
+        trained = features(self.reference, self.task.training_pairs(len(self.answers.left)))
+        number = min(len(self.answers.left), len(trained.left))
+        parts = (Features(both.left[:number], both.right[:number]) for both in (self.answers, trained))
         fresh, old = (np.mean([anchor_losses(x.losses(s), self.temperature) for s in SIDES], 0) for x in parts)
         return fresh, old
 

@@ -18,9 +18,10 @@ from steering.runs.processes import device_named
 from steering.runs.progress import Watch
 from steering.runs.run import Run
 from steering.task import HeldOut, Task
-from steering.theory_checks.variance import bench, models, trajectory, validation
+from steering.theory_checks.variance import bench, trajectory, validation
 from steering.theory_checks.variance.measure import measure
 from steering.theory_checks.variance.report import report
+from steering.training import loop
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def of_task(options: Options, target: str, console: Console) -> tuple[Path, Repo
     observed.execute()
     # The steps are those of one training; how many trainings there are is not known ahead.
     with RunFolder.open(folder, resume=resume) as opened, Watch(console, total_steps=config.recipe.steps) as watch:
-        trainer = models.Trainer(folder / "models", watch, opened.interrupts, observed.device)
+        trainer = bench.Trainer(folder / "models", watch, opened.interrupts, observed.device)
         if options.validate:
             return folder, validation.validate(task, config, trainer, options.command)
 
@@ -133,7 +134,10 @@ def _report(
     plain, steered = bench.plain_and_steered(recipe)
 
     def trained(drawn: Task, arm: str, seed: int) -> torch.nn.Module:
-        return models.of_run(run, config, drawn, arm, seed, device)
+        path = run / "arms" / arm / f"seed{seed}" / "checkpoint.pt"
+        if not path.exists():
+            raise UserError(f"{run} has no {arm} of seed {seed}: finish it first, steer run --resume {run}")
+        return loop.trained(drawn, path, device, steps=recipe.steps)
 
     seeds = min(options.seeds or recipe.seeds, recipe.seeds)
     collected = bench.collect(task, seeds, arms, trained, pairs=options.pairs, device=device, star=star)

@@ -6,7 +6,7 @@ reference has sqrt(2 rho Var(l) / n): their ratio is sqrt(R), R = Var(d) / Var(l
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,12 @@ class Figure(NamedTuple):
 
     of: Callable[[Moments], ndarray]
     log: bool
+
+    def drawn(self, points: Moments, draws: Moments) -> Drawn:
+        """Of the samples as they are and of draws, as it is averaged."""
+        change = np.log if self.log else np.asarray
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Drawn(float(change(self.of(points))), change(self.of(draws)))
 
 
 def _correlation(m: Moments) -> ndarray:
@@ -101,13 +107,18 @@ def measure(
     seeds = [derive(seed, "draws", 0 if crossed else number) for number in range(len(pairs))]
 
     def estimates(pairs: Sequence[Paired], figures: Mapping[str, Figure]) -> dict[str, Estimate]:
-        points = [pair.moments() for pair in pairs]
-        drawn = [pair.draws(draws, np.random.default_rng(c)) for pair, c in zip(pairs, seeds, strict=True)]
-        return {n: _over(f, points, drawn, pairs[0].units, crossed, seed) for n, f in figures.items()}
+        drawn = [(p.moments(), p.draws(draws, np.random.default_rng(c))) for p, c in zip(pairs, seeds, strict=True)]
+        made = {}
+        for name, figure in figures.items():
+            over, units = [figure.drawn(*one) for one in drawn], pairs[0].units
+            if len(over) > 1:
+                chance, units = np.random.default_rng(derive(seed, "repetitions")), len(over)
+                over = [two_level(over, rng=chance, crossed=crossed)]
+            made[name] = interval(over[0], units).map(np.exp if figure.log else float)
+        return made
 
-    figures = dict(FIGURES)
-    if scale is not None:
-        figures["ratio_at_scale"] = Figure(lambda m: m.scaled_variance(scale) / m.variance, True)
+    at_scale = Figure(lambda m: m.scaled_variance(scale or 1) / m.variance, True)
+    figures = FIGURES | ({} if scale is None else {"ratio_at_scale": at_scale})
     points = [pair.moments() for pair in pairs]
     temperature, tempered = _temperature(pairs)
     chance = np.random.default_rng(derive(seed, "shuffles"))
@@ -123,19 +134,6 @@ def measure(
         tails=Tails(*np.median([_tails(pair) for pair in pairs], axis=0).tolist()),
         ratios=[float(FIGURES["ratio"].of(point)) for point in points],
     )
-
-
-def _over(
-    figure: Figure, points: Sequence[Moments], drawn: Sequence[Moments], units: int, crossed: bool, seed: int
-) -> Estimate:
-    """A figure with its interval: over repetitions and samples, or over the samples of the only one."""
-    change, back = (np.log, np.exp) if figure.log else (np.asarray, np.asarray)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inner = [Drawn(float(change(figure.of(p))), change(figure.of(d))) for p, d in zip(points, drawn, strict=True)]
-        if len(inner) > 1:
-            chance, units = np.random.default_rng(derive(seed, "repetitions")), len(inner)
-            inner = [two_level(inner, rng=chance, crossed=crossed)]
-        return interval(inner[0], units).map(back)
 
 
 def _temperature(pairs: Sequence[Paired]) -> tuple[float | None, float | None]:
@@ -167,3 +165,62 @@ def _tails(pair: Paired) -> list[float]:
     squares = [(values - values.mean()) ** 2 for values in (loss, loss - reference)]
     shares = [float(np.bincount(unit, x).max() / x.sum()) if x.any() else 0.0 for x in squares]
     return shares + [float((x**2).mean() / x.mean() ** 2) if x.any() else 0.0 for x in squares]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate as it was judged."""
+
+    name: str
+    proxy: str  # what stood in for the best model
+    loss: float  # the candidate's own mean loss on the held-out samples
+    error: float  # its own share of wrong answers there
+    ratio: Estimate  # R, the geometric mean over the views that decide
+    ratio_at_beta: float  # the same with the candidate's losses scaled as is best, 1 - corr^2
+    views: dict[str, Estimate]  # R of every view
+    first: float  # share of the draws in which no candidate has a smaller R
+
+
+def stand_in(losses: Mapping[str, float], judged: str, proxy: str | None = None) -> str:
+    """The model taken for the best one when judging a candidate: the best of the others, or the proxy."""
+    return proxy if proxy is not None else min((name for name in losses if name != judged), key=lambda n: losses[n])
+
+
+def rank(
+    losses: Mapping[str, float],
+    compare: Callable[[str, str], Mapping[str, Paired]],
+    *,
+    errors: Mapping[str, float],
+    decide: Sequence[str],
+    proxy: str | None = None,
+    draws: int = DRAWS,
+) -> list[Ranked]:
+    """Candidates, the one of smallest R first.
+
+    Args:
+        losses: mean held-out loss of every candidate (and of the proxy, if there is one).
+        compare: the views of a proxy, as target, against a candidate, as reference.
+        errors: share of its answers that are wrong, likewise; shown, not used.
+        decide: views whose R, in geometric mean, makes the order.
+        proxy: judges all; without one, each is judged by the best of the others.
+        draws: of the held-out samples, the same for all candidates, whose order in each draw is counted.
+    """
+    drawn, ranked = [], []
+    for name in (name for name in losses if name != proxy):
+        other = stand_in(losses, name, proxy)
+        pairs = compare(other, name)
+        units = next(iter(pairs.values())).units
+        logs = {
+            view: FIGURES["ratio"].drawn(pair.moments(), pair.draws(draws, np.random.default_rng(0)))
+            for view, pair in pairs.items()
+        }
+        values, draws_of = zip(*(logs[view] for view in decide), strict=True)
+        mean = Drawn(float(np.mean(values)), np.mean(draws_of, 0))
+        at_beta = geometric([float(FIGURES["ratio_at_beta"].of(pairs[view].moments())) for view in decide])
+        views = {view: interval(log, units).map(np.exp) for view, log in logs.items()}
+        ratio = interval(mean, units).map(np.exp)
+        drawn.append(mean.draws)
+        ranked.append(Ranked(name, other, losses[name], errors[name], ratio, at_beta, views, first=0.0))
+    best = np.argmin(np.stack(drawn), 0)
+    ranked = [replace(one, first=float((best == index).mean())) for index, one in enumerate(ranked)]
+    return sorted(ranked, key=lambda one: one.ratio.value)

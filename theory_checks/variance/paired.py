@@ -5,7 +5,7 @@ section 5). So three variances can be measured: of l_ij over all anchors and neg
 (which is what an anchor's problem sees), and of the anchor's whole loss tau log mean_j exp(l_ij / tau).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -31,14 +31,11 @@ class Moments(NamedTuple):
     covariance: ndarray
 
     @classmethod
-    def of_means(cls, means: Iterable[ndarray]) -> "Moments":
-        """From the means of what ``powers`` gives, in its order."""
+    def of_means(cls, means: Iterable[ndarray], centres: Sequence[float] = (0, 0)) -> "Moments":
+        """From the means of what ``powers`` gives of losses that are less by their centres."""
         a, b, squares, reference_squares, products = means
-        return cls(a, b, squares - a * a, reference_squares - b * b, products - a * b)
-
-    def shifted(self, mean: float, reference_mean: float) -> "Moments":
-        """Of losses that are larger by constants."""
-        return self._replace(mean=self.mean + mean, reference_mean=self.reference_mean + reference_mean)
+        variances = (squares - a * a, reference_squares - b * b, products - a * b)
+        return cls(a + centres[0], b + centres[1], *variances)
 
     @property
     def difference_variance(self) -> ndarray:
@@ -71,11 +68,16 @@ class Samples:
 
     def moments(self) -> Moments:
         """Of the samples as they are."""
-        return self._moments(self._columns().mean(0))
+        return self._moments(lambda columns: columns.mean(0))
 
     def draws(self, number: int, chance: np.random.Generator) -> Moments:
         """Of draws of the units, each ``[number]``."""
-        return self._moments(means(self._columns(), rng=chance, clusters=self.clusters, draws=number))
+        return self._moments(lambda columns: means(columns, rng=chance, clusters=self.clusters, draws=number))
+
+    def _moments(self, average: Callable[[ndarray], ndarray]) -> Moments:
+        centres = (self.target.mean(), self.reference.mean())
+        columns = np.stack(powers(self.target - centres[0], self.reference - centres[1]), 1)
+        return Moments.of_means(np.moveaxis(average(columns), -1, 0), centres)
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
         """l and l_ref, and the unit of each, ``[n]``."""
@@ -92,15 +94,7 @@ class Samples:
 
     def at_temperature(self, temperature: float) -> "Samples | None":
         """The same with the reference's scores divided by it, where its losses have scores."""
-        if self.tempered is None:
-            return None
-        return Samples(self.target, self.tempered(temperature), self.clusters)
-
-    def _columns(self) -> ndarray:
-        return np.stack(powers(self.target - self.target.mean(), self.reference - self.reference.mean()), 1)
-
-    def _moments(self, means: ndarray) -> Moments:
-        return Moments.of_means(np.moveaxis(means, -1, 0)).shifted(self.target.mean(), self.reference.mean())
+        return self.tempered and Samples(self.target, self.tempered(temperature), self.clusters)
 
 
 @dataclass(frozen=True)
@@ -115,6 +109,11 @@ class PairLosses:
     def units(self) -> int:
         return len(self.target)
 
+    @property
+    def off(self) -> ndarray:
+        """What counts, ``[n, n]`` bool."""
+        return ~np.eye(self.units, dtype=bool)
+
     def moments(self) -> Moments:
         return Moments(*(part[0] for part in self._moments(np.ones((1, self.units)))))
 
@@ -124,25 +123,23 @@ class PairLosses:
 
     def _moments(self, weights: ndarray) -> Moments:
         """Of draws ``[draws, n]``: copies of a pair that was taken twice are no negatives of each other."""
-        off, number = ~np.eye(self.units, dtype=bool), self.units * (self.units - 1)
+        number = self.units * (self.units - 1)
         centres = [float((x.sum() - np.trace(x)) / number) for x in (self.target, self.reference)]
-        centred = [(x - centre) * off for x, centre in zip((self.target, self.reference), centres, strict=True)]
+        centred = [(x - centre) * self.off for x, centre in zip((self.target, self.reference), centres, strict=True)]
         sums = [weights @ power.T for power in powers(*centred)]  # over the negatives of each anchor, [draws, n]
         others = weights.sum(1, keepdims=True) - weights  # how many these are
-        if self.within:
-            share = weights / weights.sum(1, keepdims=True)
-            moments = Moments(*((share * x).sum(1) for x in Moments.of_means(x / others for x in sums)))
-        else:
-            moments = Moments.of_means((weights * x).sum(1) / (weights * others).sum(1) for x in sums)
-        return moments.shifted(*centres)
+        if not self.within:
+            return Moments.of_means(((weights * x).sum(1) / (weights * others).sum(1) for x in sums), centres)
+        share = weights / weights.sum(1, keepdims=True)
+        mean, reference_mean, *variances = ((share * x).sum(1) for x in Moments.of_means(x / others for x in sums))
+        return Moments(mean + centres[0], reference_mean + centres[1], *variances)
 
     def flat(self) -> tuple[ndarray, ndarray, ndarray]:
-        off = ~np.eye(self.units, dtype=bool)
-        anchors = np.nonzero(off)[0]
+        anchors = np.nonzero(self.off)[0]
 
         def part(losses: ndarray) -> ndarray:
-            means = np.bincount(anchors, losses[off])[anchors] / (self.units - 1)
-            return losses[off] - means * self.within
+            means = np.bincount(anchors, losses[self.off])[anchors] / (self.units - 1)
+            return losses[self.off] - means * self.within
 
         return part(self.target), part(self.reference), anchors
 
@@ -151,9 +148,8 @@ class PairLosses:
         return PairLosses(self.target, self.reference[np.ix_(order, order)], self.within)
 
     def winsorised(self) -> "PairLosses":
-        off = ~np.eye(self.units, dtype=bool)
         target, reference = np.zeros_like(self.target), np.zeros_like(self.target)
-        target[off], reference[off] = drawn_in(self.target[off], self.reference[off])
+        target[self.off], reference[self.off] = drawn_in(self.target[self.off], self.reference[self.off])
         return PairLosses(target, reference, self.within)
 
     def at_temperature(self, temperature: float) -> None:
@@ -184,13 +180,7 @@ class Features(NamedTuple):
 
 
 def views(target: Features, reference: Features, temperature: float) -> dict[str, Paired]:
-    """Everything that is measured on pairs, by name, ``image side, per pair`` first.
-
-    Args:
-        target: features of a model.
-        reference: features of the same pairs.
-        temperature: tau of an anchor's whole loss.
-    """
+    """Everything that is measured on pairs, by name, ``image side, per pair`` first; ``temperature`` is an anchor's."""
     losses = {side: (target.losses(side), reference.losses(side)) for side in SIDES}
     made: dict[str, Paired] = {
         f"{side} side, {kind}": PairLosses(*both, kind == WITHIN)
@@ -205,6 +195,5 @@ def views(target: Features, reference: Features, temperature: float) -> dict[str
 
 def anchor_losses(losses: ndarray, temperature: float, reference_temperature: float = 1.0) -> ndarray:
     """tau log mean_j exp(l_ij / tau) of every anchor, ``[n]``, with similarities divided by a temperature before."""
-    logits = losses / (reference_temperature * temperature)
-    logits = np.where(np.eye(len(losses), dtype=bool), -np.inf, logits)
+    logits = np.where(np.eye(len(losses), dtype=bool), -np.inf, losses / (reference_temperature * temperature))
     return temperature * (logsumexp(logits, axis=1) - np.log(len(losses) - 1))

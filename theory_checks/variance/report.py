@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from steering.reports.grid import MISSING, Cell, Grid
+import numpy as np
+
+from steering.reports.grid import MISSING, Cell, Grid, Tone
 from steering.reports.report import Report
-from steering.theory_checks.variance import certified, plots, trajectory, verdicts
-from steering.theory_checks.variance.bench import STAR, Collected
-from steering.theory_checks.variance.losses import MOST_WHOLE
+from steering.theory_checks.bound.certificate import Certificate, certificate
+from steering.theory_checks.variance import plots, trajectory, verdicts
+from steering.theory_checks.variance.bench import MOST_WHOLE, STAR, Collected
 from steering.theory_checks.variance.measure import Measured
-from steering.theory_checks.variance.paired import PER_ANCHOR
+from steering.theory_checks.variance.paired import PER_ANCHOR, Samples
 from steering.theory_checks.variance.trajectory import Moment
 
+DELTA = 0.05  # of the certificates
 QUESTION = (
     "Does subtracting the reference's loss make the loss vary less on data that neither model was trained on? By the "
     "theory the main term of the excess risk then shrinks by sqrt(R), R = Var(l - l_ref) / Var(l)."
@@ -39,7 +42,7 @@ def report(
     head, first = next(iter(by_name.items()))
     pair = collected.pairs[next(iter(measured))][0]
     leaked = verdicts.leak(collected.leaks) if collected.leaks else None
-    certificates = certified.certify(collected)
+    certificates = certify(collected)
     findings, warnings = _sentences(collected, measured, leaked)
     if along and (course := trajectory.finding(along, head)):
         findings.append(course)
@@ -52,7 +55,7 @@ def report(
         verdict=verdicts.answer(first, head),
         findings=findings,
         cautions=warnings,
-        grids=[_ratios(by_name), _details(by_name), *([certified.grid(certificates)] if certificates else [])],
+        grids=[_ratios(by_name), _details(by_name), *([certificate_grid(certificates)] if certificates else [])],
         plots=[*pictures, *([plots.along(head, along)] if along else [])],
         method=[
             f"{first.units:,} held-out {noun}, {first.repetitions} seeds.{same if collected.crossed else ''}",
@@ -62,7 +65,7 @@ def report(
             "measured": {name: as_numbers(one) for name, one in by_name.items()},
             "leak": leaked and {"gap": leaked.gap, "error": leaked.error, "found": leaked.detected},
             "shared_samples": collected.crossed,
-            "certificates": certified.as_numbers(certificates),
+            "certificates": certificate_numbers(certificates),
             "along_training": [[asdict(one) | {"ratio": one.ratio, "init": one.initial} for one in s] for s in along],
         },
         command=command,
@@ -153,3 +156,55 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
         "share of one sample (or pair) in either variance."
     )
     return Grid.of("What it is made of", ["target"], heads, rows, note)
+
+
+class Certified(NamedTuple):
+    """The certificates of one target and seed."""
+
+    bounded: Certificate  # with the width B below
+    asymptotic: Certificate  # without a width
+    width: float  # B, the span of the differences
+
+
+def certify(collected: Collected) -> dict[str, list[Certified]]:
+    """Certificates of all targets with losses of single samples, by name and seed.
+
+    The best model at hand has none: it is two models, each scored on the other's half.
+    """
+    certificates = {}
+    for (target, view), pairs in collected.pairs.items():
+        differences = [p.target - p.reference for p in pairs if isinstance(p, Samples) and p.clusters is None]
+        if target != STAR and not view and len(differences) == len(pairs):
+            widths = [(d, float(np.ptp(d))) for d in differences]
+            certificates[target] = [Certified(certificate(d, DELTA, b), certificate(d, DELTA), b) for d, b in widths]
+    return certificates
+
+
+def certificate_grid(certificates: dict[str, list[Certified]]) -> Grid:
+    """A row a target."""
+    rows = []
+    for target, seeds in certificates.items():
+        means = np.mean([(b.mean, b.upper, width, a.upper) for b, a, width in seeds], 0)
+        better = sum(one.bounded.better for one in seeds)
+        tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
+        rows.append([target, *map(verdicts.short, means.tolist()), Cell(f"{better} of {len(seeds)} seeds", tone)])
+    note = (
+        "at most: mean + sqrt(2 Var(l - l_ref) ln(2 / 0.05) / m) + 7 B ln(2 / 0.05) / (3 (m - 1)), which R(target) - "
+        "R(reference) does not exceed with probability 95 % where losses are bounded such that l - l_ref spans no more "
+        "than B. Here B is the span of the m held-out samples, and cross-entropy has no bound, so this too is "
+        "asymptotic; steer bound --run FOLDER --width B takes a B that is known. asymptotic: with Student's quantile "
+        "and no B. Means over seeds; no worse: seeds whose own bound is at most 0."
+    )
+    heads = ["mean l - l_ref", "at most", "B", "asymptotic", "no worse"]
+    return Grid.of("How much worse than the reference the target can be", ["target"], heads, rows, note)
+
+
+def certificate_numbers(certificates: dict[str, list[Certified]]) -> dict[str, Any]:
+    """All of it as plain numbers, by target and seed."""
+    return {
+        target: [
+            {"mean": b.mean, "samples": b.samples, "upper": b.upper, "width_seen": width, "asymptotic": a.upper}
+            for b, a, width in seeds
+        ]
+        for target, seeds in certificates.items()
+    }

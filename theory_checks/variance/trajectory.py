@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from steering import atomic_files
 from steering.errors import RunError, UserError
 from steering.theory_checks.bootstrap import LEVEL
-from steering.theory_checks.variance.bench import Baseline
+from steering.theory_checks.variance.bench import Bench, bench_of
 from steering.theory_checks.variance.verdicts import EARLY, short
 from steering.training.loop import Training
 from steering.training.seeds import untouched
@@ -57,18 +57,18 @@ class Observer:
     folder: Path  # of the run
     plain: str  # name of that arm
     pairs: int  # most image-text pairs
-    _baseline: Baseline | None = field(init=False, default=None)
+    _bench: Bench | None = field(init=False, default=None)
 
     def __call__(self, arm: str, training: Training) -> None:
         """Called after every step of every arm."""
         if arm != self.plain or training.done not in steps(training.recipe.steps):
             return
-        self._baseline = Baseline.of(training.task, self.pairs, training.device, self._baseline)
+        self._bench = bench_of(training.task, self.pairs, training.device, self._bench)
         model, path = training.result, _path(self.folder, arm, training.seed)
         was_training = model.training
         try:
             with torch.no_grad(), untouched():
-                pair = next(iter(self._baseline.compare(model.eval()).values()))
+                pair = next(iter(self._bench.compare(model.eval()).values()))
         except RunError:  # losses that are all alike or not finite, which the training may leave behind
             return
         finally:

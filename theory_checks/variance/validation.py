@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy import ndarray
 from scipy.stats import kendalltau
 from torch import nn
@@ -14,20 +15,48 @@ from steering.reports.grid import Cell, Grid
 from steering.reports.report import Report
 from steering.runs.config import RunConfig
 from steering.settings import Recipe
-from steering.task import Batch, Task
+from steering.task import Batch, Losses, Task, exchange
 from steering.theory_checks.bootstrap import OUTER, Drawn, Estimate, interval
 from steering.theory_checks.training_sets import concatenate, train_on
-from steering.theory_checks.variance import losses, plots
-from steering.theory_checks.variance.bench import plain_and_steered
-from steering.theory_checks.variance.candidates import stand_in
-from steering.theory_checks.variance.losses import Scored
-from steering.theory_checks.variance.measure import FIGURES
-from steering.theory_checks.variance.models import Scaled, Trainer, split, steered_by, steered_by_shuffled
+from steering.theory_checks.variance import bench, plots
+from steering.theory_checks.variance.bench import Scored, Trainer, plain_and_steered
+from steering.theory_checks.variance.measure import FIGURES, stand_in
 from steering.theory_checks.variance.verdicts import short
 from steering.training.seeds import derive
 
 POOL = 1 / 3  # of the held-out samples, for references that have to be trained
 LONGER = 4  # times the steps of a recipe until an overfit reference has learnt by heart
+
+
+def steered_by_shuffled(task: Task, model: nn.Module) -> Task:
+    """One whose reference gives every sample the losses of another: it knows how losses spread, and nothing else."""
+
+    def losses(which: nn.Module, batch: Batch) -> Losses:
+        answers = task.losses(which, batch)
+        if which is not model:
+            return answers
+        parts = {name: getattr(answers, name) for name in ("values", "mask", "outputs")}
+        return answers._replace(**{name: part.roll(1, 0) for name, part in parts.items() if part is not None})
+
+    return exchange(task, reference=lambda: model, losses=losses)
+
+
+class Scaled(nn.Module):
+    """A classifier with its scores multiplied: the same answers, more or less sure of them."""
+
+    def __init__(self, model: nn.Module, factor: float):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        return self.factor * self.model(*inputs)
+
+
+def split(batches: list[Batch], share: float) -> tuple[Batch, Batch]:
+    """The first share of the samples, and the rest."""
+    samples = concatenate(*batches)
+    cut = round(share * len(samples))
+    return samples.take(torch.arange(cut)), samples.take(torch.arange(cut, len(samples)))
 
 
 class Trained(NamedTuple):
@@ -47,7 +76,7 @@ def check(task: Task, name: str) -> None:
     if "noise" not in getattr(task, "__dataclass_fields__", {}):
         raise UserError(f"--validate needs a task of classes with an option noise, digits or blobs; {name} has none")
     drawn = task.seeded(0)
-    _score(drawn, drawn.reference(), losses.held_out(drawn)[0])
+    _score(drawn, drawn.reference(), bench.held_out(drawn)[0])
 
 
 def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
@@ -96,10 +125,10 @@ def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> R
 def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Trained:
     plain, steered = plain_and_steered(recipe)
     assert steered is not None
-    pool, fresh = split(losses.held_out(task), POOL)
-    clean_pool, clean = split(losses.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
+    pool, fresh = split(bench.held_out(task), POOL)
+    clean_pool, clean = split(bench.held_out(replace(task, noise=0.0)), POOL)  # type: ignore[type-var]
     candidates = _candidates(task, recipe, trainer, seed, pool, clean_pool)
-    larger = train_on(task, concatenate(losses.trained_on(task, losses.MOST_WHOLE), pool))
+    larger = train_on(task, concatenate(bench.trained_on(task, bench.MOST_WHOLE), pool))
     target = trainer("plain", task, recipe.arms[plain], recipe, seed)
     best = trainer("best", larger, recipe.arms[plain], recipe, seed)
     scores = {name: _score(candidate, candidate.reference(), fresh) for name, candidate in candidates.items()}
@@ -130,7 +159,10 @@ def _candidates(
     }
     if any((pool[name] != clean_pool[name]).any() for name in pool.fields):
         models["clean labels"] = trainer("clean", train_on(task, clean_pool), arm, recipe, seed)
-    return {n: steered_by_shuffled(task, m) if n == "shuffled" else steered_by(task, m) for n, m in models.items()}
+    return {
+        n: steered_by_shuffled(task, m) if n == "shuffled" else exchange(task, reference=lambda m=m: m)
+        for n, m in models.items()
+    }
 
 
 def _predict(scores: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dict[str, ndarray]:
@@ -140,7 +172,7 @@ def _predict(scores: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dic
 
     def figure(name: str, targets: Mapping[str, Scored]) -> ndarray:
         of = FIGURES[name].of
-        return np.array([of(losses.paired(targets[key], one).moments()) for key, one in scores.items()])
+        return np.array([of(bench.paired(targets[key], one).moments()) for key, one in scores.items()])
 
     return {
         "R, best other candidate": figure("ratio", others),
@@ -152,7 +184,7 @@ def _predict(scores: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dic
 
 
 def _score(task: Task, model: nn.Module, batch: Batch) -> Scored:
-    scored = losses.score(task, model, [batch])
+    scored = bench.score(task, model, [batch])
     if not isinstance(scored, Scored) or scored.outputs is None:
         raise UserError(
             f"--validate needs losses that are a classifier's cross-entropy; {type(task).__name__} has others"

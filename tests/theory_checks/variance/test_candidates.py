@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from steering.theory_checks.variance.candidates import rank, stand_in
+from steering.theory_checks.variance.measure import rank, stand_in
 from steering.theory_checks.variance.paired import Samples
 
 LOSSES = {"good": 1.0, "fair": 1.2, "bad": 3.0}

@@ -57,7 +57,7 @@ def test_a_data_set_of_a_few_pairs_is_refused(tars):
 @pytest.mark.slow
 def test_held_out_captions_are_as_wrong_as_the_tasks_and_the_pictures_are_not_touched():
     reference = load_reference(Clip().refs[0])
-    right, wrong = (ClipBench(Clip(noise=noise), 50).score(reference) for noise in (0.0, 0.4))
+    right, wrong = (ClipBench(Clip(noise=noise), reference, 50).answers for noise in (0.0, 0.4))
     assert np.array_equal(right.left, wrong.left)
     changed = (right.right != wrong.right).any(1)
     assert changed.mean() == pytest.approx(0.4, abs=0.01)
@@ -68,8 +68,7 @@ def test_held_out_captions_are_as_wrong_as_the_tasks_and_the_pictures_are_not_to
 def test_a_reference_that_was_trained_on_the_pairs_shows_a_gap():
     task = Clip(data="emoji-reference")
     reference = load_reference(task.refs[0])
-    bench = ClipBench(task, 200)
-    fresh, trained = bench.leak(reference, bench.score(reference))
+    fresh, trained = ClipBench(task, reference, 200).leak()
     assert len(fresh) == len(trained) == 200
     assert fresh.mean() - trained.mean() > 3 * (fresh.var() / 200 + trained.var() / 200) ** 0.5
 

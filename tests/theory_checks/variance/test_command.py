@@ -12,6 +12,7 @@ from report_pages import shown
 from steering import UserError
 from steering.clip.emoji_data import BUNDLE
 from steering.reports.report import read
+from steering.runs import config as configs
 from steering.runs.folder import Stopped
 from steering.theory_checks.variance.command import run
 
@@ -37,6 +38,13 @@ def numbers(folder):
 def test_options_that_do_not_fit_together_are_refused(asked, options, words):
     with pytest.raises(UserError, match=words):
         run(asked(**options))
+
+
+def test_an_arm_of_a_run_that_is_not_there_is_named_with_what_to_do(asked, tmp_path):
+    config, _ = configs.resolve("blobs")
+    configs.save(config, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="has no erm of seed 0: finish it first, steer run --resume"):
+        run(asked(target=str(tmp_path)))
 
 
 @pytest.mark.slow

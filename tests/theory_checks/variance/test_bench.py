@@ -12,9 +12,8 @@ from steering.task import Batch, Losses
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.tasks.digits import Digits
-from steering.theory_checks.variance.bench import cross_fitted
-from steering.theory_checks.variance.losses import Scored, held_out, paired, score, trained_on
-from steering.theory_checks.variance.models import Scaled
+from steering.theory_checks.variance.bench import Scored, cross_fitted, held_out, paired, score, trained_on
+from steering.theory_checks.variance.validation import Scaled
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from steering.theory_checks.variance.bench import STAR, Collected
-from steering.theory_checks.variance.certified import as_numbers, certify, grid
 from steering.theory_checks.variance.paired import Paired, Samples
+from steering.theory_checks.variance.report import certificate_grid, certificate_numbers, certify
 
 
 def samples(shift: float, clusters=None) -> Samples:
@@ -20,7 +20,7 @@ def test_the_bound_is_the_mean_and_both_terms_of_the_empirical_bernstein_bound()
     pair = samples(-0.5)
     d, log = pair.target - pair.reference, math.log(2 / 0.05)
     by_hand = d.mean() + math.sqrt(2 * d.var(ddof=1) * log / 400) + 7 * np.ptp(d) * log / (3 * 399)
-    (numbers,) = as_numbers(certify(Collected({("erm", ""): [pair]})))["erm"]
+    (numbers,) = certificate_numbers(certify(Collected({("erm", ""): [pair]})))["erm"]
     assert numbers["upper"] == pytest.approx(by_hand) and numbers["asymptotic"] < numbers["upper"]
 
 
@@ -28,7 +28,7 @@ def test_seeds_whose_bound_is_at_most_zero_are_counted():
     certificates = certify(
         Collected({("erm", ""): [samples(-0.5), samples(0.5)], ("drrho_kl", ""): [samples(-0.5)] * 2})
     )
-    assert [row[-1].text for row in grid(certificates).rows] == ["1 of 2 seeds", "2 of 2 seeds"]
+    assert [row[-1].text for row in certificate_grid(certificates).rows] == ["1 of 2 seeds", "2 of 2 seeds"]
 
 
 def test_losses_that_depend_on_each_other_and_two_models_in_one_have_no_certificate():
