@@ -9,7 +9,7 @@ import numpy as np
 
 from steering.runs.statistics import LEVEL, Interval, Verdict, holm, interval, paired_difference
 from steering.theory_checks.bootstrap import tail
-from steering.theory_checks.curve.plan import REFERENCE, Plan
+from steering.theory_checks.curve.plan import REFERENCE, Cost, Plan
 from steering.theory_checks.curve.units import Outcome
 
 Outcomes = Mapping[tuple[str, int, int], Outcome]  # by method, size (0 for the reference) and seed
@@ -199,6 +199,10 @@ class Analysis:
     def lowest(self, name: str, size: int) -> list[float]:
         """As ``errors``, each training stopped where its test error was least."""
         return [self.outcomes[name, size, seed].lowest for seed in self.plan.seed_numbers()]
+
+    def costs(self, name: str) -> dict[int, Cost]:
+        """Of a training by its size, in the first seed."""
+        return {size: self.outcomes[name, size, self.plan.first_seed].cost for size in self.plan.sizes}
 
     def interval(self, name: str, size: int) -> Interval:
         return interval(self.errors(name, size))

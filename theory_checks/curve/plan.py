@@ -19,8 +19,7 @@ class Method(Strict):
     # The first n training samples; those of them that a static filter keeps; or the reference's own as well.
     data: Literal["train", "filtered", "joined"] = "train"
     keep: Share = 1.0  # share that the filter keeps
-    # Whether every sample is given the reference loss of another one, by chance: a negative control.
-    shuffled: bool = False
+    shuffled: bool = False  # whether every sample is given the reference loss of another one: a negative control
     weight_decay: Annotated[float, Field(ge=0)] | None = None  # in place of the recipe's
 
 
@@ -38,8 +37,7 @@ class Plan(Strict):
     sizes: list[AtLeastOne]  # numbers of training samples, rising
     seeds: AtLeastOne = 20  # repetitions, each a draw of its own, the same for every method
     first_seed: Annotated[int, Field(ge=0)] = 7000  # of them
-    # Values tried of each of two hyper-parameters, for every method and size; 0 leaves all as it is.
-    tune: Annotated[int, Field(ge=0)] = 0
+    tune: Annotated[int, Field(ge=0)] = 0  # values tried of each of two hyper-parameters; 0 leaves all as it is
     tuning_seeds: AtLeastOne = 4  # repetitions to choose them on
     first_tuning_seed: Annotated[int, Field(ge=0)] = 6000  # of those
 
@@ -63,9 +61,8 @@ class Plan(Strict):
         return 100.0 if self.percent else 1.0
 
     @property
-    def unit(self) -> str:
-        """To be put after a heading."""
-        return ", %" if self.percent else ""
+    def heading(self) -> str:
+        return f"{self.label}{', %' if self.percent else ''}"
 
     def seed_numbers(self) -> range:
         return range(self.first_seed, self.first_seed + self.seeds)
@@ -75,18 +72,15 @@ class Plan(Strict):
 
 
 def methods_of(task: Task, recipe: Recipe, *, keep: float, answers: bool) -> dict[str, Method]:
-    """The arms of a recipe and, beside them, what else a reference is good for.
+    """The arms of a recipe and, beside them, what else a reference is good for, as far as the task has what it takes.
 
     Args:
-        task: what it can give decides: without the reference's own samples there is no ``joined``.
-        recipe: its baseline is plain training.
         keep: share that the static filter keeps.
-        answers: whether its losses come with outputs, which a target can be taught.
+        answers: whether the task's losses come with outputs, which a target can be taught.
     """
-    plain = recipe.arms[recipe.baseline]
-    steered = steered_of(recipe)
+    plain, steered = recipe.arms[recipe.baseline], steered_of(recipe)
     methods = {name: Method(arm=arm) for name, arm in recipe.arms.items()}
-    methods |= {"filter": Method(arm=plain, data="filtered", keep=keep)}
+    methods["filter"] = Method(arm=plain, data="filtered", keep=keep)
     if answers:
         methods["distill"] = Method(arm=plain.model_copy(update={"distill": 1.0}))
     if isinstance(task, ReferenceData):
@@ -102,11 +96,7 @@ def steered_of(recipe: Recipe) -> str | None:
 
 
 class Cost(Strict):
-    """What one training took, in samples that passed through a model.
-
-    A forward pass of a sample counts 1, a backward pass 2. The reference's losses are remembered, so that it passes
-    a sample once; the reference counts like the target.
-    """
+    """What one training took, in samples that passed through a model, a remembering reference's like the target's."""
 
     trained: int = 0  # samples of gradient steps, each 1 forward and 2 backward
     scored: int = 0  # samples that the target looked at only to choose among them
@@ -115,6 +105,7 @@ class Cost(Strict):
 
     @property
     def passes(self) -> int:
+        """A forward pass of a sample counts 1, a backward pass 2."""
         return 3 * self.trained + self.scored + self.referred
 
 

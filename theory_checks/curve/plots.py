@@ -83,7 +83,7 @@ def _two_panels(
         handles[REFERENCE] = line
         line.set_label(f"reference {level:.1f}")
     logarithmic(panels[0], "y", at=[m * 10.0**e for e in range(-2, 3) for m in (1, 2, 3, 5, 7)])
-    panels[0].set_ylabel(plan.label + plan.unit)
+    panels[0].set_ylabel(plan.heading)
     ordered = [handles[name] for name in [*analysis.names, REFERENCE] if name in handles]
     return plot(made, ordered, name, title, caption)
 

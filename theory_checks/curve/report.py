@@ -1,5 +1,6 @@
 """The report of a curve, and its numbers for programs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +25,7 @@ QUESTION = (
 
 
 def report(analysis: Analysis, chosen: Chosen, setting: Setting | None, command: str) -> Report:
-    """What a curve says.
-
-    Args:
-        analysis: all outcomes.
-        chosen: what was tuned, or nothing.
-        setting: whose earlier gains to compare with, if any.
-        command: what was typed.
-    """
+    """What a curve says, beside the earlier gains of its setting if it has one."""
     documentation = "Methods, intervals, tuning and limits are explained in docs/curve.md of model-steering."
     return Report(
         title=f"Data efficiency of {analysis.plan.task}",
@@ -55,7 +49,12 @@ def numbers(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> dict
         "seeds": list(plan.seed_numbers()),
         "errors": {name: {str(n): analysis.errors(name, n) for n in plan.sizes} for name in names},
         "gains": {name: _gains(analysis, name) for name in names if name != plan.steered},
-        "cost": {name: _costs(analysis, name) for name in analysis.names},
+        "cost": {
+            name: {
+                str(size): cost.model_dump() | {"passes": cost.passes} for size, cost in analysis.costs(name).items()
+            }
+            for name in analysis.names
+        },
         "chosen": {f"{name}, n = {size}": method.model_dump(mode="json") for (name, size), method in chosen.items()},
     }
     if len(plan.sizes) > 1:
@@ -81,11 +80,6 @@ def _gains(analysis: Analysis, other: str) -> list[dict[str, Any]]:
         {"size": gain.size, "adjusted": gain.adjusted, "verdict": gain.verdict} | _interval(gain.interval)
         for gain in analysis.gains(analysis.plan.steered, other)
     ]
-
-
-def _costs(analysis: Analysis, name: str) -> dict[str, Any]:
-    costs = {size: analysis.outcomes[name, size, analysis.plan.first_seed].cost for size in analysis.plan.sizes}
-    return {str(size): cost.model_dump() | {"passes": cost.passes} for size, cost in costs.items()}
 
 
 def _interval(value: Interval) -> dict[str, Any]:
@@ -119,7 +113,7 @@ def _errors(analysis: Analysis) -> Grid:
         return Cell(style.interval(x), "best" if style.number(x.mean) == best else "")
 
     rows = [[name, *map(cell, row, least)] for name, row in table.items()]
-    title = f"{plan.label}{plan.unit}, mean of {plan.seeds} seeds"
+    title = f"{plan.heading}, mean of {plan.seeds} seeds"
     note = f"{PLUS_MINUS} is half the 95 % t interval over seeds. Least mean of a size in bold."
     return _of_sizes(analysis, "method", title, rows, note)
 
@@ -139,11 +133,8 @@ def _reached(analysis: Analysis) -> Grid:
     style, baseline, rows, reason = Format(analysis.plan.factor, 1), analysis.plan.baseline, [], ""
     for name in analysis.names:
         reached, saving, slope = analysis.reached(name), analysis.saving(name), analysis.slope(name)
-        floor = MISSING_CELL
-        if slope.floor is not None:
-            value, low, high = map(style.number, slope.floor)
-            floor = Cell(f"{value} [{low}, {high}]")
-        reason = reason or slope.reason
+        ends = "{} [{}, {}]".format(*map(style.number, slope.floor)) if slope.floor else ""
+        floor, reason = Cell(ends) if ends else MISSING_CELL, reason or slope.reason
         times = MISSING_CELL if name == baseline else Cell(saving.words(1))
         exponent = f"{slope.exponent:.2f} [{slope.interval[0]:.2f}, {slope.interval[1]:.2f}]"
         rows.append([name, reached.words(), times, exponent, floor])
@@ -162,7 +153,7 @@ def _cost_grid(analysis: Analysis) -> Grid:
     plan = analysis.plan
     size, rows = plan.sizes[-1], []
     for name in analysis.names:
-        cost = analysis.outcomes[name, size, plan.first_seed].cost
+        cost = analysis.costs(name)[size]
         counts = (cost.trained, cost.scored, cost.referred, cost.passes, cost.reference_samples)
         lowest = Format(plan.factor, 1).interval(interval(analysis.lowest(name, size)))
         rows.append([name, *(f"{count:,}" for count in counts), lowest])
@@ -184,8 +175,10 @@ def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
         now = gain_now(analysis, setting, earlier)
         name = f"{earlier.other}, at its best step" if earlier.lowest else earlier.other
         before = f"+{earlier.gain:.2f} {PLUS_MINUS} {earlier.half:.2f}"
-        agree = "" if now.half is None else ("yes" if agrees(earlier, 100 * now.mean, 100 * now.half) else "no")
-        rows.append([name, before, Format(plan.factor, 2).interval(now, sign=True), agree])
+        # Two independent measurements agree if they differ by no more than their half widths, added in squares.
+        agree = now.half is not None and abs(earlier.gain - 100 * now.mean) <= math.hypot(earlier.half, 100 * now.half)
+        answer = "" if now.half is None else "yes" if agree else "no"
+        rows.append([name, before, Format(plan.factor, 2).interval(now, sign=True), answer])
     heads = ["before", f"now, seeds {plan.first_seed} to {plan.first_seed + plan.seeds - 1}", "agree"]
     note = "Half widths of 95 % t intervals. Two gains agree if they differ by less than both half widths make up."
     return Grid.of(f"{plan.steered}, error points gained at n = {setting.size}", ["over"], heads, rows, note)
@@ -197,11 +190,6 @@ def gain_now(analysis: Analysis, setting: Setting, earlier: EarlierGain) -> Inte
     return paired_difference(analysis.errors(analysis.plan.steered, setting.size), other, "low")
 
 
-def agrees(earlier: EarlierGain, mean: float, half: float) -> bool:
-    """Whether two independent measurements differ by no more than their intervals allow, added in squares."""
-    return abs(earlier.gain - mean) <= (earlier.half**2 + half**2) ** 0.5
-
-
 def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:
     """The settings that tuning chose."""
     sizes = analysis.plan.sizes
@@ -211,13 +199,10 @@ def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:
 
 
 def _parameters(method: Method) -> str:
-    if method.arm.distill:
-        parameter = f"distill {method.arm.distill:g}"
-    elif method.data == "filtered":
-        parameter = f"keep {method.keep:g}"
-    else:
-        parameter = method.arm.rule.partition("(")[2].rstrip(")")
-    return ", ".join([f"{method.weight_decay:g}", *([parameter] if parameter else [])])
+    parameter = method.arm.rule.partition("(")[2].rstrip(")")
+    if method.arm.distill or method.data == "filtered":
+        parameter = f"distill {method.arm.distill:g}" if method.arm.distill else f"keep {method.keep:g}"
+    return ", ".join(filter(None, [f"{method.weight_decay:g}", parameter]))
 
 
 def _of_sizes(analysis: Analysis, head: str, title: str, rows: Sequence[Row], note: str) -> Grid:

@@ -18,7 +18,6 @@ class ReferenceData(Protocol):
 
     def reference_batch(self) -> Batch:
         """All of them, labels as the reference saw them; fields and facts are those of training batches."""
-        ...
 
 
 def sample_pool(task: Task) -> Task:
@@ -52,8 +51,7 @@ def filtered(task: Task, keep: float) -> Task:
     """The share ``keep`` of samples with the lowest reference loss, chosen once, in their old order."""
     samples = training_samples(task)
     losses = cast(Tensor, ReferenceLosses(task)(samples).values)
-    lowest = losses.argsort(stable=True)[: max(1, round(keep * task.size))]
-    return train_on(task, samples.take(lowest.sort().values))
+    return train_on(task, samples.take(losses.argsort(stable=True)[: max(1, round(keep * task.size))].sort().values))
 
 
 def joined(task: Task) -> Task:
@@ -62,11 +60,9 @@ def joined(task: Task) -> Task:
 
 
 class CountedReference(ReferenceLosses):
-    """A reference's losses that count the samples they are requested for; at all others the reference need not look.
+    """A reference's losses that count the samples they are requested for.
 
-    Args:
-        task: whose reference and samples these are.
-        permutation: ``[n]``; sample i is given the loss of sample ``permutation[i]`` instead of its own.
+    Sample i is given the loss of sample ``permutation[i]``, of ``[n]``, instead of its own.
     """
 
     def __init__(self, task: Task, permutation: Tensor | None = None):

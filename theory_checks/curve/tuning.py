@@ -1,8 +1,9 @@
 """Hyper-parameters chosen for every method and size, with the same number of trials for all of them."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from steering.settings import Arm
 from steering.theory_checks.curve.plan import Method, Plan
@@ -48,8 +49,7 @@ def at_the_end(plan: Plan, chosen: Chosen) -> list[str]:
 
 def spread(middle: float, number: int) -> list[float]:
     """Values in equal ratios around one that is among them, or between two if the number is even."""
-    steps = [2 * index / (number - 1) - 1 for index in range(number)]
-    return [float(f"{middle * WIDEST**step:.3g}") for step in steps]
+    return [float(f"{value:.3g}") for value in np.geomspace(middle / WIDEST, middle * WIDEST, number)]
 
 
 def second_round(method: Method, decays: Sequence[float], number: int) -> list[Method]:
@@ -67,7 +67,7 @@ def second_round(method: Method, decays: Sequence[float], number: int) -> list[M
 
 def shares(number: int) -> list[float]:
     """Shares to keep, evenly from 0.3 to 0.9."""
-    return [round(0.3 + 0.6 * index / (number - 1), 3) for index in range(number)]
+    return np.linspace(0.3, 0.9, number).round(3).tolist()
 
 
 def finer(best: float | None, decays: Sequence[float], number: int) -> list[float]:
@@ -75,8 +75,7 @@ def finer(best: float | None, decays: Sequence[float], number: int) -> list[floa
     assert best is not None
     index = list(decays).index(best)
     low, high = decays[max(0, index - 1)], decays[min(len(decays) - 1, index + 1)]
-    ratio = math.log(high / low) / (number + 1)
-    return [float(f"{low * math.exp(ratio * (step + 1)):.4g}") for step in range(number)]
+    return [float(f"{value:.4g}") for value in np.geomspace(low, high, number + 2)[1:-1]]
 
 
 def _with(method: Method, **changes) -> Method:

@@ -15,7 +15,7 @@ from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.clip import features, mean_loss, mistakes, pairs_of
 from steering.theory_checks.variance.measure import Ranked, rank
-from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, views
+from steering.theory_checks.variance.paired import PER_ANCHOR, PER_PAIR, SIDES, WITHIN, Paired, views
 from steering.theory_checks.variance.verdicts import short, span
 from steering.training.seeds import untouched
 
@@ -57,13 +57,12 @@ def judge(
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
             answers[labels[name]] = features(load_reference(name).to(on), judged_on, workers)
-    ranked = rank(
-        {name: mean_loss(one) for name, one in answers.items()},
-        lambda target, name: views(answers[target], answers[name], temperature),
-        errors={name: mistakes(one) for name, one in answers.items()},
-        decide=DECIDE,
-        proxy=proxy and labels[proxy],
-    )
+    losses, errors = ({name: measure(one) for name, one in answers.items()} for measure in (mean_loss, mistakes))
+
+    def compare(target: str, name: str) -> dict[str, Paired]:
+        return views(answers[target], answers[name], temperature)
+
+    ranked = rank(losses, compare, errors=errors, decide=DECIDE, proxy=proxy and labels[proxy])
     number = len(judged_on)
     return Report(
         title=f"Candidate references for {EMOJI_DATA if bundled else data}",
@@ -122,7 +121,7 @@ def _findings(ranked: list[Ranked]) -> list[str]:
 
 def _cautions(ranked: list[Ranked], number: int) -> list[str]:
     lines = []
-    if len(ranked) == 2 and {ranked[0].name, ranked[1].name} == {ranked[0].proxy, ranked[1].proxy}:
+    if len(ranked) == 2 and {one.name for one in ranked} == {one.proxy for one in ranked}:
         lines.append(
             "two candidates that judge each other have the same Var(l - l_ref): the order says only whose own losses "
             "vary less; give a third one, or --proxy"
@@ -152,10 +151,8 @@ def _order(ranked: list[Ranked]) -> Grid:
         rows.append([name, span(one.ratio), root, at_beta, *(f"{x:.0%}" for x in shares), short(one.loss, 3), judge_of])
     heads = ["R [95 %]", "sqrt(R)", "R at beta*", "first in", "own error", "own loss"]
     note = (
-        "R per pair, geometric mean of both sides. R at beta*: if the reference's losses are scaled as is best, "
-        "1 - corr^2. own error: pictures and texts whose partner is not the nearest. own loss: the mean contrastive "
-        "loss less that of guessing, in nats, at the temperature that suits the reference. judged by: whose loss took "
-        "the place of the target's."
+        "R per pair, geometric mean of both sides; at beta* with the reference's losses scaled as is best. own error: "
+        "pictures and texts whose partner is not the nearest. own loss: less that of guessing, in nats."
     )
     grid = Grid.of("Candidates, least variance first", ["reference"], [*heads, "judged by"], rows, note)
     return replace(grid, columns=(*grid.columns[:-1], Column("judged by", number=False)))

@@ -1,12 +1,11 @@
 """The plots of the variance reports."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from steering.reports.figures import BASE, GREY, PALETTE, appearance, figure, key, logarithmic, name_rows, plot, styled
@@ -71,20 +70,17 @@ def cloud(name: str, pair: Paired) -> Plot:
     made, ((axes,),) = figure(height=4.2)
     axes.plot(reference[drawn], loss[drawn], color=PALETTE[0], ms=3, alpha=0.3, rasterized=True, **DOT)
     ends = np.array([reference[drawn].min(), reference[drawn].max()])
-    axes.plot(ends, ends, **DASHED)
-    axes.plot(ends, loss.mean() + slope * (ends - reference.mean()), color=PALETTE[1])
+    equal = axes.plot(ends, ends, label="equal losses", **DASHED)
+    fitted = loss.mean() + slope * (ends - reference.mean())
+    regression = axes.plot(ends, fitted, color=PALETTE[1], label="regression, slope beta*")
     room = 0.05 * np.ptp(loss[drawn])
     axes.set_ylim(loss[drawn].min() - room, loss[drawn].max() + room)
     axes.set(xlabel="loss of the reference", ylabel="loss of the target")
-    handles = [
-        key("a held-out sample", PALETTE[0], alpha=0.5, **DOT),
-        key("regression, slope beta*", PALETTE[1]),
-        key("equal losses", **DASHED),
-    ]
+    handles = [key("a held-out sample", PALETTE[0], alpha=0.5, **DOT), *regression, *equal]
     subset = f" {len(drawn):,} of {len(loss):,} losses, drawn at random." if len(drawn) < len(loss) else ""
     caption = (
-        f"{name}, first repetition. Subtracting the reference's loss removes what lies along the dashed line; what "
-        f"lies along the regression, of slope beta* = {slope:.2f}, is what a scale could remove.{subset}"
+        f"{name}, first repetition. Subtracting the reference's loss removes what lies along the dashed line, a scale "
+        f"what lies along the regression, of slope beta* = {slope:.2f}.{subset}"
     )
     return plot(made, handles, "losses", "Loss of the target against loss of the reference", caption)
 
@@ -104,10 +100,7 @@ def tails(name: str, pair: Paired) -> Plot:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set(ylim=(0, 1.02), xlabel="share of the samples, the most deviant first", ylabel="share of the variance")
-    caption = (
-        f"{name}, first repetition. The further to the upper left, the fewer samples a variance rests on; where one "
-        f"carries a tenth of it, its interval is not to be relied on."
-    )
+    caption = f"{name}, first repetition. The further to the upper left, the fewer samples a variance rests on."
     return plot(made, handles, "tails", "What the variances rest on", caption)
 
 
@@ -117,12 +110,10 @@ def along(name: str, seeds: Sequence[Sequence[Moment]]) -> Plot:
     steps, values, early = [one.step for one in seeds[0]], ratios_of(seeds), initial(seeds)
     median, several = np.median(values, 0), len(values) > 1
     made, ((axes,),) = figure(height=3.4)
-    if several:
-        axes.fill_between(steps, values.min(0), values.max(0), color=PALETTE[0], alpha=0.18, lw=0)
+    band = axes.fill_between(steps, values.min(0), values.max(0), color=PALETTE[0], alpha=0.18, lw=0)
     axes.plot(steps, median, "--o", color=GREY, ms=5)
     axes.plot(steps, np.where(early, np.nan, median), "-o", color=PALETTE[0], ms=5)
-    axes.axhline(1, color=BASE, lw=1.2)
-    axes.axhline(VISIBLE, color=GREY, lw=1, ls=(0, (1.5, 1)))
+    _levels(axes.axhline)
     axes.set(xscale="log", yscale="log", xlabel="gradient steps", ylabel=RATIO)
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -131,12 +122,10 @@ def along(name: str, seeds: Sequence[Sequence[Moment]]) -> Plot:
     logarithmic(axes, "y")
     handles: list[Artist] = [key("R, median of seeds" if several else "R", PALETTE[0], marker="o", ms=5)]
     handles += [key("sd(l) < sd(l_ref) / 2", ls="--", marker="o", ms=5)] if early.any() else []
-    handles += [Patch(color=PALETTE[0], alpha=0.18, lw=0, label="range of seeds")] if several else []
+    band.set_label("range of seeds")
+    handles += [band] if several else []
     listed = "; ".join(f"step {step:,}: {short(ratio)}" for step, ratio in zip(steps, median, strict=True))
-    caption = (
-        f"{name}, on the same held-out samples at every step. Dashed: while sd(l) < sd(l_ref) / 2, R is above 1 "
-        f"whatever the reference knows. {LEVELS} {listed}."
-    )
+    caption = f"{name}, on the same samples at every step; dashed while sd(l) < sd(l_ref) / 2. {LEVELS} {listed}."
     return plot(made, handles, "along", "R along the training", caption)
 
 
@@ -155,10 +144,7 @@ def prediction(
         handles += axes.plot([x], [100 * error.value], label=candidate, alpha=0.85, **mark)
     axes.set(xscale="log", xlabel=f"predicted before training: {title}", ylabel="error after training, %")
     logarithmic(axes, "x")
-    caption = (
-        f"A point is a reference: across, {title}, its mean over seeds; up, the error of the target that was "
-        f"steered by it, with its 95 % interval over seeds. Were the prediction right, the points would rise."
-    )
+    caption = f"Error of the target that a reference steered, with its 95 % interval over seeds, against {title}."
     return plot(made, handles, name, f"Error after training against {title}", caption)
 
 
@@ -168,11 +154,15 @@ def _bar(axes: Axes, row: int, ratio: Estimate) -> None:
     axes.plot([ratio.value], [row], "o", color=PALETTE[0], ms=7, mec="white", mew=0.8)
 
 
+def _levels(line: Callable[..., Any]) -> None:
+    line(1, color=BASE, lw=1.2)
+    line(VISIBLE, color=GREY, lw=1, ls=(0, (1.5, 1)))
+
+
 def _rows(axes: Axes, names: list[str]) -> None:
     """A row a name, R across, with the levels that verdicts hang on."""
     axes.set_xscale("log")
-    axes.axvline(1, color=BASE, lw=1.2)
-    axes.axvline(VISIBLE, color=GREY, lw=1, ls=(0, (1.5, 1)))
+    _levels(axes.axvline)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.3), max(high, 1.6))
     logarithmic(axes, "x")

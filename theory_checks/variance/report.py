@@ -29,14 +29,11 @@ def report(
     along: Sequence[Sequence[Moment]],
     command: str,
 ) -> Report:
-    """Builds the report.
+    """Builds the report on a task or run.
 
     Args:
-        subject: the task or the run.
-        collected: what was measured.
         measured: by target and view; the first one is the headline.
         along: what was seen of the plain target while it trained, by seed; none if nobody looked.
-        command: what the user typed.
     """
     by_name = {label(*key): one for key, one in measured.items()}
     head, first = next(iter(by_name.items()))
@@ -76,10 +73,8 @@ def _sentences(
     collected: Collected, measured: Mapping[tuple[str, str], Measured], leaked: verdicts.Leak | None
 ) -> tuple[list[str], list[str]]:
     """Findings and cautions on the first view of every target; sentences on all would hide what matters."""
-    views: dict[str, tuple[str, str]] = {}
-    for key in measured:
-        views.setdefault(key[0], key)
-    heads = {label(*key): measured[key] for key in views.values()}
+    views = {target: (target, view) for target, view in list(measured)[::-1]}
+    heads = {label(*key): measured[key] for key in measured if key in views.values()}
     findings, warnings = verdicts.further(heads), verdicts.of_seeds(next(iter(heads.values())))
     warnings += [line for name, one in heads.items() for line in verdicts.cautions(name, one)]
     if leaked is not None and leaked.detected:
@@ -123,15 +118,8 @@ def _ratios(by_name: Mapping[str, Measured]) -> Grid:
         ratio, reliable, outcome = measured.ratio, measured.reliable, verdicts.verdict(measured.ratio)
         means = [verdicts.short(measured.figures[key].value, 3) for key in ("loss", "variance", "difference_variance")]
         pill = Cell(outcome if reliable else f"{outcome}?", verdicts.TONES[outcome])
-        rows.append(
-            [
-                name,
-                *means,
-                Cell(verdicts.span(ratio), "" if reliable else "undecided"),
-                pill,
-                verdicts.short(ratio.value**0.5),
-            ]
-        )
+        span = Cell(verdicts.span(ratio), "" if reliable else "undecided")
+        rows.append([name, *means, span, pill, verdicts.short(ratio.value**0.5)])
     heads = ["mean loss", "Var(l)", "Var(l - l_ref)", "R [95 %]", "variance", "sqrt(R)"]
     note = "R = Var(l - l_ref) / Var(l). sqrt(R) is the factor on the main term of the bound, against DRO without it."
     return Grid.of("What the reference takes of the variance", ["target"], heads, rows, note)
@@ -150,20 +138,18 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
         top = Cell(share, "" if one.reliable else "worse")
         rows.append([name, verdicts.short(value["correlation"], 3), least, *texts, top])
     note = (
-        "needed: sd(l_ref) / (2 sd(l)), the correlation above which R < 1. temp.: what the reference's scores would "
-        "have to be divided by for the smallest R, found on these very samples. shuffled: R with the reference's "
-        "losses of other samples. winsorised: R with the outer hundredth of either tail drawn in. top: the largest "
-        "share of one sample (or pair) in either variance."
+        "needed: the correlation above which R < 1. temp.: of the reference's scores for the smallest R, on these very "
+        "samples. winsorised: with the outer hundredth of either tail drawn in. top unit: its share of a variance."
     )
     return Grid.of("What it is made of", ["target"], heads, rows, note)
 
 
 class Certified(NamedTuple):
-    """The certificates of one target and seed."""
+    """The certificates of one target and seed, for which B is the width of its differences."""
 
-    bounded: Certificate  # with the width B below
-    asymptotic: Certificate  # without a width
-    width: float  # B, the span of the differences
+    bounded: Certificate
+    asymptotic: Certificate  # without B
+    width: float
 
 
 def certify(collected: Collected) -> dict[str, list[Certified]]:
@@ -181,7 +167,6 @@ def certify(collected: Collected) -> dict[str, list[Certified]]:
 
 
 def certificate_grid(certificates: dict[str, list[Certified]]) -> Grid:
-    """A row a target."""
     rows = []
     for target, seeds in certificates.items():
         means = np.mean([(b.mean, b.upper, width, a.upper) for b, a, width in seeds], 0)
@@ -189,11 +174,8 @@ def certificate_grid(certificates: dict[str, list[Certified]]) -> Grid:
         tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
         rows.append([target, *map(verdicts.short, means.tolist()), Cell(f"{better} of {len(seeds)} seeds", tone)])
     note = (
-        "at most: mean + sqrt(2 Var(l - l_ref) ln(2 / 0.05) / m) + 7 B ln(2 / 0.05) / (3 (m - 1)), which R(target) - "
-        "R(reference) does not exceed with probability 95 % where losses are bounded such that l - l_ref spans no more "
-        "than B. Here B is the span of the m held-out samples, and cross-entropy has no bound, so this too is "
-        "asymptotic; steer bound --run FOLDER --width B takes a B that is known. asymptotic: with Student's quantile "
-        "and no B. Means over seeds; no worse: seeds whose own bound is at most 0."
+        "at most: with probability 95 %, if l - l_ref spans no more than B. Here B is the span that was seen, so this "
+        "too is asymptotic; asymptotic has no B. Means over seeds; no worse: seeds whose own bound is at most 0."
     )
     heads = ["mean l - l_ref", "at most", "B", "asymptotic", "no worse"]
     return Grid.of("How much worse than the reference the target can be", ["target"], heads, rows, note)

@@ -60,7 +60,7 @@ def split(batches: list[Batch], share: float) -> tuple[Batch, Batch]:
 
 
 class Trained(NamedTuple):
-    """What one seed predicted, and the errors after training; docs/variance.md says what the predictions are."""
+    """What one seed predicted (see docs/variance.md), and the errors after training."""
 
     predicted: dict[str, ndarray]  # by prediction, [candidates]; less should be better
     errors: dict[str, float]  # after training with each candidate, by its name
@@ -249,8 +249,7 @@ def _worth_grid(worths: Mapping[str, Worth], random: float) -> Grid:
         tau = Cell(_span(one.tau), "best" if one.tau.value == top else "")
         rows.append([name, tau, f"{one.overall:.2f}", _span(one.regret, 1, 100)])
     note = (
-        "tau: Kendall's, of the predicted and the trained order, mean over seeds; 1 is the same order, 0 none, -1 the "
-        f"reverse. regret: error with the first-ranked less that with the best; a random choice has {100 * random:.1f}."
+        f"tau: Kendall's, of both orders, mean over seeds. regret: of the first-ranked; at random {100 * random:.1f}."
     )
     return Grid.of("What a prediction is worth", ["prediction"], ["tau", "of means", "regret, points"], rows, note)
 
