@@ -59,16 +59,9 @@ def multiplicities(units: int, draws: int, rng: np.random.Generator) -> Iterator
 def means(
     columns: ndarray, *, rng: np.random.Generator, clusters: ndarray | None = None, draws: int = DRAWS
 ) -> ndarray:
-    """Means of columns in every draw.
+    """Means of ``columns``, ``[n, k]``, a row a sample, in every draw: ``[draws, k]``.
 
-    Args:
-        columns: ``[n, k]``, a row a sample; its values stay together.
-        rng: what draws.
-        clusters: ``[n]`` labels of samples that are taken together; each is its own if not given.
-        draws: number of them.
-
-    Returns:
-        ``[draws, k]``.
+    Samples with the same label of ``clusters``, ``[n]``, are taken together; each is its own without.
     """
     sums, sizes = columns, np.ones(len(columns))
     if clusters is not None:

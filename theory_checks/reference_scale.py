@@ -26,11 +26,7 @@ DEFAULT = "0,0.15,0.3,0.5,1,auto"
 
 
 def arms_of(recipe: Recipe, scales: str) -> dict[str, Arm]:
-    """The recipe's first steered arm, once for every scale; 0 is plain DRO.
-
-    Raises:
-        UserError: the recipe steers by no reference, or a scale is no number.
-    """
+    """The recipe's first steered arm, once for every scale; 0 is plain DRO."""
     steered = [arm for arm in recipe.arms.values() if arm.subtract]
     if not steered:
         raise UserError("this task has no arm that subtracts a reference loss: nothing to scale")

@@ -50,17 +50,9 @@ class Estimate:
 
 
 def reach(sizes: Sequence[int], errors: Sequence[float], target: float) -> Range:
-    """The number of samples at which a curve first comes down to a target.
+    """The number of samples at which errors first come down to a target, both logarithms linear between sizes.
 
-    Between two sizes both logarithms are taken to be linear.
-
-    Args:
-        sizes: ``[k]``, rising.
-        errors: ``[k]``, above 0.
-        target: error to be reached.
-
-    Returns:
-        A number; below the first size if that one is enough, above the last one if none is.
+    Below the first size if that one is enough, above the last one if none is.
     """
     index = next((index for index, error in enumerate(errors) if error <= target), None)
     if index is None:
@@ -83,8 +75,7 @@ def reaches(sizes: Sequence[int], errors: np.ndarray, target: np.ndarray, draws:
     """``reach`` of the mean of every draw of seeds, its target being of the same draw.
 
     Args:
-        sizes: ``[k]``.
-        errors: ``[seeds, k]``.
+        errors: ``[seeds, sizes]``.
         target: ``[seeds]``, the reference's errors.
         draws: ``[draws, seeds]`` indices of seeds drawn with replacement, the same for all that is compared.
     """

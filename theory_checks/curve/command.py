@@ -40,16 +40,7 @@ FREE = ("seeds", "sizes", "methods")  # of which a curve may later have more or 
 def run(
     task: str, *, setting: str | None, out: Path | None, jobs: int | None, keep: float | None, **options: Any
 ) -> None:
-    """Trains what is not trained yet and writes the report.
-
-    Args:
-        task: name or constructor call.
-        setting: one of ``settings.SETTINGS``, or None.
-        out: folder of the curve; what is there already is not trained again.
-        jobs: processes, by default one a core.
-        keep: share of the static filter.
-        options: further arguments of ``planned``.
-    """
+    """Trains what is not trained yet and writes the report; ``options`` are further arguments of ``planned``."""
     torch.set_num_threads(1)
     frozen = None if setting is None else setting_of(setting, task.partition("(")[0].strip())
     plan = planned(task, frozen, keep=keep, **options)
@@ -73,11 +64,7 @@ def planned(
     keep: float | None = None,
     sets: Sequence[str] = (),
 ) -> Plan:
-    """The plan of what was typed; a setting is where it begins, and what is typed wins.
-
-    Raises:
-        UserError: something unknown or out of range.
-    """
+    """The plan of what was typed, which wins over the setting it begins with; a UserError if that is no plan."""
     frozen = {"options": setting.options, "recipe": setting.recipe} if setting else {}
     _, made = resolve(task, sets=sets, typed=frozen)
     samples = _sizes(sizes) if sizes else [setting.size] if setting else _usual_sizes(made)
@@ -117,10 +104,6 @@ def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[A
 
     Returns:
         What came of it, and what was chosen for every method and size if the plan tunes.
-
-    Raises:
-        UserError: the folder is another curve's, or some process is at work in it.
-        Stopped: SIGINT or SIGTERM came; the same command goes on.
     """
     todo = units(plan)
     trials = (2 * plan.tune + 1) * plan.tuning_seeds if plan.tune else 0  # the second round takes the best one along

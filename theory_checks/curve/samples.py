@@ -21,11 +21,7 @@ class ReferenceData(Protocol):
 
 
 def sample_pool(task: Task) -> Task:
-    """A drawn task with all its samples in memory, whose reference is fitted once for all that is derived from it.
-
-    Raises:
-        UserError: the task's loss is not one number a sample.
-    """
+    """A drawn task with all its samples in memory, whose reference is fitted once for all that is derived from it."""
     if task.rows != 1:
         raise UserError(f"{type(task).__name__} has no loss of its own for every sample: curves need one")
 
@@ -37,11 +33,7 @@ def sample_pool(task: Task) -> Task:
 
 
 def first(pool: Task, number: int) -> Task:
-    """The first samples of a pool: for one pool, smaller sets are parts of larger ones.
-
-    Raises:
-        UserError: there are fewer.
-    """
+    """The first samples of a pool, part of the larger sets of the same pool; a UserError if there are fewer."""
     if not 1 <= number <= pool.size:
         raise UserError(f"{number} training samples were asked for, of {pool.size} there are")
     return train_on(pool, training_samples(pool).take(torch.arange(number)))

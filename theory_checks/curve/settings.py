@@ -73,11 +73,7 @@ SETTINGS = {
 
 
 def setting_of(name: str, task: str) -> Setting:
-    """The setting of that name.
-
-    Raises:
-        UserError: there is none, or it is another task's.
-    """
+    """The setting of that name; a UserError if there is none, or it is another task's."""
     if name not in SETTINGS:
         hint = did_you_mean(name, SETTINGS) or "."
         raise UserError(f"no setting is named {name!r}{hint} Known: {', '.join(SETTINGS)}")

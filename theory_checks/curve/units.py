@@ -63,11 +63,7 @@ class Unit(Strict):
         return f"{self.name}, n = {self.size}, seed {self.seed}"
 
     def read(self, folder: Path) -> Outcome | None:
-        """What the file says, if there is one.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """What the file says, if there is one; a UserError if it is damaged."""
         return read_part(folder / self.file, Outcome)
 
     def make(self, plan: Plan, folder: Path) -> Outcome:
@@ -142,14 +138,7 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
 
 
 def make_all(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: Watch) -> list[Outcome]:
-    """What every unit came to, read back where its file is there already.
-
-    Args:
-        plan: of which these are units.
-        units: in the order in which they are begun.
-        folder: of the curve.
-        jobs: processes; with 1 everything happens in this one.
-        watch: shows how many units are done.
+    """What every unit came to, in the order given, read back where its file is there already; ``jobs`` is processes.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; what was done is on disk.

@@ -30,11 +30,7 @@ def run(
     seed: int,
     out: Path | None,
 ) -> None:
-    """Fits and reports; the arguments are those of ``steer scaling``.
-
-    Raises:
-        UserError: options that do not go together, or points that cannot be fitted.
-    """
+    """Fits and reports; the arguments are those of ``steer scaling``."""
     if unit not in UNITS:
         raise UserError(f"--compute takes {' or '.join(UNITS)}, got {unit!r}")
     if runs and csv is not None:

@@ -82,11 +82,7 @@ class Subset:
 
 
 def subset(name: str, points: Sequence[Point], baseline: str, error: float | None, seed: int) -> Subset:
-    """Fits one choice of points; ``error`` is the standard deviation of a reading, if they were read off a figure.
-
-    Raises:
-        UserError: no points, an unknown baseline, or a method with fewer than three different computes.
-    """
+    """Fits one choice of points; ``error`` is the standard deviation of a reading, if they were read off a figure."""
     if not points:
         raise UserError(f"no points are left of {name}: loosen --where")
     methods = list(dict.fromkeys(point.method for point in points))
@@ -124,11 +120,7 @@ def _groups(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def fit(points: Sequence[Point], seed: int = 0) -> dict[str, Law]:
-    """Fits every method separately; the draws are paired between methods.
-
-    Raises:
-        UserError: a method with fewer than three different computes.
-    """
+    """Fits every method separately, which takes three different computes; draws are paired between methods."""
     taken, laws = _taken(points, DRAWS, seed), {}
     for method in dict.fromkeys(point.method for point in points):
         chosen = [point for point in points if point.method == method]
@@ -153,10 +145,7 @@ def gap(law: Law, baseline: Law, units: int) -> Estimate:
 
 
 def paired_gap(points: Sequence[Point], method: str, baseline: str) -> Estimate | None:
-    """The same from few points: minus the slope of log(error / baseline's error), with its t interval.
-
-    None where fewer than three different computes have points of both.
-    """
+    """Minus the slope of log(error / baseline error), with its t interval; None of fewer than three shared computes."""
     pairs = _pairs(points, method, baseline)
     x = np.log([point.compute for point, _ in pairs])
     return None if len(set(x)) < LEAST else _gaps(pairs, x[:, None])[0]

@@ -73,9 +73,6 @@ def named(points: Sequence[Point], name: str) -> list[Point]:
 
     ``published-six`` is ViT-B/32 and ViT-B/16 from 0.64 billion samples on: of all common subsets of at least four
     points the one whose fits come closest to both printed ones. The paper does not say which points it fitted.
-
-    Raises:
-        UserError: no such subset.
     """
     if name not in _SUBSETS:
         raise UserError(f"there is no subset {name!r} of the published points; there are {SIX} and {ALL}")
@@ -83,11 +80,7 @@ def named(points: Sequence[Point], name: str) -> list[Point]:
 
 
 def where(points: Sequence[Point], conditions: Sequence[str]) -> list[Point]:
-    """The points that meet all conditions: ``model=ViT-B/32,ViT-B/16``, ``samples>=6e8``, ``compute<=1e11``.
-
-    Raises:
-        UserError: a condition that cannot be read, or a column that there is not.
-    """
+    """The points that meet all conditions: ``model=ViT-B/32,ViT-B/16``, ``samples>=6e8``, ``compute<=1e11``."""
     kept = list(points)
     for condition in conditions:
         match = _CONDITION.match(condition)
@@ -117,11 +110,7 @@ def _number(text: str | None) -> float:
 
 
 def from_csv(path: Path) -> list[Point]:
-    """Reads the columns method, compute and error, and model, samples and run where there are.
-
-    Raises:
-        UserError: no such file, a missing column, or a number that is none or not above zero.
-    """
+    """Reads the columns method, compute and error, and model, samples and run where there are."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -158,15 +147,11 @@ def _positive(path: Path, line: int, name: str, text: str | None) -> float:
 
 
 def from_runs(folders: Sequence[Path], unit: str, metric: str | None) -> list[Point]:
-    """The arms of finished runs, one point for every seed.
+    """The arms of finished runs of several sizes or lengths, one point for every seed.
 
     Args:
-        folders: of runs that differ in size or length.
         unit: of compute: ``samples`` in gradient steps, or ``cpu`` seconds of training.
         metric: which one is the error; the headline if None. A share of which more is better counts as one minus it.
-
-    Raises:
-        UserError: no finished run, or a metric that is no error.
     """
     points = []
     for folder in folders:

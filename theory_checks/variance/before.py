@@ -38,11 +38,7 @@ def judge(
     workers: int,
     command: str,
 ) -> Report:
-    """Ranks references on pairs that none of them should have been trained on.
-
-    Raises:
-        UserError: only one model in all, or the same one twice.
-    """
+    """Ranks references on pairs that none of them should have been trained on."""
     names = [*refs, *([proxy] if proxy else [])]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(

@@ -57,11 +57,7 @@ def _of_label(losses: ndarray, outputs: ndarray) -> ndarray:
 
 
 def held_out(task: Task) -> list[Batch]:
-    """The held-out samples of a task.
-
-    Raises:
-        UserError: it has none.
-    """
+    """The held-out samples of a task; a UserError if it has none."""
     if isinstance(task, HeldOut):
         return list(task.held_out(BLOCK))
     raise UserError(
@@ -72,11 +68,7 @@ def held_out(task: Task) -> list[Batch]:
 
 @torch.no_grad()
 def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Features:
-    """Losses of a model, target or reference, in evaluation mode and without a trace; of Pairs the features.
-
-    Raises:
-        RunError: a loss is no finite number.
-    """
+    """Losses of a model, target or reference, in evaluation mode and without a trace; of Pairs the features."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     with untouched():
@@ -100,11 +92,7 @@ def score(task: Task, model: nn.Module, batches: list[Batch]) -> Scored | Featur
 
 
 def paired(target: Scored, reference: Scored) -> Samples:
-    """Both models' losses of the same samples.
-
-    Raises:
-        RunError: the target's losses are all alike.
-    """
+    """Both models' losses of the same samples; a RunError if the target's are all alike."""
     if np.ptp(target.losses) == 0:
         raise RunError("all held-out losses of the target are alike: there is no variance to compare")
     return Samples(target.losses, reference.losses, target.rows, reference.tempered())
@@ -192,12 +180,7 @@ def collect(
     """Losses of the models of all arms and seeds, and of the reference.
 
     Args:
-        task: before it is drawn.
-        seeds: number of repetitions.
-        arms: targets.
-        model: gives the trained target of an arm.
         pairs: most image-text pairs.
-        device: of the reference.
         star: trains a stand-in for the best model on the samples of a task; None leaves it out.
     """
     collected, bench = Collected(size=task.seeded(0).size), None
@@ -247,11 +230,7 @@ class Trainer:
     device: torch.device
 
     def __call__(self, name: str, task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:
-        """The model that an arm ends with.
-
-        Raises:
-            Interrupted: the user asked for an end.
-        """
+        """The model that an arm ends with."""
         reference = ReferenceLosses(task, self.device)
         training = loop.Training(task, arm, recipe, reference=reference, seed=seed, device=self.device)
         self.watch.begin(f"{name} (seed {seed})", recipe.steps)

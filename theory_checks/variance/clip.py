@@ -59,11 +59,7 @@ class ClipBench(Bench):
 
 
 def pairs_of(data: str, most: int, caption_field: str | None = None) -> PairSet:
-    """Up to ``most`` pairs of shards, chosen at random but always the same.
-
-    Raises:
-        UserError: there are too few.
-    """
+    """Up to ``most`` pairs of shards, chosen at random but always the same; a UserError if there are too few."""
     shards = Shards.open(data, caption_field=caption_field)
     if len(shards) < FEWEST:
         raise UserError(f"{data} has {len(shards)} pairs, and variances need at least {FEWEST}: name more shards")

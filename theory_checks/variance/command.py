@@ -44,11 +44,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Measures, prints and writes the report.
-
-    Raises:
-        UserError: the options do not fit together.
-    """
+    """Measures, prints and writes the report."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     folder, made = _measured(options, console)
     show(made, console, write(made, folder))

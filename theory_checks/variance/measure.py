@@ -100,9 +100,7 @@ def measure(
     Args:
         pairs: one a repetition.
         scale: of the reference's loss, for one more figure, ``ratio_at_scale``.
-        draws: of the samples of every repetition.
         crossed: the repetitions share their held-out samples.
-        seed: of the draws.
     """
     seeds = [derive(seed, "draws", 0 if crossed else number) for number in range(len(pairs))]
 
@@ -203,7 +201,6 @@ def rank(
         errors: share of its answers that are wrong, likewise; shown, not used.
         decide: views whose R, in geometric mean, makes the order.
         proxy: judges all; without one, each is judged by the best of the others.
-        draws: of the held-out samples, the same for all candidates, whose order in each draw is counted.
     """
     drawn, ranked = [], []
     for name in (name for name in losses if name != proxy):

@@ -81,16 +81,9 @@ class Observer:
 
 
 def read(folder: Path, arm: str, last: int, units: Sequence[int]) -> list[list[Moment]]:
-    """What was measured of every seed, at the steps that all of them have.
+    """What was measured of every seed, in order, at the steps that all of them have.
 
-    Args:
-        folder: of the run.
-        arm: the plain one.
-        last: step of the recipe.
-        units: of the held-out samples of every seed; what was measured on others does not count.
-
-    Returns:
-        Moments by seed, in order; none where nothing was measured.
+    ``units`` are those of the held-out samples of every seed; what was measured on others does not count.
     """
     saved = [_saved(_path(folder, arm, seed)) for seed in range(len(units))]
     seeds = [{one.step: one for one in moments if one.units == n} for moments, n in zip(saved, units, strict=True)]

@@ -68,11 +68,7 @@ class Trained(NamedTuple):
 
 
 def check(task: Task, name: str) -> None:
-    """Makes sure that a task can be validated on, before anything is trained.
-
-    Raises:
-        UserError: the task has no noise to leave out, or no classifier.
-    """
+    """Makes sure that a task can be validated on, before anything is trained; a UserError if not."""
     if "noise" not in getattr(task, "__dataclass_fields__", {}):
         raise UserError(f"--validate needs a task of classes with an option noise, digits or blobs; {name} has none")
     drawn = task.seeded(0)
