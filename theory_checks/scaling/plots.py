@@ -6,18 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from steering.reports.figures import (
-    BASE,
-    INK,
-    PALETTE,
-    appearance,
-    figure,
-    key,
-    name_rows,
-    plot,
-    powers_of_ten,
-    styled,
-)
+from steering.reports.figures import BASE, INK, PALETTE, appearance, figure, key, name_rows, plot, powers_of_ten, styled
 from steering.reports.report import Plot
 from steering.theory_checks.scaling.fit import Gap, Law
 from steering.theory_checks.scaling.points import Point

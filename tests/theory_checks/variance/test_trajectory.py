@@ -10,15 +10,7 @@ from steering.runs import config as configs
 from steering.runs.folder import Stopped
 from steering.runs.run import Run
 from steering.tasks.blobs import Blobs
-from steering.theory_checks.variance.trajectory import (
-    FILE,
-    Moment,
-    Observer,
-    finding,
-    initial,
-    read,
-    steps,
-)
+from steering.theory_checks.variance.trajectory import FILE, Moment, Observer, finding, initial, read, steps
 from steering.training import loop
 
 UNITS = 2000
