@@ -24,10 +24,9 @@ from steering.runs.progress import Watch
 from steering.task import Task
 from steering.theory_checks.curve import tuning
 from steering.theory_checks.curve.analysis import Analysis
-from steering.theory_checks.curve.plan import Method, Plan, label_of, methods_of, steered_of
+from steering.theory_checks.curve.plan import PLAIN, Method, Plan, Setting, label_of, methods_of, setting_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
 from steering.theory_checks.curve.samples import sample_pool
-from steering.theory_checks.curve.settings import PLAIN, Setting, setting_of
 from steering.theory_checks.curve.units import Outcome, Unit, make_all, units
 from steering.theory_checks.training_sets import training_samples
 

@@ -57,7 +57,7 @@ def _measured(options: Options, console: Console) -> tuple[Path, Report]:
                 "--ref judges references before any training, on --data alone: leave out the task, --seeds, --set and "
                 "--validate. A task takes its reference by --set options.ref=MODEL"
             )
-        from steering.theory_checks.variance.before import judge
+        from steering.theory_checks.variance.clip import judge
 
         taken = {name: getattr(options, name) for name in ("proxy", "data", "caption_field", "pairs", "workers")}
         folder = options.out or new_folder("variance")

@@ -15,7 +15,7 @@ from rich.console import Console
 from steering import UserError
 from steering.reports.report import read
 from steering.theory_checks.curve.command import execute, planned, run
-from steering.theory_checks.curve.settings import SETTINGS, setting_of
+from steering.theory_checks.curve.plan import SETTINGS, setting_of
 
 SHORT = ["recipe.steps=4", "recipe.evaluate_every=2", "recipe.batch=20"]
 FEW: dict[str, Any] = {"sizes": "20,40", "seeds": 2, "methods": "shuffled", "sets": SHORT}
