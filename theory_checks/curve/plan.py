@@ -155,7 +155,7 @@ def _earlier(**gains: tuple) -> list[EarlierGain]:
 # Settings that were measured before, to be measured again on fresh seeds. A and B are the recipe of digits with another
 # weight decay; B's reference has seen wrong labels like the target's. The first measurements were made with another
 # implementation of the same methods, on seeds 1000 to 1019 (A, B) and 5000 to 5011 (MLP); there plain training and DRO
-# had the best of two to five weight decays, chosen on those very seeds, and plain training in MLP the best step too. Here
+# had the best of two to five weight decays, chosen on those very seeds, and plain training in MLP the best step. Here
 # they have the weight decay that is best for plain training on other seeds: in A and B the recipe's, in MLP the best of
 # {0.001, 0.003, 0.01, 0.03, 0.1} on seeds 6000 to 6003, at its best step.
 SETTINGS = {

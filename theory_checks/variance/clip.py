@@ -26,6 +26,7 @@ from steering.reports.report import Report
 from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.bench import Bench
+from steering.theory_checks.variance.command import Options
 from steering.theory_checks.variance.measure import Ranked, rank
 from steering.theory_checks.variance.paired import (
     PER_ANCHOR,
@@ -41,11 +42,12 @@ from steering.theory_checks.variance.verdicts import short, span
 from steering.training.seeds import generator, untouched
 
 FEWEST = 10  # pairs below which there is nothing to measure
-TEMPERATURES = (1e-3, 10.0)  # temperatures among which the best one of a model is searched
+SEARCHED = (1e-3, 10.0)  # temperatures among which the best one of a model is searched
 TEMPERATURES = {True: 0.07, False: 0.01}  # of the bundled pairs, which are few and small, and of others (the paper's)
 DECIDE = [f"{side} side, {PER_PAIR}" for side in SIDES]
 LONGEST = 30  # letters of a name in a table
 KNOWS = 0.1  # nats below guessing, without which a model knows nothing of the pairs
+QUESTION = "Which of these references takes most of the variance of the best model's loss, judged before any training?"
 SURE = 0.95  # share of the draws in which the first has to be first
 
 
@@ -108,7 +110,7 @@ def mean_loss(answers: Features) -> float:
     def loss(log: float) -> float:
         return float(np.mean([logsumexp(losses / np.exp(log), axis=1) for losses in both])) - np.log(len(both[0]))
 
-    best: Any = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-2})
+    best: Any = minimize_scalar(loss, bounds=tuple(np.log(SEARCHED)), method="bounded", options={"xatol": 1e-2})
     return float(best.fun)
 
 
@@ -124,20 +126,10 @@ def _sample(pairs: PairSet, most: int) -> PairSet:
     return PairSet(pairs.shards, [pairs.ids[index] for index in chosen.tolist()], lines=pairs.lines)
 
 
-def judge(
-    refs: list[str],
-    console: Console,
-    *,
-    proxy: str | None,
-    data: str | None,
-    caption_field: str | None,
-    pairs: int,
-    device: str,
-    workers: int,
-    command: str,
-) -> Report:
+def judge(options: Options, console: Console) -> Report:
     """Ranks references on pairs that none of them should have been trained on."""
-    names = [*refs, *([proxy] if proxy else [])]
+    data, proxy = options.data, options.proxy
+    names = [*options.refs, *([proxy] if proxy else [])]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(
             f"a candidate is judged by another model: name at least two different ones, --ref A --ref B or --ref A "
@@ -145,12 +137,13 @@ def judge(
         )
     bundled = data is None or data == EMOJI_DATA
     temperature = TEMPERATURES[bundled]
-    judged_on = pairs_of(str(emoji_shard("held_out_google") if bundled else data), pairs, caption_field)
-    on, labels, answers = device_named(device), _labels(names), {}
+    shards = str(emoji_shard("held_out_google") if bundled else data)
+    judged_on = pairs_of(shards, options.pairs, options.caption_field)
+    on, labels, answers = device_named(options.device), _labels(names), {}
     for name in names:
         console.print(f"asking {name}", markup=False, highlight=False)
         with untouched():
-            answers[labels[name]] = features(load_reference(name).to(on), judged_on, workers)
+            answers[labels[name]] = features(load_reference(name).to(on), judged_on, options.workers)
     losses, errors = ({name: measure(one) for name, one in answers.items()} for measure in (mean_loss, mistakes))
 
     def compare(target: str, name: str) -> dict[str, Paired]:
@@ -160,10 +153,7 @@ def judge(
     number = len(judged_on)
     return Report(
         title=f"Candidate references for {EMOJI_DATA if bundled else data}",
-        question=(
-            "Which of these references takes most of the variance of the loss of the best model, as far as that can be "
-            "told before any training?"
-        ),
+        question=QUESTION,
         verdict=_verdict(ranked),
         findings=_findings(ranked),
         cautions=_cautions(ranked, number),
@@ -178,7 +168,7 @@ def judge(
             "reference's own error was the better guide (docs/variance.md has the numbers)."
         ],
         numbers={"ranked": [asdict(one) for one in ranked], "pairs": number, "temperature": temperature},
-        command=command,
+        command=options.command,
     )
 
 
@@ -224,12 +214,12 @@ def _cautions(ranked: list[Ranked], number: int) -> list[str]:
         lines.append(
             "not all candidates have the same proxy: the best one is judged by the second best; --proxy makes it one"
         )
-    for one in ranked:
-        if one.loss > -KNOWS:
-            lines.append(
-                f"{one.name} hardly tells these pairs apart ({-one.loss:.2g} nats better than guessing): it takes "
-                f"nothing away and adds nothing, which leaves R near 1 and is no merit"
-            )
+    lines += [
+        f"{one.name} hardly tells these pairs apart ({-one.loss:.2g} nats better than guessing): it takes nothing away "
+        f"and adds nothing, which leaves R near 1 and is no merit"
+        for one in ranked
+        if one.loss > -KNOWS
+    ]
     if number < 200:
         lines.append(f"{number} pairs are few; use some hundreds at least")
     return lines

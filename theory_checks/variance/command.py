@@ -59,9 +59,7 @@ def _measured(options: Options, console: Console) -> tuple[Path, Report]:
             )
         from steering.theory_checks.variance.clip import judge
 
-        taken = {name: getattr(options, name) for name in ("proxy", "data", "caption_field", "pairs", "workers")}
-        folder = options.out or new_folder("variance")
-        return folder, judge(options.refs, console, device=options.device, command=options.command, **taken)
+        return options.out or new_folder("variance"), judge(options, console)
     if options.target is None:
         raise UserError("say what to measure: steer variance digits, a run folder, or --ref A --ref B --data D")
     if options.data or options.proxy:

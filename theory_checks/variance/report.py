@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from steering.reports.grid import MISSING, Cell, Grid, Tone
 from steering.reports.report import Report
-from steering.theory_checks.bound.certificate import Certificate, certificate
+from steering.theory_checks.bound.certificate import certificate
 from steering.theory_checks.variance import plots, trajectory, verdicts
 from steering.theory_checks.variance.bench import MOST_WHOLE, STAR, Collected
 from steering.theory_checks.variance.measure import Measured
@@ -62,7 +62,7 @@ def report(
             "measured": {name: as_numbers(one) for name, one in by_name.items()},
             "leak": leaked and {"gap": leaked.gap, "error": leaked.error, "found": leaked.detected},
             "shared_samples": collected.crossed,
-            "certificates": certificate_numbers(certificates),
+            "certificates": certificates,
             "along_training": [[asdict(one) | {"ratio": one.ratio, "init": one.initial} for one in s] for s in along],
         },
         command=command,
@@ -144,16 +144,8 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
     return Grid.of("What it is made of", ["target"], heads, rows, note)
 
 
-class Certified(NamedTuple):
-    """The certificates of one target and seed, for which B is the width of its differences."""
-
-    bounded: Certificate
-    asymptotic: Certificate  # without B
-    width: float
-
-
-def certify(collected: Collected) -> dict[str, list[Certified]]:
-    """Certificates of all targets with losses of single samples, by name and seed.
+def certify(collected: Collected) -> dict[str, list[dict[str, float]]]:
+    """Certificates of all targets with losses of single samples, by name and seed, as plain numbers.
 
     The best model at hand has none: it is two models, each scored on the other's half.
     """
@@ -161,32 +153,26 @@ def certify(collected: Collected) -> dict[str, list[Certified]]:
     for (target, view), pairs in collected.pairs.items():
         differences = [p.target - p.reference for p in pairs if isinstance(p, Samples) and p.clusters is None]
         if target != STAR and not view and len(differences) == len(pairs):
-            widths = [(d, float(np.ptp(d))) for d in differences]
-            certificates[target] = [Certified(certificate(d, DELTA, b), certificate(d, DELTA), b) for d, b in widths]
+            certificates[target] = [_certificate(d, float(np.ptp(d))) for d in differences]
     return certificates
 
 
-def certificate_grid(certificates: dict[str, list[Certified]]) -> Grid:
+def _certificate(d: np.ndarray, width: float) -> dict[str, float]:
+    bounded = certificate(d, DELTA, width)
+    numbers = {"mean": bounded.mean, "samples": bounded.samples, "upper": bounded.upper, "width_seen": width}
+    return numbers | {"asymptotic": certificate(d, DELTA).upper}
+
+
+def certificate_grid(certificates: dict[str, list[dict[str, float]]]) -> Grid:
     rows = []
     for target, seeds in certificates.items():
-        means = np.mean([(b.mean, b.upper, width, a.upper) for b, a, width in seeds], 0)
-        better = sum(one.bounded.better for one in seeds)
+        means = [np.mean([one[name] for one in seeds]) for name in ("mean", "upper", "width_seen", "asymptotic")]
+        better = sum(one["upper"] <= 0 for one in seeds)
         tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
-        rows.append([target, *map(verdicts.short, means.tolist()), Cell(f"{better} of {len(seeds)} seeds", tone)])
+        rows.append([target, *map(verdicts.short, means), Cell(f"{better} of {len(seeds)} seeds", tone)])
     note = (
         "at most: with probability 95 %, if l - l_ref spans no more than B. Here B is the span that was seen, so this "
         "too is asymptotic; asymptotic has no B. Means over seeds; no worse: seeds whose own bound is at most 0."
     )
     heads = ["mean l - l_ref", "at most", "B", "asymptotic", "no worse"]
     return Grid.of("How much worse than the reference the target can be", ["target"], heads, rows, note)
-
-
-def certificate_numbers(certificates: dict[str, list[Certified]]) -> dict[str, Any]:
-    """All of it as plain numbers, by target and seed."""
-    return {
-        target: [
-            {"mean": b.mean, "samples": b.samples, "upper": b.upper, "width_seen": width, "asymptotic": a.upper}
-            for b, a, width in seeds
-        ]
-        for target, seeds in certificates.items()
-    }

@@ -59,14 +59,6 @@ def split(batches: list[Batch], share: float) -> tuple[Batch, Batch]:
     return samples.take(torch.arange(cut)), samples.take(torch.arange(cut, len(samples)))
 
 
-class Trained(NamedTuple):
-    """What one seed predicted (see docs/variance.md), and the errors after training."""
-
-    predicted: dict[str, ndarray]  # by prediction, [candidates]; less should be better
-    errors: dict[str, float]  # after training with each candidate, by its name
-    plain: float  # error without a reference
-
-
 def check(task: Task, name: str) -> None:
     """Makes sure that a task can be validated on, before anything is trained; a UserError if not."""
     if "noise" not in getattr(task, "__dataclass_fields__", {}):
@@ -78,21 +70,19 @@ def check(task: Task, name: str) -> None:
 def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> Report:
     """Predicts, trains with every candidate, compares; ``check`` has passed."""
     seeds = [_one_seed(task.seeded(seed), config.recipe, trainer, seed) for seed in range(config.recipe.seeds)]
-    names, first = list(seeds[0].errors), next(iter(seeds[0].predicted))
-    errors = np.array([list(one.errors.values()) for one in seeds])
-    predicted = {name: np.stack([one.predicted[name] for one in seeds]) for name in seeds[0].predicted}
+    predictions, trained, without = zip(*seeds, strict=True)
+    names, first = list(trained[0]), next(iter(predictions[0]))
+    errors = np.array([list(one.values()) for one in trained])
+    predicted = {name: np.stack([one[name] for one in predictions]) for name in predictions[0]}
     worths = {name: worth(rows, errors) for name, rows in predicted.items()}
     geometric = {name: np.exp(np.log(np.maximum(rows, 1e-12)).mean(0)).tolist() for name, rows in predicted.items()}
     means = {name: dict(zip(names, values, strict=True)) for name, values in geometric.items()}
     after = {name: _over_seeds(column) for name, column in zip(names, errors.T, strict=True)}
-    plain = float(np.mean([one.plain for one in seeds]))
+    plain = float(np.mean(without))
     random = float((errors.mean(1) - errors.min(1)).mean())
     return Report(
         title=f"Worth of the ranking: {config.task}",
-        question=(
-            "Does the order of references that R predicts before training agree with the order of the targets' errors "
-            "after training with each?"
-        ),
+        question="Does the order of references that R predicts agree with that of the errors after training with each?",
         verdict=_verdict(worths[first].tau),
         findings=_findings(worths, random),
         cautions=[f"{len(errors)} seeds are too few; use at least 5"] if len(errors) < 5 else [],
@@ -112,13 +102,16 @@ def validate(task: Task, config: RunConfig, trainer: Trainer, command: str) -> R
             "candidates": names,
             "errors": errors,
             "predicted": predicted,
-            "plain": [one.plain for one in seeds],
+            "plain": list(without),
         },
         command=command,
     )
 
 
-def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Trained:
+def _one_seed(
+    task: Task, recipe: Recipe, trainer: Trainer, seed: int
+) -> tuple[dict[str, ndarray], dict[str, float], float]:
+    """Every prediction, ``[candidates]``, less should be better; errors after training with each, and without any."""
     plain, steered = plain_and_steered(recipe)
     assert steered is not None
     pool, fresh = split(bench.held_out(task), POOL)
@@ -135,7 +128,7 @@ def _one_seed(task: Task, recipe: Recipe, trainer: Trainer, seed: int) -> Traine
     error, *errors = (float(_score(task, model, clean).wrong.mean()) for model in (target, *models))
     proxies = {"R, plainly trained target": target, "R, best model at hand": best}
     predicted = _predict(scores, {name: _score(task, model, fresh) for name, model in proxies.items()})
-    return Trained(predicted, dict(zip(candidates, errors, strict=True)), error)
+    return predicted, dict(zip(candidates, errors, strict=True)), error
 
 
 def _candidates(
@@ -182,9 +175,8 @@ def _predict(scores: Mapping[str, Scored], proxies: Mapping[str, Scored]) -> dic
 def _score(task: Task, model: nn.Module, batch: Batch) -> Scored:
     scored = bench.score(task, model, [batch])
     if not isinstance(scored, Scored) or scored.outputs is None:
-        raise UserError(
-            f"--validate needs losses that are a classifier's cross-entropy; {type(task).__name__} has others"
-        )
+        name = type(task).__name__
+        raise UserError(f"--validate needs losses that are a classifier's cross-entropy; {name} has others")
     return scored
 
 
