@@ -123,24 +123,18 @@ def _settings(plan: Plan, path: Path) -> str:
     """The text of plan.json, unless the trainings of the one that is there are not this plan's where both have them."""
     new, methods = plan.model_dump(mode="json"), {}
     if path.exists():
-        old = _read(path)
+        try:
+            old = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged: choose another --out") from None
+        with suppress(ValidationError):  # what is no plan of today differs in something, and is named
+            old = Plan.model_validate(old).model_dump(mode="json")  # settings that have come since had their defaults
         changed = [name for name in new if name not in FREE and new[name] != old.get(name)]
         methods = old.get("methods", {})
         changed += [name for name in new["methods"] if name in methods and new["methods"][name] != methods[name]]
         if changed:
             raise UserError(f"{path.parent} holds a curve with other {', '.join(changed)}: choose another --out")
     return json.dumps(new | {"methods": {**methods, **new["methods"]}}, indent=1) + "\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """An older plan with the settings that have come since, which then had their defaults."""
-    try:
-        old = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: choose another --out") from None
-    with suppress(ValidationError):  # what is no plan of today differs in something, and is named
-        old = Plan.model_validate(old).model_dump(mode="json")
-    return old
 
 
 def _sizes(text: str) -> list[int]:
@@ -154,9 +148,7 @@ def _usual_sizes(task: Task) -> list[int]:
     """Halving down from twice the task's own training set, or from that where there are no more samples."""
     largest = 2 * task.size
     try:
-        option = _pool_option(task, largest)
-        if is_dataclass(task):
-            replace(task, **option)
+        replace(task, **_pool_option(task, largest))  # type: ignore[type-var]
     except UserError:
         largest = task.size
     sizes = {round(largest / 2**step) for step in range(SIZES)}

@@ -39,9 +39,8 @@ def _errors(analysis: Analysis) -> Plot:
         return [_curve(axes, analysis, name) for name in names]
 
     caption = (
-        f"Test error against the number of training samples, both logarithmic, after {plan.recipe.steps} steps at "
-        f"every size. Mean of {plan.seeds} seeds; bands are 95 % t intervals. Left: ways to weight the training "
-        "samples. Right: other uses of the same reference or of its data."
+        f"Test error after {plan.recipe.steps} steps against the number of training samples, both logarithmic. Mean of "
+        f"{plan.seeds} seeds; bands are 95 % t intervals."
     )
     return _two_panels(analysis, 4.1, panel, "errors", "Error against samples", caption)
 
@@ -56,15 +55,12 @@ def _budget(analysis: Analysis) -> Plot:
     def panel(axes: Axes, index: int) -> list[Line2D]:
         axes.set_xlabel("passes (forward 1, backward 2)" if index else "samples trained on")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value else "0"))
-        paths = {name: _path(analysis, name) for name in names}
-        return [
-            axes.plot(path[1 + index], path[0], label=name, **_style(analysis, name))[0] for name, path in paths.items()
-        ]
+        paths = ((name, _path(analysis, name)) for name in names)
+        return [axes.plot(x[1 + index], x[0], label=name, **_style(analysis, name))[0] for name, x in paths]
 
     caption = (
-        f"Test error while training on {size} samples, mean of {plan.seeds} seeds. Left: against samples of gradient "
-        "steps, where what is scored or asked of the reference looks free; nothing can be claimed from it alone. "
-        "Right: against all passes, the reference's among them, but without the reference's own training."
+        f"Test error, mean of {plan.seeds} seeds. Left: against samples of gradient steps, where scoring and "
+        "the reference look free. Right: against all passes, but without the reference's own training."
     )
     return _two_panels(analysis, 3.9, panel, "budget", f"Error against what it takes, n = {size}", caption)
 
@@ -106,9 +102,8 @@ def _gains(analysis: Analysis) -> Plot:
     made.supylabel("error points gained", fontsize=11, color=INK)
     handles = [key(verdict, colour, marker="o", linewidth=2.2, markersize=5) for verdict, colour in COLOURS.items()]
     caption = (
-        f"Test error of the other method less that of {plan.steered}, in points, seed by seed; bars are 95 % t "
-        f"intervals over {plan.seeds} seeds of that size alone, colours what is decided after Holm's correction over "
-        f"the sizes. Above the line {plan.steered} is better. Every panel has its own scale."
+        f"Test error of the other method less that of {plan.steered}, seed by seed: above the line it is better. Bars "
+        "are 95 % t intervals of one size, colours what is decided after Holm's correction over the sizes."
     )
     return plot(made, handles, "gains", f"What {plan.steered} gains", caption)
 
@@ -141,16 +136,14 @@ def _curve(axes: Axes, analysis: Analysis, name: str) -> Line2D:
 def _gain_panel(axes: Axes, analysis: Analysis, other: str) -> None:
     gains, factor = analysis.gains(analysis.plan.steered, other), analysis.plan.factor
     axes.axhline(0, color=INK, linewidth=1)
-    axes.plot(
-        [g.size for g in gains], [factor * g.interval.mean for g in gains], color="#cccccc", linewidth=1, zorder=2
-    )
-    for gain in gains:
+    means = [factor * gain.interval.mean for gain in gains]
+    axes.plot([gain.size for gain in gains], means, color="#cccccc", linewidth=1, zorder=2)
+    dot: dict[str, Any] = {"s": 24, "edgecolors": "white", "linewidths": 0.6, "zorder": 4}
+    for gain, mean in zip(gains, means, strict=True):
         colour, ends = COLOURS[gain.verdict], gain.interval
         if ends.low is not None and ends.high is not None:
             axes.vlines(gain.size, factor * ends.low, factor * ends.high, color=colour, linewidth=2.2)
-        axes.scatter(
-            [gain.size], [factor * ends.mean], s=24, color=[colour], edgecolors="white", linewidths=0.6, zorder=4
-        )
+        axes.scatter([gain.size], [mean], color=[colour], **dot)
     _size_axis(axes, analysis.plan.sizes)
     axes.set_title(f"over {other}", fontsize=10, color=INK, loc="left")
 

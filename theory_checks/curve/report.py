@@ -110,7 +110,6 @@ def tables(analysis: Analysis, chosen: Chosen, setting: Setting | None) -> list[
 
 
 def _errors(analysis: Analysis) -> Grid:
-    """Test errors of every method at every size."""
     plan, style = analysis.plan, Format(analysis.plan.factor, 1)
     table = {name: [analysis.interval(name, size) for size in plan.sizes] for name in [*analysis.names, REFERENCE]}
     least = [min(style.number(x.mean) for x in column) for column in zip(*table.values(), strict=True)]
@@ -146,16 +145,14 @@ def _reached(analysis: Analysis) -> Grid:
         rows.append([name, reached.words(), times, exponent, floor])
     heads = ["samples to reach the reference", f"as many times fewer than {baseline}", "slope b", "floor"]
     note = (
-        "In brackets 95 % intervals of a bootstrap over seeds, the reference's error drawn with them. < and > are "
-        "beyond the sizes that were tried. b is that of error = A / n^b; methods are not to be ranked by it: one that "
-        "is better at every size may well be flatter."
+        "In brackets 95 % intervals of a bootstrap over seeds. < and > are beyond the sizes that were tried. error = "
+        "A / n^b; methods are not to be ranked by b: one that is better at every size may well be flatter."
     )
     note += f" No floor is fitted: {reason}." if all(row[-1] is MISSING_CELL for row in rows) else ""
     return Grid.of("Samples to be as good as the reference", ["method"], heads, rows, note)
 
 
 def _cost_grid(analysis: Analysis) -> Grid:
-    """What the trainings on the largest set took."""
     plan = analysis.plan
     size, rows = plan.sizes[-1], []
     for name in analysis.names:
@@ -168,14 +165,12 @@ def _cost_grid(analysis: Analysis) -> Grid:
         ["method"],
         ["trained on", "scored", "by the reference", "passes", "reference's own", "error at the best step"],
         rows,
-        "Passes: 3 a sample of a gradient step (forward 1, backward 2), 1 a sample that is scored or that the "
-        "reference looks at, which it does once a sample. The reference's own training is not among the passes. The "
-        "best step is chosen by the test set, which no real training could.",
+        "Passes: 3 a sample of a gradient step, 1 a sample that is scored or that the reference looks at; its own "
+        "training is not among them. The best step is chosen by the test set, which no real training could.",
     )
 
 
 def _earlier_gains(analysis: Analysis, setting: Setting) -> Grid:
-    """Gains that were measured before, and the same now."""
     plan, rows = analysis.plan, []
     for earlier in setting.earlier:
         now = gain_now(analysis, setting, earlier)
@@ -197,7 +192,6 @@ def gain_now(analysis: Analysis, setting: Setting, earlier: EarlierGain) -> Inte
 
 
 def _tuned(analysis: Analysis, chosen: Chosen) -> Grid:
-    """The settings that tuning chose."""
     sizes = analysis.plan.sizes
     rows = [[name, *(_parameters(chosen[name, size]) for size in sizes)] for name in analysis.names]
     note = f"Weight decay, then the method's own parameter. Chosen on {analysis.plan.tuning_seeds} seeds apart."
@@ -223,17 +217,13 @@ def verdict(analysis: Analysis) -> str:
     reached, base = (analysis.reached(name) for name in (plan.steered, plan.baseline))
     saving = analysis.saving(plan.steered)
     if reached.value.low == 0:
-        return (
-            f"{plan.steered} is as good as the reference from the smallest size on (n = {plan.sizes[0]}), "
-            f"{plan.baseline} at {base.words()} samples."
-        )
+        smallest = f"from the smallest size on (n = {plan.sizes[0]})"
+        return f"{plan.steered} is as good as the reference {smallest}, {plan.baseline} at {base.words()} samples."
     if reached.value.high == float("inf"):
         return f"{plan.steered} does not become as good as the reference within {plan.sizes[-1]} samples."
     end = "." if saving.interval.low > 1 else ", which may be chance."
-    return (
-        f"{plan.steered} is as good as the reference at {reached.words()} samples, {plan.baseline} at {base.words()}: "
-        f"{saving.words(1)} times as many{end}"
-    )
+    both = f"at {reached.words()} samples, {plan.baseline} at {base.words()}"
+    return f"{plan.steered} is as good as the reference {both}: {saving.words(1)} times as many{end}"
 
 
 def _at_one_size(analysis: Analysis) -> str:
@@ -283,9 +273,8 @@ def cautions(analysis: Analysis, chosen: Chosen) -> list[str]:
         lines.append(f"not compared: {', '.join(missing)} (left out, or the task has not what they need: {REQUIRED})")
     rising = [name for name in analysis.names if any(b > a for a, b in pairwise(analysis.table(name).mean(0)))]
     if rising:
-        lines.append(
-            f"errors do not fall from size to size everywhere ({', '.join(rising)}): the first crossing is told"
-        )
+        names = ", ".join(rising)
+        lines.append(f"errors do not fall from size to size everywhere ({names}): the first crossing is told")
     return lines
 
 

@@ -62,10 +62,6 @@ class Unit(Strict):
     def __str__(self) -> str:
         return f"{self.name}, n = {self.size}, seed {self.seed}"
 
-    def read(self, folder: Path) -> Outcome | None:
-        """What the file says, if there is one; a UserError if it is damaged."""
-        return read_part(folder / self.file, Outcome)
-
     def make(self, plan: Plan, folder: Path) -> Outcome:
         """Trains and writes the file, whole or not at all; the same unit gives the same outcome in any process."""
         torch.set_num_threads(1)
@@ -102,20 +98,16 @@ def train(plan: Plan, method: Method, subset: Task, seed: int) -> Outcome:
     training, reference = begin(plan, method, subset, seed)
     scanned, arm = subset.size if method.data == "filtered" else 0, method.arm
     selects = arm.selector is not None and registry.build("selectors", arm.selector).uses_reference
-    referred = subset if arm.subtract or arm.distill or selects or method.data != "train" else None
-    reference_samples = len(referred.reference_batch()) if isinstance(referred, ReferenceData) else 0
+    uses_reference = arm.subtract or arm.distill or selects or method.data != "train"
+    own = len(subset.reference_batch()) if uses_reference and isinstance(subset, ReferenceData) else 0
     candidates = candidates_needed(arm, training.recipe, training.task.size) if arm.selector else 0
     every, steps = plan.recipe.evaluate_every, plan.recipe.steps
     path: list[Point] = []
     while training.done < steps:
         figures = training.step()
         if training.done == steps or (every and training.done % every == 0):
-            cost = Cost(
-                trained=figures["samples"],
-                scored=training.done * candidates,
-                referred=scanned + reference.count,
-                reference_samples=reference_samples,
-            )
+            referred, scored = scanned + reference.count, training.done * candidates
+            cost = Cost(trained=figures["samples"], scored=scored, referred=referred, reference_samples=own)
             error = error_of(evaluate(training.task, training.result), training.task)
             path.append(Point(step=training.done, cost=cost, error=error))
     return Outcome(error=path[-1].error, path=tuple(path), cost=path[-1].cost)
@@ -128,11 +120,10 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
         task = filtered(subset, method.keep)
     chance = generator(seed, "shuffled reference")
     permutation = torch.randperm(task.size, generator=chance) if method.shuffled else None
+    reference, decay = CountedReference(task, permutation), method.weight_decay
     keep = registry.build("selectors", method.arm.selector).keep if method.arm.selector else 1
-    changes: dict[str, float] = {"batch": max(1, min(plan.recipe.batch, int(task.size * keep)))}
-    if method.weight_decay is not None:
-        changes["weight_decay"] = method.weight_decay
-    reference = CountedReference(task, permutation)
+    batch = max(1, min(plan.recipe.batch, int(task.size * keep)))
+    changes = {"batch": batch, "weight_decay": plan.recipe.weight_decay if decay is None else decay}
     recipe = plan.recipe.model_copy(update=changes)
     return Training(task, method.arm, recipe, reference=reference, seed=seed), reference
 
@@ -144,7 +135,7 @@ def make_all(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watc
         Interrupted: SIGINT or SIGTERM came; what was done is on disk.
         RunError: a training failed, or a process died.
     """
-    outcomes = {unit.file: outcome for unit in units if (outcome := unit.read(folder)) is not None}
+    outcomes = {unit.file: outcome for unit in units if (outcome := read_part(folder / unit.file, Outcome)) is not None}
     watch.finished(len(outcomes))
     missing = [unit for unit in units if unit.file not in outcomes]
     here = ((unit, _named(unit, partial(unit.make, plan, folder))) for unit in missing)

@@ -42,7 +42,6 @@ def report(
 
 
 def _verdict(subsets: list[Subset], baseline: str) -> str:
-    """What can be said of every gap, in every subset."""
     if not subsets[0].gaps:
         exponent = span(subsets[0].laws[baseline].exponent, PLACES)
         return f"The error of {baseline} falls as compute to the power of {MINUS}{exponent}."
@@ -74,7 +73,6 @@ def _findings(subsets: list[Subset], baseline: str, published: bool) -> list[str
 
 
 def _floors(subset: Subset) -> list[str]:
-    """Whether an error is left that no compute removes."""
     tried, sentences = {method: floor for method, floor in subset.floors.items() if floor is not None}, []
     for method, floor in tried.items():
         if floor.identified and floor.level.low > 0:
@@ -84,9 +82,7 @@ def _floors(subset: Subset) -> list[str]:
             sentences.append(f"{method} has no error floor above {number(floor.level.high, PLACES)}.")
     open_ = [method for method, floor in tried.items() if not floor.identified]
     if open_:
-        sentences.append(
-            f"Whether the error of {', '.join(open_)} has a floor, the points cannot tell: plain slopes only."
-        )
+        sentences.append(f"Whether the error of {', '.join(open_)} has a floor, the points cannot tell: slopes only.")
     return sentences
 
 
@@ -100,7 +96,6 @@ def _reproduced(subset: Subset) -> str:
 
 
 def _meaning(subset: Subset, method: str, baseline: str) -> str:
-    """What a gap is in errors and in compute."""
     law, base = subset.laws[method], subset.laws[baseline]
     low, high = max(law.computes[0], base.computes[0]), min(law.computes[1], base.computes[1])
     small, large = (float(law.error(end) / base.error(end)) for end in (low, high))
@@ -117,25 +112,18 @@ def _meaning(subset: Subset, method: str, baseline: str) -> str:
 def _cautions(subsets: list[Subset], published: bool) -> list[str]:
     lines = []
     if published:
-        lines.append(
-            "These are one run a point, read off a figure: no interval here knows how another seed would differ."
-        )
+        lines.append("One run a point, read off a figure: no interval here knows how another seed would differ.")
     for subset in subsets:
         laws = subset.laws.values()
         least = min(law.points for law in laws)
         alone = [law.method for law in laws if not np.isfinite(law.exponent.low)]
         if alone:
-            lines.append(
-                f"On {subset.name} all points of {', '.join(alone)} are of one run or seed: no interval can be told."
-            )
+            lines.append(f"On {subset.name} all points of {', '.join(alone)} are of one run: no interval can be told.")
         elif least < 8:
             lines.append(f"{subset.name} fits {least} points a method: its bootstrap is rough.")
         flat = [law.method for law in laws if law.exponent.low <= 0 and law.method not in alone]
         if flat:
-            lines.append(
-                f"On {subset.name} the error of {', '.join(flat)} does not clearly fall with compute: no law to speak "
-                "of."
-            )
+            lines.append(f"On {subset.name} the error of {', '.join(flat)} does not clearly fall with compute: no law.")
     return lines
 
 
@@ -151,7 +139,6 @@ def _laws(subsets: list[Subset], published: bool) -> Grid:
 
 
 def _gaps(subsets: list[Subset], baseline: str) -> list[Grid]:
-    """Every method's exponent minus the baseline's, on all points and by axis."""
     tones: dict[str, Tone] = {"steeper": "better", "flatter": "worse", "undecided": "undecided"}
     note = "Decided where neither interval holds zero. Rows of few points: t intervals, too narrow by luck at times."
     grids = []
@@ -221,10 +208,7 @@ def draw_laws(
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(unit)
     axes.set_ylabel("error")
-    caption = (
-        "Error against compute, both logarithmic, with the fitted power laws over the compute they were fitted to. "
-        f"{len(chosen)} of {len(points)} points were fitted{'; hollow ones were not' * (len(chosen) < len(points))}."
-    )
+    caption = f"Error against compute with power laws; {len(chosen)} of {len(points)} points (filled) were fitted."
     return plot(made, handles, "laws", "Power laws", caption)
 
 
@@ -251,8 +235,5 @@ def draw_gaps(parts: Sequence[Gap], pair: str) -> Plot:
     handles = [key("estimate and 95 % interval", PALETTE[0], marker="o")]
     if any(part.read for part in parts):
         handles.append(key("95 % of reading errors alone", PALETTE[1]))
-    caption = (
-        "How much steeper the second method's law is than the first's, on all fitted points and along each axis of "
-        "compute alone. Arrow heads: the interval goes on."
-    )
+    caption = "How much steeper the first method's law is, on all points and in parts. Arrows: the interval goes on."
     return plot(made, handles, "gaps", "Where the difference of exponents comes from", caption)

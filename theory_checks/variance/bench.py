@@ -166,10 +166,6 @@ class Collected:
     crossed: bool = False  # all seeds have the same held-out samples
     size: int = 0  # training samples of the targets
 
-    def add(self, target: str, views: dict[str, Paired]) -> None:
-        for view, pair in views.items():
-            self.pairs.setdefault((target, view), []).append(pair)
-
 
 Model = Callable[[Task, str, int], nn.Module]  # of a drawn task, an arm, a seed
 
@@ -191,10 +187,11 @@ def collect(
             collected.crossed = True
         elif (leak := bench.leak()) is not None:
             collected.leaks.append(leak)
-        for arm in arms:
-            collected.add(arm, bench.compare(model(drawn, arm, seed)))
+        pairs_of_seed = {(arm, v): p for arm in arms for v, p in bench.compare(model(drawn, arm, seed)).items()}
         if star is not None and isinstance(bench.answers, Scored) and bench.answers.rows is None:
-            collected.add(STAR, {"": cross_fitted(drawn, bench.answers, star, seed)})
+            pairs_of_seed[STAR, ""] = cross_fitted(drawn, bench.answers, star, seed)
+        for key, pair in pairs_of_seed.items():
+            collected.pairs.setdefault(key, []).append(pair)
     return collected
 
 

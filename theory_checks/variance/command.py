@@ -78,9 +78,7 @@ def of_run(folder: Path, options: Options) -> tuple[Path, Report]:
         raise UserError("--set and --validate go with a task; a run's settings are in its folder")
     config = configs.load(folder / "config.yaml")
     task: Task = registry.build("tasks", config.task, config.options)
-    plain, _ = bench.plain_and_steered(config.recipe)
-    arms = [plain, *(name for name in config.recipe.arms if name != plain)]
-    made = _report(str(folder), task, folder, config, arms, options, device_named(options.device))
+    made = _report(str(folder), task, folder, config.model_copy(update={"device": options.device}), options)
     return options.out or new_folder(f"variance-{config.task}"), made
 
 
@@ -110,22 +108,16 @@ def of_task(options: Options, target: str, console: Console) -> tuple[Path, Repo
             return trainer(name, variant, config.recipe.arms[plain], config.recipe, seed)
 
         best = star if isinstance(task, HeldOut) else None
-        return folder, _report(config.task, task, folder / "run", config, list(arms), options, observed.device, best)
+        return folder, _report(config.task, task, folder / "run", config, options, best)
 
 
 def _report(
-    subject: str,
-    task: Task,
-    run: Path,
-    config: RunConfig,
-    arms: list[str],
-    options: Options,
-    device: torch.device,
-    star: bench.Model | None = None,
+    subject: str, task: Task, run: Path, config: RunConfig, options: Options, star: bench.Model | None = None
 ) -> Report:
     """Measures arms of a run, also at the scale of the first steered one and along the training of the plain one."""
-    recipe = config.recipe
+    recipe, device = config.recipe, device_named(config.device)
     plain, steered = bench.plain_and_steered(recipe)
+    arms = [plain, *(name for name in recipe.arms if name != plain)]
 
     def trained(drawn: Task, arm: str, seed: int) -> torch.nn.Module:
         path = run / "arms" / arm / f"seed{seed}" / "checkpoint.pt"

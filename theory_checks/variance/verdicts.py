@@ -41,10 +41,8 @@ def answer(measured: Measured, target: str) -> str:
     if outcome == "undecided":
         return f"Undecided for {target}: the interval of R reaches from below 1 to above it ({value})."
     if outcome == "larger":
-        return (
-            f"The loss varies more with the reference than without, {target}: {value}. By the bound, steering by it is "
-            f"worse than DRO without a reference ({factor})."
-        )
+        worse = f"By the bound, steering by it is worse than DRO without a reference ({factor})."
+        return f"The loss varies more with the reference than without, {target}: {value}. {worse}"
     if ratio.low > VISIBLE:
         return f"Expect no visible effect of the variance, {target}: {value}, predicted {factor}."
     open_question = ", but whether enough to be seen is undecided" if ratio.high > VISIBLE else ""
@@ -56,10 +54,8 @@ def further(by_name: dict[str, Measured]) -> list[str]:
     (head, first), *others = by_name.items()
     figures, visible, lines = first.figures, min(first.ratio.value / 2, VISIBLE), []
     if scaled := figures.get("ratio_at_scale"):
-        lines.append(
-            f"Subtracted with the scale of the steered arm, the reference leaves R = {span(scaled)} ({head}): "
-            f"{verdict(scaled)}."
-        )
+        left = f"the reference leaves R = {span(scaled)} ({head}): {verdict(scaled)}."
+        lines.append(f"Subtracted with the scale of the steered arm, {left}")
     lines += [answer(measured, name) for name, measured in others]
     beta, ratio_at_beta, difference = figures["beta"].value, figures["ratio_at_beta"].value, figures["difference"]
     if ratio_at_beta < visible and first.ratio.value > VISIBLE / 2:
@@ -73,13 +69,12 @@ def further(by_name: dict[str, Measured]) -> list[str]:
             f"With its scores divided by {short(temperature)} the reference would leave R = {short(tempered)} "
             f"({head}): it is {'over' if temperature > 1 else 'under'}-confident here."
         )
-    side = "below" if difference.value < 0 else "above"
+    mean = f"{short(abs(difference.value))} {'below' if difference.value < 0 else 'above'} the reference's"
+    unrelated = f"{short(first.uncorrelated)} is what an unrelated reference gives."
     return [
         *lines,
-        f"The mean held-out loss of {head} is {short(abs(difference.value))} {side} the reference's (mean difference "
-        f"{span(difference)}).",
-        f"With the reference's losses of other samples R is {short(first.shuffled)}; {short(first.uncorrelated)} is "
-        f"what an unrelated reference gives.",
+        f"The mean held-out loss of {head} is {mean} (mean difference {span(difference)}).",
+        f"With the reference's losses of other samples R is {short(first.shuffled)}; {unrelated}",
     ]
 
 
@@ -95,13 +90,12 @@ class Leak:
         return self.gap > ERRORS * self.error
 
     def sentence(self) -> str:
+        gap, error = short(self.gap), f"{short(self.error)} (one standard error)"
         if not self.detected:
-            return (
-                f"No sign of a leak: the reference's loss is {short(self.gap)} +- {short(self.error)} (one standard "
-                "error) higher on fresh samples than on the target's training samples."
-            )
+            where = "on fresh samples than on the target's training samples"
+            return f"No sign of a leak: the reference's loss is {gap} +- {error} higher {where}."
         return (
-            f"the reference's loss is {short(self.gap)} lower on the target's training data than on fresh data "
+            f"the reference's loss is {gap} lower on the target's training data than on fresh data "
             f"({self.gap / self.error:.1f} standard errors): it seems to have seen them, and what is measured here on "
             "fresh data does not hold in training"
         )
@@ -125,9 +119,7 @@ def cautions(name: str, measured: Measured) -> list[str]:
             f"{SHARE:.0%} and {KURTOSIS:.0f}): intervals may not hold what they promise; see the winsorised R"
         )
     if measured.ratio.value < SAME:
-        lines.append(
-            f"{name}: R is below {SAME:g}, so the target is the reference, for which R is 0 whatever its worth"
-        )
+        lines.append(f"{name}: R is below {SAME:g}, so the target is the reference, whose R is 0 whatever its worth")
     if measured.figures["deviations"].value > EARLY:
         lines.append(
             f"{name}: the target's loss varies less than half as much as the reference's, so R > 1 whatever the "

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from steering import UserError
+from steering.runs.folder import read_part
 from steering.settings import Arm
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.curve.plan import Method, Plan, methods_of
@@ -104,7 +105,7 @@ def test_the_path_has_every_evaluation_and_ends_with_the_error(plan):
 def test_a_unit_gives_the_same_file_again_and_reads_it(plan, tmp_path):
     unit = next(unit for unit in units(plan) if unit.name == "shuffled")
     outcomes = [unit.make(plan, tmp_path / name) for name in ("one", "other")]
-    assert outcomes[0] == outcomes[1] == unit.read(tmp_path / "one")
+    assert outcomes[0] == outcomes[1] == read_part(tmp_path / "one" / unit.file, Outcome)
     files = [(tmp_path / name / unit.file).read_bytes() for name in ("one", "other")]
     assert files[0] == files[1]
 
@@ -114,7 +115,7 @@ def test_a_damaged_file_is_named(plan, tmp_path):
     (tmp_path / unit.file).parent.mkdir(parents=True)
     (tmp_path / unit.file).write_text('{"error": "high"}')
     with pytest.raises(UserError, match=r"reference\.json is damaged: delete it"):
-        unit.read(tmp_path)
+        read_part(tmp_path / unit.file, Outcome)
 
 
 def test_the_reference_is_one_unit_a_seed(plan):
