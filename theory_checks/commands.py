@@ -34,10 +34,9 @@ def variance(
     """
     from steering.theory_checks.variance.command import Options, run
 
-    judged = {"refs": ref or [], "proxy": proxy, "data": data, "caption_field": caption_field, "workers": workers}
-    trained = {"seeds": seeds, "validate": validate, "sets": sets or []}
     command = shlex.join(["steer", *sys.argv[1:]])
-    run(Options(task, out=out, device=device, pairs=pairs, command=command, **judged, **trained))
+    judged, trained = (ref or [], proxy, data, caption_field), (seeds, validate, sets or [])
+    run(Options(task, *judged, *trained, out, device, pairs, workers, command))
 
 
 def curve(
@@ -87,9 +86,7 @@ def bound(
 
 def scaling(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs of several sizes or lengths.")] = None,
-    csv: Annotated[
-        Path | None, typer.Option(help="File with columns method, compute, error [model, samples, run].")
-    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Columns method, compute, error [model, samples, run].")] = None,
     subset: Annotated[str | None, typer.Option(help="Of the paper's points: published-six or all.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only these points: model=A,B or samples>=6e8.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; the first if not given.")] = None,
@@ -106,14 +103,5 @@ def scaling(
     """
     from steering.theory_checks.scaling.command import run
 
-    run(
-        runs or [],
-        csv=csv,
-        subset_name=subset,
-        conditions=where or [],
-        baseline=baseline,
-        unit=compute,
-        metric=metric,
-        seed=seed,
-        out=out,
-    )
+    points = {"subset_name": subset, "conditions": where or [], "baseline": baseline}
+    run(runs or [], csv=csv, unit=compute, metric=metric, seed=seed, out=out, **points)

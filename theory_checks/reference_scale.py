@@ -27,10 +27,9 @@ DEFAULT = "0,0.15,0.3,0.5,1,auto"
 
 def arms_of(recipe: Recipe, scales: str) -> dict[str, Arm]:
     """The recipe's first steered arm, once for every scale; 0 is plain DRO."""
-    steered = [arm for arm in recipe.arms.values() if arm.subtract]
+    steered, arms = [arm for arm in recipe.arms.values() if arm.subtract], {}
     if not steered:
         raise UserError("this task has no arm that subtracts a reference loss: nothing to scale")
-    arms = {}
     for text in scales.split(","):
         try:
             scale = "auto" if text.strip() == "auto" else float(text)

@@ -24,7 +24,7 @@ Draw = Callable[[np.random.Generator, int], tuple[ndarray, ndarray]]  # l and l_
 class Case(NamedTuple):
     """A law of l and l_ref whose ratio of variances is known."""
 
-    name: str  # for the table
+    name: str
     draw: Draw  # of one seed; may scatter from seed to seed
     ratio: float  # the true R; of seeds that scatter, the geometric mean
     size: int  # samples of a seed
@@ -76,11 +76,9 @@ def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> tuple[float,
     covered = unreliable = 0
     for repetition in range(repetitions):
         chance = np.random.default_rng(derive(repetition, "coverage", case.name))
-        pairs = []
-        for _ in range(case.seeds):
-            loss, reference = (np.repeat(x, case.cluster) for x in case.draw(chance, case.size // case.cluster))
-            clusters = np.arange(len(loss)) // case.cluster if case.cluster > 1 else None
-            pairs.append(Samples(loss, reference, clusters))
+        clusters = np.arange(case.size) // case.cluster if case.cluster > 1 else None
+        seeds = [case.draw(chance, case.size // case.cluster) for _ in range(case.seeds)]
+        pairs = [Samples(*(np.repeat(x, case.cluster) for x in seed), clusters) for seed in seeds]
         measured = measure(pairs, draws=draws, seed=repetition)
         covered += measured.ratio.low <= case.ratio <= measured.ratio.high
         unreliable += not measured.reliable

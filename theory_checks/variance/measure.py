@@ -66,6 +66,14 @@ class Tails:
     loss_kurtosis: float
     difference_kurtosis: float
 
+    @property
+    def share(self) -> float:
+        return max(self.loss_share, self.difference_share)
+
+    @property
+    def kurtosis(self) -> float:
+        return max(self.loss_kurtosis, self.difference_kurtosis)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -88,8 +96,7 @@ class Measured:
 
     @property
     def reliable(self) -> bool:
-        shares = max(self.tails.loss_share, self.tails.difference_share)
-        return shares <= SHARE and max(self.tails.loss_kurtosis, self.tails.difference_kurtosis) <= KURTOSIS
+        return self.tails.share <= SHARE and self.tails.kurtosis <= KURTOSIS
 
 
 def measure(

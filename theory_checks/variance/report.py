@@ -134,8 +134,7 @@ def _details(by_name: Mapping[str, Measured]) -> Grid:
         tempered = (one.temperature, one.tempered)
         others = (value["beta"], value["ratio_at_beta"], *tempered, one.shuffled, one.winsorised.value)
         texts = [MISSING if x is None else verdicts.short(x) for x in others]
-        share = f"{100 * max(one.tails.loss_share, one.tails.difference_share):.1f} %"
-        top = Cell(share, "" if one.reliable else "worse")
+        top = Cell(f"{100 * one.tails.share:.1f} %", "" if one.reliable else "worse")
         rows.append([name, verdicts.short(value["correlation"], 3), least, *texts, top])
     note = (
         "needed: the correlation above which R < 1. temp.: of the reference's scores for the smallest R, on these very "

@@ -75,9 +75,10 @@ class Observer:
             model.train(was_training)
         m = pair.moments()
         variances = map(float, (m.variance, m.reference_variance, m.difference_variance))
-        earlier = [one for one in _saved(path) if one.step != training.done]
-        moments = sorted([*earlier, Moment(training.done, pair.units, *variances)], key=lambda one: one.step)
-        atomic_files.write_json(path, [asdict(one) for one in moments])
+        moments = {one.step: one for one in _saved(path)} | {
+            training.done: Moment(training.done, pair.units, *variances)
+        }
+        atomic_files.write_json(path, [asdict(moments[step]) for step in sorted(moments)])
 
 
 def read(folder: Path, arm: str, last: int, units: Sequence[int]) -> list[list[Moment]]:

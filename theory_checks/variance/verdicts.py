@@ -112,11 +112,9 @@ def cautions(name: str, measured: Measured) -> list[str]:
     """What to be careful about in one measurement."""
     lines, tails = [], measured.tails
     if not measured.reliable:
-        share = max(tails.loss_share, tails.difference_share)
-        kurtosis = max(tails.loss_kurtosis, tails.difference_kurtosis)
         lines.append(
-            f"{name}: one sample carries {share:.0%} of a variance and the kurtosis reaches {kurtosis:.0f} (limits "
-            f"{SHARE:.0%} and {KURTOSIS:.0f}): intervals may not hold what they promise; see the winsorised R"
+            f"{name}: one sample carries {tails.share:.0%} of a variance and the kurtosis reaches {tails.kurtosis:.0f} "
+            f"(limits {SHARE:.0%} and {KURTOSIS:.0f}): intervals may not hold what they promise; see the winsorised R"
         )
     if measured.ratio.value < SAME:
         lines.append(f"{name}: R is below {SAME:g}, so the target is the reference, whose R is 0 whatever its worth")
