@@ -76,8 +76,9 @@ def planned(
     pool = sample_pool(made)
     answers = made.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
     compared = methods_of(made, config.recipe, keep=share, answers=answers)
-    for name in PLAIN if setting else ():
-        compared[name] = compared[name].model_copy(update={"weight_decay": setting.decay})
+    if setting:
+        decay = {"weight_decay": setting.decay}
+        compared |= {name: compared[name].model_copy(update=decay) for name in PLAIN}
     label, percent = label_of(made)
     try:
         return Plan(

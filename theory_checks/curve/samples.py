@@ -18,6 +18,7 @@ class ReferenceData(Protocol):
 
     def reference_batch(self) -> Batch:
         """All of them, labels as the reference saw them; fields and facts are those of training batches."""
+        ...
 
 
 def sample_pool(task: Task) -> Task:

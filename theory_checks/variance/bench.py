@@ -122,7 +122,7 @@ class Bench:
     def batches(self) -> list[Batch]:
         return held_out(self.task)
 
-    @property
+    @cached_property
     def temperature(self) -> float:
         """Of an anchor's whole loss."""
         return 1.0
@@ -153,7 +153,8 @@ def bench_of(task: Task, pairs: int, device: torch.device | str, last: Bench | N
     if hasattr(task, "held_out_pairs"):  # image-text pairs, which every model sees its own way
         from steering.theory_checks.variance.clip import ClipBench  # slow to import, and its task has done so
 
-        return ClipBench(task, frozen_reference(task, device), pairs)
+        made: Any = ClipBench(task, frozen_reference(task, device), pairs)
+        return made
     return Bench(task, frozen_reference(task, device))
 
 

@@ -26,7 +26,6 @@ from steering.reports.report import Report
 from steering.runs.processes import device_named
 from steering.theory_checks.variance import plots
 from steering.theory_checks.variance.bench import Bench
-from steering.theory_checks.variance.command import Options
 from steering.theory_checks.variance.measure import Ranked, rank
 from steering.theory_checks.variance.paired import (
     PER_ANCHOR,
@@ -108,7 +107,8 @@ def mean_loss(answers: Features) -> float:
     both = [answers.losses(side) for side in SIDES]
 
     def loss(log: float) -> float:
-        return float(np.mean([logsumexp(losses / np.exp(log), axis=1) for losses in both])) - np.log(len(both[0]))
+        sums: Any = [logsumexp(losses / np.exp(log), axis=1) for losses in both]
+        return float(np.mean(sums)) - np.log(len(both[0]))
 
     best: Any = minimize_scalar(loss, bounds=tuple(np.log(SEARCHED)), method="bounded", options={"xatol": 1e-2})
     return float(best.fun)
@@ -126,7 +126,7 @@ def _sample(pairs: PairSet, most: int) -> PairSet:
     return PairSet(pairs.shards, [pairs.ids[index] for index in chosen.tolist()], lines=pairs.lines)
 
 
-def judge(options: Options, console: Console) -> Report:
+def judge(options: Any, console: Console) -> Report:  # of the command
     """Ranks references on pairs that none of them should have been trained on."""
     data, proxy = options.data, options.proxy
     names = [*options.refs, *([proxy] if proxy else [])]

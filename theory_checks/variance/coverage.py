@@ -78,7 +78,7 @@ def simulate(case: Case, repetitions: int, *, draws: int = 1000) -> tuple[float,
         chance = np.random.default_rng(derive(repetition, "coverage", case.name))
         clusters = np.arange(case.size) // case.cluster if case.cluster > 1 else None
         seeds = [case.draw(chance, case.size // case.cluster) for _ in range(case.seeds)]
-        pairs = [Samples(*(np.repeat(x, case.cluster) for x in seed), clusters) for seed in seeds]
+        pairs = [Samples(loss.repeat(case.cluster), other.repeat(case.cluster), clusters) for loss, other in seeds]
         measured = measure(pairs, draws=draws, seed=repetition)
         covered += measured.ratio.low <= case.ratio <= measured.ratio.high
         unreliable += not measured.reliable

@@ -165,7 +165,7 @@ def _certificate(d: np.ndarray, width: float) -> dict[str, float]:
 def certificate_grid(certificates: dict[str, list[dict[str, float]]]) -> Grid:
     rows = []
     for target, seeds in certificates.items():
-        means = [np.mean([one[name] for one in seeds]) for name in ("mean", "upper", "width_seen", "asymptotic")]
+        means = [float(np.mean([one[name] for one in seeds])) for name in ("mean", "upper", "width_seen", "asymptotic")]
         better = sum(one["upper"] <= 0 for one in seeds)
         tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
         rows.append([target, *map(verdicts.short, means), Cell(f"{better} of {len(seeds)} seeds", tone)])
