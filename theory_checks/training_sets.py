@@ -1,12 +1,15 @@
-"""The same problem with other training samples, held in memory; all else stays the task's own."""
+"""Training sets in memory for the same problem, and reference losses that are counted or wrong on purpose."""
 
 from dataclasses import replace
+from functools import cache
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from steering.errors import UserError
 from steering.references.store import ReferenceLosses
-from steering.task import Batch, Task, exchange
+from steering.task import Batch, Losses, Task, exchange
 from steering.training.loader import ShuffledLoader
 
 
@@ -48,3 +51,65 @@ def train_on(task: Task, samples: Batch) -> Task:
         task, size=len(samples), rows=1, stream=stream, seeded=lambda _: fixed, with_teacher=None, stored=None
     )
     return fixed
+
+
+@runtime_checkable
+class ReferenceData(Protocol):
+    """A task that has the samples its reference was trained on."""
+
+    def reference_batch(self) -> Batch:
+        """All of them, labels as the reference saw them; fields and facts are those of training batches."""
+        ...
+
+
+def sample_pool(task: Task) -> Task:
+    """A drawn task with all its samples in memory, whose reference is fitted once for all that is derived from it."""
+    if task.rows != 1:
+        raise UserError(f"{type(task).__name__} has no loss of its own for every sample: curves need one")
+
+    @cache
+    def reference() -> nn.Module:
+        return frozen_reference(task)
+
+    return exchange(train_on(task, training_samples(task)), reference=reference)
+
+
+def first(pool: Task, number: int) -> Task:
+    """The first samples of a pool, part of the larger sets of the same pool; a UserError if there are fewer."""
+    if not 1 <= number <= pool.size:
+        raise UserError(f"{number} training samples were asked for, of {pool.size} there are")
+    return train_on(pool, training_samples(pool).take(torch.arange(number)))
+
+
+def filtered(task: Task, keep: float) -> Task:
+    """The share ``keep`` of samples with the lowest reference loss, chosen once, in their old order."""
+    samples = training_samples(task)
+    losses = cast(Tensor, ReferenceLosses(task)(samples).values)
+    return train_on(task, samples.take(losses.argsort(stable=True)[: max(1, round(keep * task.size))].sort().values))
+
+
+def joined(task: Task) -> Task:
+    """Its samples, then those that the reference was trained on (see ReferenceData)."""
+    return train_on(task, concatenate(training_samples(task), cast(ReferenceData, task).reference_batch()))
+
+
+class CountedReference(ReferenceLosses):
+    """A reference's losses that count the samples they are requested for.
+
+    Sample i is given the loss of sample ``permutation[i]``, of ``[n]``, instead of its own.
+    """
+
+    def __init__(self, task: Task, permutation: Tensor | None = None):
+        super().__init__(task)
+        self.samples, self.permutation = training_samples(task), permutation
+        self.requested = torch.zeros(task.size, dtype=torch.bool)
+
+    def __call__(self, batch: Batch, *, outputs: bool = False) -> Losses:
+        ids = batch.ids.cpu()
+        self.requested[ids] = True
+        batch = batch if self.permutation is None else self.samples.take(self.permutation[ids])
+        return super().__call__(batch, outputs=outputs)
+
+    @property
+    def count(self) -> int:
+        return int(self.requested.sum())

@@ -26,9 +26,8 @@ from steering.theory_checks.curve import tuning
 from steering.theory_checks.curve.analysis import Analysis
 from steering.theory_checks.curve.plan import PLAIN, Method, Plan, Setting, label_of, methods_of, setting_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
-from steering.theory_checks.curve.samples import sample_pool
 from steering.theory_checks.curve.units import Outcome, Unit, make_all, units
-from steering.theory_checks.training_sets import training_samples
+from steering.theory_checks.training_sets import sample_pool, training_samples
 
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
 SEEDS = 20  # for claims against the reference

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from steering.errors import UserError, did_you_mean
 from steering.settings import Arm, AtLeastOne, Recipe, Share, Strict
 from steering.task import Task
-from steering.theory_checks.curve.samples import ReferenceData
+from steering.theory_checks.training_sets import ReferenceData
 
 REFERENCE = "reference"
 PLAIN = ("erm", "dro", "joined")  # methods without steering, which have a weight decay of their own

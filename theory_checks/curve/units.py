@@ -21,7 +21,7 @@ from steering.runs.progress import Watch
 from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
-from steering.theory_checks.curve.samples import CountedReference, ReferenceData, filtered, first, joined, sample_pool
+from steering.theory_checks.training_sets import CountedReference, ReferenceData, filtered, first, joined, sample_pool
 from steering.training.loop import evaluate
 from steering.training.seeds import generator
 from steering.training.step import Training, candidates_needed

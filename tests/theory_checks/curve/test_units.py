@@ -8,8 +8,8 @@ from steering.runs.folder import read_part
 from steering.settings import Arm
 from steering.tasks.blobs import Blobs
 from steering.theory_checks.curve.plan import Method, Plan, methods_of
-from steering.theory_checks.curve.samples import first, sample_pool
 from steering.theory_checks.curve.units import Outcome, begin, train, units
+from steering.theory_checks.training_sets import first, sample_pool
 
 STEPS, BATCH = 6, 20
 
