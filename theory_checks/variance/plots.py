@@ -100,7 +100,10 @@ def tails(name: str, pair: Paired) -> Plot:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set(ylim=(0, 1.02), xlabel="share of the samples, the most deviant first", ylabel="share of the variance")
-    caption = f"{name}, first repetition. The further to the upper left, the fewer samples a variance rests on."
+    caption = (
+        f"{name}, first repetition. The further to the upper left, the fewer samples a variance rests on; where one "
+        f"carries a tenth of it, its interval is not to be relied on."
+    )
     return plot(made, handles, "tails", "What the variances rest on", caption)
 
 

@@ -170,8 +170,9 @@ def certificate_grid(certificates: dict[str, list[dict[str, float]]]) -> Grid:
         tone: Tone = "better" if better == len(seeds) else "undecided" if better else "quiet"
         rows.append([target, *map(verdicts.short, means), Cell(f"{better} of {len(seeds)} seeds", tone)])
     note = (
-        "at most: with probability 95 %, if l - l_ref spans no more than B. Here B is the span that was seen, so this "
-        "too is asymptotic; asymptotic has no B. Means over seeds; no worse: seeds whose own bound is at most 0."
+        "at most: with probability 95 %, if l - l_ref spans no more than B. Here B is the span that was seen, and "
+        "cross-entropy has no bound, so this too is asymptotic; steer bound --run FOLDER --width B takes one that is "
+        "known. asymptotic: without B. Means over seeds; no worse: seeds whose own bound is at most 0."
     )
     heads = ["mean l - l_ref", "at most", "B", "asymptotic", "no worse"]
     return Grid.of("How much worse than the reference the target can be", ["target"], heads, rows, note)
