@@ -59,8 +59,8 @@ def _budget(analysis: Analysis) -> Plot:
         return [axes.plot(x[1 + index], x[0], label=name, **_style(analysis, name))[0] for name, x in paths]
 
     caption = (
-        f"Test error, mean of {plan.seeds} seeds. Left: against samples of gradient steps, where scoring and "
-        "the reference look free: nothing can be claimed from it alone. Right: against all passes, but without the reference's own training."
+        f"Test error, mean of {plan.seeds} seeds. Left: against samples of gradient steps, where scoring and the "
+        "reference look free: nothing can be claimed from it alone. Right: against all passes, without the reference's own."
     )
     return _two_panels(analysis, 3.9, panel, "budget", f"Error against what it takes, n = {size}", caption)
 
