@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steering.contrastive.pairs import Pairs
 from steering.errors import RunError, UserError
 from steering.references.store import ReferenceLosses
+from steering.runs.config import RunConfig
 from steering.runs.folder import Interrupted, Interrupts
 from steering.runs.progress import Watch
 from steering.settings import Arm, Recipe
@@ -216,6 +217,14 @@ def plain_and_steered(recipe: Recipe) -> tuple[str, str | None]:
     if not plain:
         raise UserError("no arm is trained without the reference, so its variance cannot be told: add --arms erm")
     return recipe.baseline if recipe.baseline in plain else plain[0], next(iter(steered), None)
+
+
+def of_run(folder: Path, config: RunConfig, task: Task, arm: str, seed: int, device: torch.device) -> nn.Module:
+    """The model that an arm of a run ended with on a drawn task; a UserError if it is not there."""
+    path = folder / "arms" / arm / f"seed{seed}" / "checkpoint.pt"
+    if not path.exists():
+        raise UserError(f"{folder} has no {arm} of seed {seed}: finish it first, steer run --resume {folder}")
+    return loop.trained(task, path, device, steps=config.recipe.steps)
 
 
 @dataclass

@@ -21,7 +21,6 @@ from steering.task import HeldOut, Task
 from steering.theory_checks.variance import bench, trajectory, validation
 from steering.theory_checks.variance.measure import measure
 from steering.theory_checks.variance.report import report
-from steering.training import loop
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,7 @@ def _report(
     arms = [plain, *(name for name in recipe.arms if name != plain)]
 
     def trained(drawn: Task, arm: str, seed: int) -> torch.nn.Module:
-        path = run / "arms" / arm / f"seed{seed}" / "checkpoint.pt"
-        if not path.exists():
-            raise UserError(f"{run} has no {arm} of seed {seed}: finish it first, steer run --resume {run}")
-        return loop.trained(drawn, path, device, steps=recipe.steps)
+        return bench.of_run(run, config, drawn, arm, seed, device)
 
     seeds = min(options.seeds or recipe.seeds, recipe.seeds)
     collected = bench.collect(task, seeds, arms, trained, pairs=options.pairs, device=device, star=star)
