@@ -60,7 +60,7 @@ def _budget(analysis: Analysis) -> Plot:
 
     caption = (
         f"Test error, mean of {plan.seeds} seeds. Left: against samples of gradient steps, where scoring and the "
-        "reference look free: nothing can be claimed from it alone. Right: all passes, but not of the reference's training."
+        "reference look free: nothing can be claimed from it alone. Right: all passes but the reference training."
     )
     return _two_panels(analysis, 3.9, panel, "budget", f"Error against what it takes, n = {size}", caption)
 

@@ -42,7 +42,7 @@ def test_options_that_do_not_fit_together_are_refused(asked, options, words):
 
 def test_an_arm_of_a_run_that_is_not_there_is_named_with_what_to_do(asked, tmp_path):
     config, _ = configs.resolve("blobs")
-    configs.save(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(configs.text(config))
     with pytest.raises(UserError, match="has no erm of seed 0: finish it first, steer run --resume"):
         run(asked(target=str(tmp_path)))
 
