@@ -22,8 +22,7 @@ from steering.theory_checks.bound.claims import share
 from steering.theory_checks.bound.report import report
 from steering.theory_checks.bound.study import QUICK, Extent, study
 from steering.theory_checks.bound.tightness import DELTA
-from steering.theory_checks.variance.losses import Scored, held_out, score
-from steering.theory_checks.variance.models import of_run
+from steering.theory_checks.variance.bench import Scored, held_out, of_run, score
 from steering.training.seeds import derive
 
 DRAWS = 2000  # held-out sets drawn from the differences, to see whether their tails allow the certificate

@@ -18,7 +18,7 @@ from steering.settings import Metric, Recipe
 from steering.task import HeldOut, Task, exchange
 from steering.theory_checks.curvature import section, small
 from steering.theory_checks.curvature.small import CHUNK, choose, trained
-from steering.theory_checks.variance import models as trained_models
+from steering.theory_checks.variance import bench as trained_models
 from steering.training.loop import evaluate
 from steering.training.seeds import derive, untouched
 
