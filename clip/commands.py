@@ -60,6 +60,7 @@ def eval_(
     workers: options.Workers[int] = 0,
     caption_field: options.CaptionField = None,
     bad_share: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unreadable samples.")] = 0.01,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Evaluate the models of a run, or any one model: retrieval and zero-shot classification, with intervals.
 

@@ -23,6 +23,7 @@ def variance(
     workers: options.Workers[int] = 0,
     caption_field: options.CaptionField = None,
     out: options.Out = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Measure whether a reference makes the loss vary less, before or after training.
 
@@ -73,6 +74,7 @@ def bound(
     quick: Annotated[bool, typer.Option(help="A small simulation, in seconds.")] = False,
     seed: options.Seed = 0,
     out: options.Out = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Check the rates, bounds and certificates of the theory where the truth is known.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steering import atomic_files, registry
+from steering import atomic_files
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
@@ -103,8 +103,7 @@ def _of_run(folder: Path, arms: str | None) -> list[Model]:
 
 
 def _task(folder: Path) -> Clip:
-    config = configs.load(folder / "config.yaml")
-    task: Any = registry.build("tasks", config.task, config.options)
+    config, task = configs.resolve(None, file=folder / "config.yaml")
     if not isinstance(task, Clip):
         raise UserError(f"{folder} is a run of {config.task}: steer eval evaluates CLIP models")
     return task

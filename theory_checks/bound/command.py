@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from steering import registry
 from steering.errors import UserError
 from steering.reports.grid import Cell, Grid, Tone, number
 from steering.reports.report import Report, show, write
 from steering.runs import config as configs
 from steering.runs.folder import Interrupts, new_folder
-from steering.task import Task
 from steering.theory_checks.bound.certificate import certificate
 from steering.theory_checks.bound.claims import share
 from steering.theory_checks.bound.report import report
@@ -65,8 +63,7 @@ def certified(folder: Path, width: float | None) -> list[dict[str, Any]]:
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    config = configs.load(folder / "config.yaml")
-    task: Task = registry.build("tasks", config.task, config.options)
+    config, task = configs.resolve(None, file=folder / "config.yaml")
 
     def losses(scored: object) -> np.ndarray:
         if not isinstance(scored, Scored) or scored.rows is not None:

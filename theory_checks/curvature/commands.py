@@ -32,6 +32,7 @@ def tune(
     quick: Annotated[bool, typer.Option(help="Fewer of everything, to see that it works.")] = False,
     device: options.Device[str] = "auto",
     out: options.Out = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Tune the curvature of a trained model: a smoother unit in place of every ReLU, without training.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from steering import registry
 from steering.errors import UserError
 from steering.reports.report import Report, show, write
 from steering.runs import config as configs
@@ -75,8 +74,7 @@ def of_run(folder: Path, options: Options) -> tuple[Path, Report]:
     """Measures all arms of a run that is there."""
     if options.sets or options.validate:
         raise UserError("--set and --validate go with a task; a run's settings are in its folder")
-    config = configs.load(folder / "config.yaml")
-    task: Task = registry.build("tasks", config.task, config.options)
+    config, task = configs.resolve(None, file=folder / "config.yaml")
     made = _report(str(folder), task, folder, config.model_copy(update={"device": options.device}), options)
     return options.out or new_folder(f"variance-{config.task}"), made
 
