@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either complete or not there: written under a temporary name, then renamed; and read with care."""
 
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from steering.errors import RunError
+
+TORSO = ".incomplete"  # how names end before a file is complete
 
 
 @contextmanager
@@ -44,13 +47,15 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
     with _or_run_error(f"write {path}"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            handle, name = tempfile.mkstemp(TORSO, f".{path.name}.", path.parent)
             os.close(handle)
             temporary = Path(name)
             if callable(content):
                 content(temporary)
             else:
-                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+                temporary.write_bytes(
+                    content.encode(errors="backslashreplace") if isinstance(content, str) else content
+                )
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -63,6 +68,43 @@ def write(path: Path, content: bytes | str | Callable[[Path], Any]) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     return write(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what writers that were killed have left in a folder where nobody else is at work."""
+    for path in folder.rglob(f".*{TORSO}"):
+        path.unlink(missing_ok=True)
+
+
+def read_text(path: Path, most: int = 64_000_000) -> str:
+    """The text of a file that a program or a person wrote, which never waits and never fills the memory.
+
+    Args:
+        path: of a file; what only looks like one (a pipe, a device, a folder) would have no end.
+        most: size in bytes from which on it is refused.
+
+    Raises:
+        OSError: it cannot be read, or is no such file.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if about.st_size > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    return path.read_text(encoding="utf-8", errors="replace")  # what is no text is no JSON or YAML either
+
+
+def read_json(path: Path, most: int = 64_000_000) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+        OSError: as of ``read_text``.
+        ValueError: it holds no JSON, or JSON nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def make_folder(path: Path) -> Path:

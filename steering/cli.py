@@ -1,17 +1,19 @@
 """The command line: ``steer run``, ``steer list``, and what plugins add. Heavy imports wait until they are needed."""
 
+import io
 import os
 import shlex
 import sys
+import traceback
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from steering import options
-from steering.errors import RunError, UserError
+from steering.errors import MOST, RunError, UserError, clean, explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +73,7 @@ def run(
     resume: options.Resume = None,
     device: options.Device[str | None] = None,
     threads: options.Threads = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Train a target with and without a reference's guidance, and compare.
 
@@ -176,26 +179,30 @@ def main() -> None:
     for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
         app.command(entry.name)(entry.load())
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
+    for stream in (sys.stdout, sys.stderr):  # a terminal without a letter shows another one
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
         code = app(prog_name="steer", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except usage_error as error:
         code = _fail(error, error.format_message(), 2)
-    except UserError as error:
-        code = _fail(error, str(error), 2)
-    except RunError as error:
-        signal = getattr(error, "signal", None)
-        code = _fail(error, str(error), 128 + signal if signal else 1)
-    except RuntimeError as error:
-        if _rank() == 0:
-            raise
-        code = _fail(error, "", 1)  # a rank that lost the first one, which says why
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _fail(error, "interrupted", 130)
+    except Exception as error:
+        signal = getattr(error, "signal", None)
+        code = _fail(error, explained(error), 128 + signal if signal else 2 if isinstance(error, UserError) else 1)
     sys.exit(code)
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:
     """Says what is wrong, once for all processes of a run: what befell one alone is marked as its own."""
+    if os.environ.get("STEER_DEBUG"):
+        traceback.print_exception(error)
     if _rank() == 0 or getattr(error, "local", False):
-        typer.echo(f"steer: {' '.join(message.split())}", err=True)
+        unknown = not isinstance(error, UserError | RunError) and code == 1
+        hint = ". STEER_DEBUG=1 in front of the command shows where" * unknown
+        typer.echo(f"steer: {' '.join(clean(message, 2 * MOST).split())}{hint}", err=True)
     return code

@@ -6,6 +6,8 @@ from typing import Annotated, TypeVar
 
 from typer import Option
 
+from steering.trust import allow_code
+
 _file, _machine = partial(Option, rich_help_panel="Files"), partial(Option, rich_help_panel="Machine")
 Type = TypeVar("Type")  # Device[str], or Device[str | None] where there is another default
 
@@ -22,6 +24,16 @@ Sets = Annotated[list[str] | None, _file("--set", help="Any setting: a.b=c.")]
 Config = Annotated[Path | None, _file("--config", help="Settings from a YAML file.")]
 Resume = Annotated[Path | None, _file("--resume", help="Continue the run in this folder.")]
 Out = Annotated[Path | None, _file("--out", help="Folder of what is written; runs/NAME-001 say if not given.")]
+
+TrustCode = Annotated[
+    bool,
+    _machine(
+        "--trust-code",
+        callback=lambda typed: allow_code() if typed else None,
+        is_eager=True,
+        help="Let code run that a file names: module:Name, pipe:, ${oc.env:...}.",
+    ),
+]
 
 Device = Annotated[Type, _machine("--device", help="auto, cpu, cuda.")]
 Threads = Annotated[int | None, _machine("--threads", help="CPU threads.")]

@@ -3,16 +3,17 @@
 import ast
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from steering.errors import UserError, did_you_mean
+from steering.errors import UserError, did_you_mean, shown
 
 Kind = Literal["rules", "selectors", "tasks"]
 _BUILT_IN: dict[Kind, dict[str, str]] = {
@@ -35,11 +36,19 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "tasks": {},
 }
-_NEEDS: dict[Kind, list[str]] = {  # one of these sets; the first is asked for in messages
-    "rules": ["width normalised dual blend weights", "at objective"],
-    "selectors": ["keep uses_reference __call__"],
-    "tasks": ["size rows recipe metrics seeded target reference stream losses evaluate"],
+# What a plugin must have: one of these sets, the first of which is asked for in messages. Methods are looked for in the
+# class before anything of it is called, attributes, which a constructor may set, afterwards.
+_METHODS: dict[Kind, list[str]] = {
+    "rules": ["dual blend weights", "at objective"],
+    "selectors": ["__call__"],
+    "tasks": ["seeded target reference stream losses evaluate"],
 }
+_ATTRIBUTES: dict[Kind, list[str]] = {
+    "rules": ["width normalised", "at objective"],
+    "selectors": ["keep uses_reference"],
+    "tasks": ["size rows recipe metrics"],
+}
+LONGEST = 20_000  # characters of a constructor call
 
 
 def names(kind: Kind) -> list[str]:
@@ -79,13 +88,18 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
     """
     name, arguments = parse(text)
     cls = load(kind, name)
+    made_of = cls if inspect.isclass(cls) else _returned(cls)
+    members = {
+        name for base in inspect.getmro(made_of)[:-1] for name in (*vars(base), *vars(base).get("__annotations__", {}))
+    }
+    _must_have(kind, name, _METHODS, members.__contains__)
     arguments |= options or {}
-    allowed = list(inspect.signature(cls).parameters)
-    for argument in arguments:
-        if argument not in allowed:
-            takes = ", ".join(allowed) or "no arguments"
-            raise UserError(f"{name} has no {argument}{did_you_mean(str(argument), allowed) or '.'} It takes {takes}")
     try:
+        allowed = list(inspect.signature(cls).parameters)
+        for argument in arguments:
+            if argument not in allowed:
+                hint, takes = did_you_mean(str(argument), allowed) or ".", ", ".join(allowed) or "no arguments"
+                raise UserError(f"{name} has no {shown(argument)[1:-1]}{hint} It takes {takes}")
         made = _made(cls, arguments)
     except UserError:
         raise
@@ -94,12 +108,26 @@ def build(kind: Kind, text: str, options: Mapping[str, Any] | None = None) -> An
         raise UserError(explain(error) if from_constructor else f"{name}: {explain(error)}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
-    missing = [
-        [need for need in needs.split() if inspect.getattr_static(made, need, None) is None] for needs in _NEEDS[kind]
-    ]
-    if all(missing):
-        raise UserError(f"{name} is no {kind[:-1]}: it has no {', '.join(missing[0])}")
+    _must_have(kind, name, _ATTRIBUTES, lambda member: inspect.getattr_static(made, member, None) is not None)
     return made
+
+
+def _returned(function: Any) -> type:
+    """The class that a function says it returns, ``-> Task`` say, object if it does not."""
+    try:
+        returned = get_type_hints(inspect.unwrap(function)).get("return")
+    except Exception:  # annotations may name anything
+        returned = None
+    return returned if inspect.isclass(returned) else object
+
+
+def _must_have(kind: Kind, name: str, needs: Mapping[Kind, list[str]], has: Callable[[str], bool]) -> None:
+    missing = [[member for member in members.split() if not has(member)] for members in needs[kind]]
+    if all(missing):
+        raise UserError(
+            f"{name} is no {kind[:-1]}: it has no {', '.join(missing[0])}. Name a class that has them, or a function "
+            "that is annotated to return one"
+        )
 
 
 def _made(cls: Any, arguments: dict[str, Any]) -> Any:
@@ -114,14 +142,18 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Splits ``name(key=value, ...)`` into the name and its literal arguments; nothing is evaluated."""
     name, bracket, rest = text.strip().partition("(")
     try:
-        match ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body:
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, say
+            call = ast.parse(f"f({rest[:LONGEST]}" if bracket else "f()", mode="eval").body
+        match call:
             case ast.Call(func=ast.Name(), args=[], keywords=pairs) if all(pair.arg for pair in pairs):  # no **
                 values = {str(pair.arg): ast.literal_eval(pair.value) for pair in pairs}
                 if len(values) == len(pairs):  # none twice
                     return name.strip(), values
-    except (SyntaxError, ValueError, TypeError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last of brackets in brackets
         pass
-    raise UserError(f"{text!r} is no constructor call: write name or name(argument=value, ...) with plain values")
+    raise UserError(
+        f"{shown(text, 200)} is no constructor call: write name or name(argument=value, ...) with plain values"
+    )
 
 
 def summary(kind: Kind, name: str) -> str:
@@ -139,7 +171,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return message
     path = ".".join(str(part) for part in first["loc"] if part != "constrained-float")  # the number of a union
-    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
     return f"{path}: {message[0].lower() + message[1:]}{got}"
 
 

@@ -3,8 +3,10 @@
 import io
 import math
 import textwrap
-from collections.abc import Sequence
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import matplotlib as mpl
 import seaborn as sns
@@ -14,12 +16,15 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from steering.errors import clean, explained
 from steering.reports.report import Plot
 
 WIDTH = 7.0  # inches; at 200 dots an inch that is sharp at 700 px, where one point is 1.4 px
 DPI = 200
+LONGEST = 300  # characters of a text in a picture
 
 GREY = "#777777"
 INK = "#222222"
@@ -46,7 +51,32 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.9,
     "lines.solid_capstyle": "round",
 }
-styled = mpl.rc_context(STYLE)  # decorates a function that draws
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
+
+
+def styled(draw: Drawing) -> Drawing:
+    """Decorates a function that draws a Plot or PNG bytes: in this style, and what cannot be drawn costs no report.
+
+    Names and captions of users may hold anything, and numbers be anything: in place of a picture that fails stands one
+    that says so, with a warning.
+    """
+
+    @wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Any:
+        try:
+            with mpl.rc_context(STYLE):
+                return draw(*args, **options)
+        except Exception as error:  # whatever matplotlib makes of them
+            name = draw.__name__.strip("_")
+            reason = f"{name} could not be drawn: {explained(error)}"
+            warnings.warn(reason, RuntimeWarning, stacklevel=2)
+            made, ((axes,),) = figure(height=0.6)
+            axes.set_axis_off()
+            axes.text(0, 0.5, textwrap.shorten(reason, 100))
+            picture = png(made)
+            return picture if draw.__annotations__["return"] is bytes else Plot(name, "No picture", reason, picture)
+
+    return cast(Drawing, drawn)
 
 
 def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
@@ -74,7 +104,12 @@ def legend(made: Figure, handles: Sequence[Artist]) -> None:
 
 
 def png(made: Figure) -> bytes:
-    made.savefig(out := io.BytesIO(), format="png", metadata={"Software": None})
+    """The picture; of what users named, no formula and nothing that has no shape or no end is drawn."""
+    for text in made.findobj(Text):
+        cast(Text, text).set(text=clean(cast(Text, text).get_text(), LONGEST), parse_math=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks, and of room for long ones
+        made.savefig(out := io.BytesIO(), format="png", metadata={"Software": None})
     return out.getvalue()
 
 
@@ -96,7 +131,7 @@ def appearance(index: int) -> dict[str, Any]:
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
     """One row for every name, the first on top."""
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 28) for name in names])
+    axes.set_yticks(range(len(names)), [textwrap.fill(clean(name, LONGEST // 2), 28) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)

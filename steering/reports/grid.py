@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from steering.errors import clean
+
 PLUS_MINUS = "\u00b1"
 MINUS = "\u2212"
 MISSING = "\u2013"
+LONGEST = 200  # characters of a cell
 
 Tone = Literal["", "best", "better", "worse", "undecided", "quiet"]
 _STYLES = {"": "", "best": "bold", "better": "green", "worse": "red", "undecided": "yellow", "quiet": "dim"}
@@ -78,8 +81,16 @@ def span(estimate: Any, decimals: int = 2) -> str:
     return f"{value} [{low}, {high}]".replace("-", MINUS)
 
 
+def _printable(grid: Grid) -> Grid:
+    """The table with texts of names that may hold anything, as a terminal can show them."""
+    columns = (replace(column, name=clean(column.name, LONGEST)) for column in grid.columns)
+    rows = (tuple(replace(cell, text=clean(cell.text, LONGEST)) for cell in row) for row in grid.rows)
+    return Grid(clean(grid.title, LONGEST), tuple(columns), tuple(rows), clean(grid.note))
+
+
 def to_rich(grid: Grid) -> Table:
     """For the terminal. Names are plain text: square brackets in them are no markup."""
+    grid = _printable(grid)
     table = Table(
         title=Text(grid.title, style="bold"),
         caption=Text(grid.note, style="dim") if grid.note else None,
@@ -105,6 +116,7 @@ def to_rich(grid: Grid) -> Table:
 
 def to_markdown(grid: Grid) -> str:
     """For a README or a notebook; the best is bold."""
+    grid = _printable(grid)
     lines = [[column.name for column in grid.columns], ["---:" if column.number else "---" for column in grid.columns]]
     lines += [[f"**{cell.text}**" if cell.tone == "best" else cell.text for cell in row] for row in grid.rows]
     escaped = (" | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) for line in lines)

@@ -9,19 +9,23 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from steering import atomic_files
-from steering.errors import UserError
+from steering.errors import UserError, clean, explained
 from steering.registry import explain
 from steering.reports.grid import Grid, to_markdown, to_rich
+
+LONGEST = 5000  # characters of a sentence in a terminal
+Made = TypeVar("Made")
 
 
 class Plot(NamedTuple):
@@ -98,7 +102,7 @@ def read(folder: Path) -> Report:
         UserError: there is none, or its files do not belong together.
     """
     try:
-        content = json.loads((folder / "report.json").read_text())
+        content = atomic_files.read_json(folder / "report.json")
         content["plots"] = [Plot(**plot, png=_picture(folder, plot["name"])) for plot in content["plots"]]
         return TypeAdapter(Report).validate_python(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -127,6 +131,21 @@ def _write_data(folder: Path, text: str, content: dict[str, Any]) -> None:
     atomic_files.write(folder / "report.json", json.dumps(_plain(content), indent=1) + "\n")
 
 
+def attempted(what: str, make: Callable[[], Iterable[Made]], cautions: list[str]) -> list[Made]:
+    """What ``make`` gives, or nothing and a caution: no picture is worth the report.
+
+    Args:
+        what: it makes, in the plural.
+        make: draws.
+        cautions: to which a sentence is added where that fails.
+    """
+    try:
+        return list(make())
+    except Exception as error:  # whatever names, numbers and a task's own code make of it
+        cautions.append(f"{what} are missing: {explained(error)}")
+        return []
+
+
 def show(report: Report, console: Console, page: Path | None = None) -> None:
     """Prints the tables, then the answer and what to be careful about, and where the page is."""
     console.print()
@@ -134,9 +153,9 @@ def show(report: Report, console: Console, page: Path | None = None) -> None:
         console.print(to_rich(grid))
         console.print()
     for sentence in (report.verdict, *report.findings):
-        console.print(sentence, markup=False, highlight=False)
+        console.print(clean(sentence, LONGEST), markup=False, highlight=False)
     for caution in report.cautions:
-        console.print(f"caution: {caution}", markup=False, highlight=False, style="yellow")
+        console.print(f"caution: {clean(caution, LONGEST)}", markup=False, highlight=False, style="yellow")
     if page is not None:
         console.print(f"report: {page}", markup=False, highlight=False)
 
@@ -146,7 +165,8 @@ def page(reports: Sequence[Report], title: str, about: str) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
+    options = {"autoescape": select_autoescape(), "undefined": StrictUndefined, "finalize": _printable}
+    templates = Environment(loader=loader, **options)
     templates.filters["image"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     templates.filters["flat"] = _flat
     return templates.get_template("report.html").render(reports=reports, title=title, about=about)
@@ -161,8 +181,9 @@ def markdown(report: Report) -> str:
     blocks += [to_markdown(grid).strip() for grid in report.details]
     blocks += ["## How it was measured", *report.method] if report.method else []
     blocks += ["## What this cannot tell", _items(report.limits)] if report.limits else []
-    blocks += [f"    {report.command}"]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    text = "\n\n".join(block for block in blocks if block)
+    text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", clean(text))  # names are no HTML either
+    return f"{text}\n\n    {clean(report.command)}\n"
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -170,6 +191,11 @@ def as_json(report: Report) -> dict[str, Any]:
     content = asdict(report)
     del content["exhibits"]
     return content | {"plots": [{"name": p.name, "title": p.title, "caption": p.caption} for p in report.plots]}
+
+
+def _printable(value: Any) -> Any:
+    """A text of the page, whatever names it holds; what is marked as safe stays so."""
+    return type(value)(clean(value)) if isinstance(value, str) else value
 
 
 def _flat(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The configuration of a run: the task's own recipe, a file, options; merged, validated, written down."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
-from yaml import YAMLError
 
-from steering import registry
+from steering import atomic_files, registry
 from steering.errors import UserError, did_you_mean
 from steering.settings import Arm, Recipe, Strict, with_present_names
+from steering.trust import refuse_code
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from steering.task import Task
 
+LARGEST, MOST_REFERENCES = 1_000_000, 16  # bytes of a configuration file; ${...} in it, each of which may double it
 STEERED = "steered"  # name of the arm made by --rule, --selector, --reference-scale
 
 
@@ -35,7 +37,7 @@ class RunConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     recipe: Recipe
     device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 def resolve(
@@ -64,6 +66,7 @@ def resolve(
     if preset is not None and file is not None:
         raise UserError(f"a preset and a file of settings, {preset} and {file}: give one of them")
     base = {} if file is None else read(file)
+    refuse_code(base, file)
     layers = [_expanded(layer) for layer in ({"task": task}, typed or {}, _dotted(sets))]
     merged = _merge(_expanded(base), *layers)
     if "task" not in merged:
@@ -132,7 +135,16 @@ def _steered_arm(arms: Mapping[str, dict[str, Any]], method: Mapping[str, Any]) 
 
 
 def validate(settings: Mapping[str, Any]) -> RunConfig:
-    """Checks every setting, with one line for what is wrong."""
+    """Checks every setting, rules and selectors by building them, with one line for what is wrong."""
+    config = _checked(settings)
+    for arm in config.recipe.arms.values():
+        registry.build("rules", arm.rule)
+        if arm.selector is not None:
+            registry.build("selectors", arm.selector)
+    return config
+
+
+def _checked(settings: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -140,12 +152,11 @@ def validate(settings: Mapping[str, Any]) -> RunConfig:
     recipe = config.recipe
     if recipe.arms and recipe.baseline not in recipe.arms:
         raise UserError(f"recipe.baseline is {recipe.baseline!r}, which is no arm: {', '.join(recipe.arms)}")
-    for name, arm in recipe.arms.items():
-        if name == "reference" or not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"an arm cannot be named {name!r}: use letters, digits, - and _ ('reference' is taken)")
-        registry.build("rules", arm.rule)
-        if arm.selector is not None:
-            registry.build("selectors", arm.selector)
+    for name in recipe.arms:
+        if name == "reference" or not re.fullmatch(r"[\w-]{1,100}", name):
+            raise UserError(
+                f"an arm cannot be named {name!r}: use letters, digits, - and _, at most 100 ('reference' is taken)"
+            )
     return config
 
 
@@ -155,8 +166,8 @@ def text(config: RunConfig) -> str:
 
 
 def load(path: Path) -> RunConfig:
-    """Reads the config.yaml of a run folder."""
-    return validate(read(path))
+    """Reads the config.yaml of a run folder; builds no task, rule or selector, which is for ``resolve``."""
+    return _checked(read(path))
 
 
 def elastic(task: "Task") -> set[str]:
@@ -208,31 +219,50 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The settings of a YAML file, as they stand there."""
+    """The settings of a YAML file, as they stand there.
+
+    Raises:
+        UserError: it is not there, no YAML, too large or too deep, or computes something by a resolver.
+    """
     try:
-        config = OmegaConf.load(file)
-        if OmegaConf.is_dict(config):
-            return _plain(config)
+        text = atomic_files.read_text(file, LARGEST)
     except FileNotFoundError:
         raise UserError(f"no configuration file at {file}") from None
-    except (YAMLError, OSError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no readable YAML file: {' '.join(str(error).split())}") from None
-    raise UserError(f"{file} holds no settings: write lines such as 'task: digits'")
+    except OSError as error:
+        raise UserError(f"{file} is no readable YAML file: {error.strerror}") from None
+    where = f"{file} is no readable YAML file"
+    if text.count("${") > MOST_REFERENCES:
+        raise UserError(f"{where}: more than {MOST_REFERENCES} references ${{...}}")
+    return _plain(lambda: OmegaConf.create(text), where, file)
 
 
 def _dotted(sets: Sequence[str]) -> dict[str, Any]:
     for text in sets:
         if "=" not in text:
             raise UserError(f"--set takes a.b=c, got {text!r}; write --set recipe.steps=100 say")
+    return _plain(lambda: OmegaConf.from_dotlist(list(sets)), f"--set {' '.join(sets)}")
+
+
+def _plain(make: Callable[[], Any], where: str, source: Path | None = None) -> Any:
+    """Settings as plain values, references such as ``${recipe.steps}`` replaced by what they stand for.
+
+    Args:
+        make: reads them. OmegaConf refuses aliases that unfold to more than 10,000 values.
+        where: they are, for the message.
+        source: the file, where its author is not whoever typed the command.
+    """
     try:
-        return _plain(OmegaConf.from_dotlist(list(sets)))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"--set {' '.join(sets)}: {' '.join(str(error).split())}") from None
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """Settings as plain values, references such as ``${oc.env:HOME}`` replaced by what they stand for."""
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+        config = make()
+        if source is not None:
+            refuse_code(OmegaConf.to_container(config), source, names=False)
+        settings = OmegaConf.to_container(config, resolve=True)
+    except UserError:
+        raise
+    except Exception as error:  # what reading YAML raises has no common type
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{where}: {reason or 'no settings'}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: it holds no settings: write lines such as 'task: digits'")
     return {str(name): with_present_names(x) if name == "recipe" else x for name, x in settings.items()}
 
 

@@ -1,10 +1,14 @@
 """The folder of a run or check: one process at a time, settings compared, parts made once, a clean end on Ctrl-C."""
 
+import os
+import re
 import shlex
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -16,12 +20,13 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from steering import atomic_files
-from steering.distributed import rank
-from steering.errors import RunError, UserError
+from steering.distributed import rank, world_size
+from steering.errors import RunError, UserError, explained
 from steering.reports.report import environment
 from steering.runs.processes import on_rank_zero
 
-LOCK = ".lock"  # held by the process that is at work in the folder
+LOCK, HOLDER = ".lock", ".lock-holder"  # the lock of the process that is at work in the folder, and who that is
+PATIENCE = 1.0  # seconds in which a process that was killed gives its lock back
 Part = TypeVar("Part", bound=BaseModel)
 
 
@@ -63,7 +68,8 @@ class Interrupts:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if isinstance(error, Interrupted):
+        unforeseen = isinstance(error, Exception) and not isinstance(error, UserError | RunError)
+        if isinstance(error, Interrupted) or (unforeseen and self.received):  # workers and ranks get the signal too
             raise self.stopped() from None
 
     def __call__(self) -> bool:
@@ -128,7 +134,7 @@ class RunFolder:
             RunError: a file in it cannot be read or written.
             Stopped: SIGINT or SIGTERM came.
         """
-        lock = FileLock(path / LOCK)
+        lock, holder = FileLock(path / LOCK), path / HOLDER
         typed = ["steer", *sys.argv[1:]] if command is None else command
         advice = f"all that is finished is saved. Go on with: {resume or with_folder(typed, path)}"
 
@@ -136,14 +142,24 @@ class RunFolder:
             _refuse_foreign(path, settings)
             text = None if settings is None or compare is None else compare(path / settings)
             atomic_files.make_folder(path)
+            if (path / LOCK).exists() and not (path / LOCK).is_file():
+                raise UserError(f"{path / LOCK} is no file: delete it, or choose another --out")
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=PATIENCE)
             except Timeout:
-                raise UserError(f"another process is at work in {path}: wait for it, or choose another --out") from None
+                who = ""
+                with suppress(OSError):
+                    who = f" ({atomic_files.read_text(holder, 10_000).strip()})"
+                raise UserError(
+                    f"another process is at work in {path}{who}: wait for it, or choose another --out"
+                ) from None
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            atomic_files.write(holder, f"process {os.getpid()} of {socket.gethostname()} since {started}\n")
+            if settings is not None:
+                atomic_files.sweep(path)
             if settings is not None and text is not None:
                 atomic_files.write(path / settings, text)
             if not (path / "environment.json").exists():
-                started = datetime.now(UTC).isoformat(timespec="seconds")
                 about = {"command": shlex.join(typed), "started": started} | environment()
                 atomic_files.write_json(path / "environment.json", about)
 
@@ -151,9 +167,13 @@ class RunFolder:
             on_rank_zero(claim)
             with Interrupts(advice) as interrupts:
                 yield cls(path, interrupts)
-        except OSError as error:  # of the lock, the plots, or a task's own files
-            raise RunError(f"cannot read or write {error.filename or path}: {error.strerror}") from None
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # of a library, a task, or a mistake of ours
+            raise _logged(error, path) from error
         finally:
+            if lock.is_locked:
+                holder.unlink(missing_ok=True)
             lock.release()
 
     def part(self, name: str, model: type[Part], make: Callable[[], Part]) -> Part:
@@ -165,7 +185,7 @@ class RunFolder:
             make: called on every rank, once for as long as the file is there.
         """
         path = self.path / name
-        text = on_rank_zero(lambda: path.read_text(errors="replace") if path.exists() else None)
+        text = on_rank_zero(lambda: atomic_files.read_text(path) if path.exists() else None)
         if text is not None:
             return _parsed(path, text, model)
         value = make()
@@ -180,7 +200,7 @@ def read_part(path: Path, model: type[Part]) -> Part | None:
     Raises:
         UserError: the file is damaged.
     """
-    return _parsed(path, path.read_text(errors="replace"), model) if path.exists() else None
+    return _parsed(path, atomic_files.read_text(path), model) if path.exists() else None
 
 
 def write_part(path: Path, value: BaseModel) -> None:
@@ -207,8 +227,22 @@ def _parsed(path: Path, text: str, model: type[Part]) -> Part:
         raise UserError(f"{path} is damaged: delete it, and that part is made again") from None
 
 
+def _logged(error: Exception, path: Path) -> RunError:
+    """One line of an error, whose traceback is added to the log of the folder."""
+    name, hint = "errors.log" if rank() == 0 else f"errors-{rank()}.log", ""
+    with suppress(OSError), (path / name).open("a") as file:
+        file.writelines([f"\n{datetime.now(UTC).isoformat()}\n", *traceback.format_exception(error)])
+        hint = f" (traceback: {path / name})"
+    failed = RunError(f"{explained(error)}{hint}")
+    # That another rank was lost is a RuntimeError in all of them: the second says it too, the first may be that one.
+    failed.local = world_size() > 1 and (rank() == 1 or not isinstance(error, RuntimeError))
+    return failed
+
+
 def _refuse_foreign(path: Path, settings: str | None) -> None:
     if settings is None or not path.exists() or (path / settings).exists():
         return
-    if not path.is_dir() or {entry.name for entry in path.iterdir()} - {LOCK}:
+    # A process that was killed, or failed, as it made the folder leaves no more than these.
+    first = re.compile(rf"{LOCK}|{HOLDER}|errors.*\.log|.*{atomic_files.TORSO}")
+    if not path.is_dir() or not all(first.fullmatch(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path} is no run folder (it has no {settings}) nor empty: choose another --out")

@@ -130,7 +130,7 @@ def _fact(summary: Summary, records: Sequence[Mapping[str, Any]], fact: str) -> 
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set(xlabel="step", ylabel=ylabel)
     caption = f"{title} {among} all samples trained on so far, weighted as they were trained on.{_band(summary)}"
-    return plot(made, handles, "fact-" + re.sub(r"\W+", "-", fact), title, caption)
+    return plot(made, handles, "fact-" + re.sub(r"\W+", "-", fact)[:60], title, caption)
 
 
 def _curves(

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steering import atomic_files
 from steering.errors import UserError
-from steering.reports.report import Plot, Report, write_page
+from steering.reports.report import Plot, Report, attempted, write_page
 from steering.runs.statistics import Interval
 from steering.runs.summary import Journal, Summary
 from steering.runs.table import arms_table, differences_table, metric_format, settings_table
@@ -51,7 +52,7 @@ def write_report(
         folder: of the run.
         summary: final numbers.
         records: lines of metrics.jsonl, for the curves.
-        exhibits: what the task has to show.
+        exhibits: what the task has to show; where it cannot be drawn, a caution says so.
 
     Returns:
         The path of the page.
@@ -62,10 +63,14 @@ def write_report(
     from steering.runs.plots import draw
 
     files = [folder / "config.yaml", folder / "environment.json"]
-    config, environment = (path.read_text() if path.exists() else "" for path in files)
-    pictures = [Plot("", exhibit.title, exhibit.text, exhibit.png) for exhibit in exhibits]
+    config, environment = (atomic_files.read_text(path) if path.exists() else "" for path in files)
+    cautions: list[str] = []
+    plots = attempted("the plots", lambda: draw(summary, records), cautions)
+    pictures = (Plot("", exhibit.title, exhibit.text, bytes(exhibit.png)) for exhibit in exhibits)
+    shown = attempted("the exhibits", lambda: pictures, cautions)
     about = {"config": config, "environment": json.loads(environment or "{}")}
-    report = as_report(summary, plots=draw(summary, records), exhibits=pictures, **about)
+    report = as_report(summary, plots=plots, exhibits=shown, **about)
+    report.cautions.extend(cautions)
     return write_page([report], folder, report.title, report.question)
 
 
@@ -78,7 +83,7 @@ def read_run(folder: Path) -> Report:
     from steering.runs.plots import draw
 
     try:
-        summary = Summary.model_validate_json((folder / "summary.json").read_text())
+        summary = Summary.model_validate_json(atomic_files.read_text(folder / "summary.json"))
     except (OSError, ValueError):
         raise UserError(f"{folder} holds neither a report nor a finished run (report.json or summary.json)") from None
     return as_report(summary, plots=draw(summary, Journal(folder / "metrics.jsonl").records()))

@@ -1,6 +1,5 @@
 """A run: every arm and seed trained or picked up where it stopped, then one summary and one report."""
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from steering.runs.summary import ArmSummary, Journal, Result, Summary
 from steering.task import Exhibit, Task
 from steering.training import loop
 from steering.training.step import candidates_needed
+from steering.trust import code_in
 
 REFERENCE = "reference"
 
@@ -72,7 +72,8 @@ class Run:
         torch.set_num_threads(self.config.threads)
         if not on_rank_zero(self.folder.exists):
             self._load_reference()
-        resume = self.resume or f"steer run --resume {shlex.quote(str(self.folder))}"
+        flag = " --trust-code" * any(code_in(self.config.model_dump()))  # what was typed is in a file then
+        resume = self.resume or f"steer run --resume {shlex.quote(str(self.folder))}{flag}"
         about = {"settings": "config.yaml", "compare": self._settings, "command": self.command, "resume": resume}
         with RunFolder.open(self.folder, **about) as folder:
             self.console.print(f"run folder: {self.folder}", markup=False, highlight=False)
@@ -201,7 +202,7 @@ class Run:
             uses = arm.selector is not None and bool(registry.build("selectors", arm.selector).uses_reference)
             about = arm.model_dump(include={"rule", "selector", "subtract", "distill"})
             arms[name] = ArmSummary(**about, selector_uses_reference=uses, results=results[name])
-        about = json.loads((self.folder / "environment.json").read_text())
+        about = atomic_files.read_json(self.folder / "environment.json")
         flat = [result for arm in arms.values() for result in arm.results]
         return Summary(
             task=self.config.task,
@@ -215,18 +216,18 @@ class Run:
             skipped={reason: max(r.skipped.get(reason, 0) for r in flat) for r in flat for reason in r.skipped},
         )
 
-    def _exhibits(self) -> list[Exhibit]:
-        """What the task has to show of the models of the first repetition."""
+    def _exhibits(self) -> Iterator[Exhibit]:
+        """What the task has to show of the models of the first repetition, when it is asked for."""
         reference = self._reference_of(0)
         task = reference.task
         exhibits = getattr(task, "exhibits", None)
         if exhibits is None:
-            return []
+            return
         models: dict[str, nn.Module] = {} if reference.model is None else {REFERENCE: reference.model}
         for name in self.recipe.arms:
             models[name] = loop.trained(task, self._arm_folder(name, 0) / "checkpoint.pt", self.device)
         with torch.no_grad():
-            return exhibits(models)
+            yield from exhibits(models)
 
 
 @contextmanager

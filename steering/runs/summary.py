@@ -115,9 +115,9 @@ def finished(folder: Path, config: RunConfig | None = None) -> Summary | None:
     """
     try:
         written = RunConfig.model_validate(read(folder / "config.yaml"))
-        summary = Summary.model_validate_json((folder / "summary.json").read_text())
+        summary = Summary.model_validate_json(atomic_files.read_text(folder / "summary.json"))
         parts = [
-            (folder / "arms" / name / f"seed{result.seed}" / "result.json").read_text().strip()
+            atomic_files.read_text(folder / "arms" / name / f"seed{result.seed}" / "result.json").strip()
             == result.model_dump_json(indent=1)
             for name, arm in summary.arms.items()
             for result in arm.results
@@ -141,14 +141,21 @@ class Journal:
         self.path = path
         if not path.exists():
             atomic_files.write(path, "")
+        elif not path.is_file():  # writing to a pipe would never end
+            raise RunError(f"{path} is no file: delete it, and the run goes on without what it holds")
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines that are complete; one that a kill cut short is left out."""
+        """All lines that are records; one that a kill cut short is left out."""
         records = []
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
+        for line in self._text().split("\n"):
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict) and {"arm", "seed", "step"} <= record.keys():
+                    records.append(record)
         return records
+
+    def _text(self) -> str:
+        return atomic_files.read_text(self.path, 4_000_000_000)
 
     def add(self, record: dict[str, Any]) -> None:
         try:
@@ -161,5 +168,5 @@ class Journal:
         """Forgets what one arm and seed recorded after ``step``, since it is about to happen again."""
         kept = [r for r in self.records() if (r["arm"], r["seed"]) != (arm, seed) or r["step"] <= step]
         text = "".join(json.dumps(r) + "\n" for r in kept)
-        if text != self.path.read_text():
+        if text != self._text():
             atomic_files.write(self.path, text)

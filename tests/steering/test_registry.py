@@ -177,7 +177,7 @@ def test_a_module_in_the_working_directory_needs_no_installing(tmp_path, monkeyp
         ("kl", "kl takes either a temperature (penalised) or rho (radius rho / n), got neither"),
         (f"{HERE}:Halves(share=-1)", "a share of at least 0, got -1.0"),
         (f"{HERE}:Plain(share='x')", f"{HERE}:Plain: could not convert string to float: 'x'"),
-        (f"{HERE}:Unknowable", f"{HERE}:Unknowable is no rule: it has no width, normalised, dual, blend, weights"),
+        (f"{HERE}:Unknowable", f"{HERE}:Unknowable is no rule: it has no dual, blend, weights. Name a class"),
         (f"{HERE}:Nobody", f"{HERE}:Nobody: {HERE} has no Nobody to use as a rule"),
         (f"{HERE}:HERE", f"{HERE}:HERE: {HERE} has no HERE to use as a rule"),
         ("nowhere_at_all:X", "nowhere_at_all:X: cannot import nowhere_at_all; is it installed, or in this folder?"),
@@ -199,6 +199,7 @@ def test_a_missing_argument_is_named():
 @dataclass
 class Needy:
     share: float
+    dual = blend = weights = width = normalised = 1
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,10 @@ def test_the_arms_of_a_file_are_all_there_are(tmp_path):
     assert list(settle(text=text, folder=tmp_path).recipe.arms) == ["mine"]
 
 
-def test_a_file_may_refer_to_the_environment(tmp_path, monkeypatch):
+def test_settings_that_are_typed_may_refer_to_the_environment_and_all_to_one_another(tmp_path, monkeypatch):
     monkeypatch.setenv("CHIP", "cuda:1")
-    assert settle(text="device: ${oc.env:CHIP}", folder=tmp_path).device == "cuda:1"
+    assert settle("device=${oc.env:CHIP}").device == "cuda:1"
+    assert settle(text="threads: 3\nrecipe: {steps: '${threads}'}", folder=tmp_path).recipe.steps == 3
 
 
 @pytest.mark.parametrize("text", ["", "recipe:", "options:\nrecipe:\n"])

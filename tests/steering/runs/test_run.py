@@ -247,10 +247,10 @@ def test_a_run_that_dies_between_two_checkpoints_goes_on_to_the_same_numbers(tmp
     def killed(training: loop.Training):
         taken.append(1)
         if len(taken) == 24:  # the last step of the second arm: the journal has more than the checkpoint
-            raise SystemError
+            raise KeyboardInterrupt
         return step(training)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Training, "step", killed)
         prepare(tmp_path).execute()
     assert max(line["step"] for line in journal(tmp_path) if line["arm"] == "dro") == 10
