@@ -256,6 +256,7 @@ def _plain(make: Callable[[], Any], where: str, source: Path | None = None) -> A
         if source is not None:
             refuse_code(OmegaConf.to_container(config), source, names=False)
         settings = OmegaConf.to_container(config, resolve=True)
+        repr(settings)  # an integer of more digits than Python writes is an error now, not in some message
     except UserError:
         raise
     except Exception as error:  # what reading YAML raises has no common type
