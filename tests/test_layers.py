@@ -18,7 +18,14 @@ FOLDERS = {
 
 # Every part may import those before it, and itself.
 ORDER = [
-    ["steering.errors", "steering.options", "steering.settings", "steering.atomic_files", "steering.registry"],
+    [
+        "steering.errors",
+        "steering.trust",
+        "steering.options",
+        "steering.settings",
+        "steering.atomic_files",
+        "steering.registry",
+    ],
     ["steering.training.seeds"],
     ["steering.curvature"],
     ["steering.distributed"],
