@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,16 @@ def write_json(path: Path, value: Any) -> Path:
     return write(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
-def sweep(folder: Path) -> None:
-    """Deletes what writers that were killed have left in a folder where nobody else is at work."""
-    for path in folder.rglob(f".*{TORSO}"):
-        path.unlink(missing_ok=True)
+def sweep(folder: Path, *, deep: bool) -> None:
+    """Deletes what writers that were killed have left in a folder where nobody else is at work, and below if deep."""
+    for path in folder.glob(f"{'**/' * deep}.*{TORSO}"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def is_plain(path: Path) -> bool:
+    """Whether lines may be added to a file: to nothing elsewhere, and to nothing that never ends."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def read_text(path: Path, most: int = 64_000_000) -> str:

@@ -201,8 +201,9 @@ def _fail(error: BaseException, message: str, code: int) -> int:
     """Says what is wrong, once for all processes of a run: what befell one alone is marked as its own."""
     if os.environ.get("STEER_DEBUG"):
         traceback.print_exception(error)
-    if _rank() == 0 or getattr(error, "local", False):
-        unknown = not isinstance(error, UserError | RunError) and code == 1
+    own = not isinstance(error, UserError | RuntimeError) and code == 1  # of a library or a task, on this rank
+    if _rank() == 0 or own or getattr(error, "local", False):
+        unknown = code == 1 and not isinstance(error, RunError)
         hint = ". STEER_DEBUG=1 in front of the command shows where" * unknown
         typer.echo(f"steer: {' '.join(clean(message, 2 * MOST).split())}{hint}", err=True)
     return code

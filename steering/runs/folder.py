@@ -142,7 +142,7 @@ class RunFolder:
             _refuse_foreign(path, settings)
             text = None if settings is None or compare is None else compare(path / settings)
             atomic_files.make_folder(path)
-            if (path / LOCK).exists() and not (path / LOCK).is_file():
+            if not atomic_files.is_plain(path / LOCK):
                 raise UserError(f"{path / LOCK} is no file: delete it, or choose another --out")
             try:
                 lock.acquire(timeout=PATIENCE)
@@ -155,8 +155,7 @@ class RunFolder:
                 ) from None
             started = datetime.now(UTC).isoformat(timespec="seconds")
             atomic_files.write(holder, f"process {os.getpid()} of {socket.gethostname()} since {started}\n")
-            if settings is not None:
-                atomic_files.sweep(path)
+            atomic_files.sweep(path, deep=settings is not None)
             if settings is not None and text is not None:
                 atomic_files.write(path / settings, text)
             if not (path / "environment.json").exists():
@@ -229,10 +228,11 @@ def _parsed(path: Path, text: str, model: type[Part]) -> Part:
 
 def _logged(error: Exception, path: Path) -> RunError:
     """One line of an error, whose traceback is added to the log of the folder."""
-    name, hint = "errors.log" if rank() == 0 else f"errors-{rank()}.log", ""
-    with suppress(OSError), (path / name).open("a") as file:
-        file.writelines([f"\n{datetime.now(UTC).isoformat()}\n", *traceback.format_exception(error)])
-        hint = f" (traceback: {path / name})"
+    log, hint = path / ("errors.log" if rank() == 0 else f"errors-{rank()}.log"), ""
+    if atomic_files.is_plain(log):
+        with suppress(OSError), log.open("a", errors="backslashreplace") as file:
+            file.writelines([f"\n{datetime.now(UTC).isoformat()}\n", *traceback.format_exception(error)])
+            hint = f" (traceback: {log})"
     failed = RunError(f"{explained(error)}{hint}")
     # That another rank was lost is a RuntimeError in all of them: the second says it too, the first may be that one.
     failed.local = world_size() > 1 and (rank() == 1 or not isinstance(error, RuntimeError))

@@ -139,10 +139,10 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
+        if not atomic_files.is_plain(path):
+            raise RunError(f"{path} is no file: delete it, and the run goes on without what it holds")
         if not path.exists():
             atomic_files.write(path, "")
-        elif not path.is_file():  # writing to a pipe would never end
-            raise RunError(f"{path} is no file: delete it, and the run goes on without what it holds")
 
     def records(self) -> list[dict[str, Any]]:
         """All lines that are records; one that a kill cut short is left out."""

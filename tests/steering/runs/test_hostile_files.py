@@ -179,11 +179,23 @@ def test_a_lock_that_is_no_file_is_refused_and_one_that_is_held_says_by_whom(kin
             pass
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_figures_are_never_written_to_what_is_no_file(kind):
     put(Path("metrics.jsonl"), kind)
     with pytest.raises(RunError, match="is no file"):
         Journal(Path("metrics.jsonl"))
+
+
+def test_nothing_is_added_to_a_file_elsewhere():
+    Path("a").mkdir()
+    Path("mine").write_text("mine")
+    for name in ("metrics.jsonl", "errors.log"):
+        Path("a", name).symlink_to("../mine")
+    with pytest.raises(RunError, match="is no file"):
+        Journal(Path("a", "metrics.jsonl"))
+    with pytest.raises(RunError, match=r"^ZeroDivisionError$"), RunFolder.open(Path("a")):
+        raise ZeroDivisionError
+    assert Path("mine").read_text() == "mine"
 
 
 def test_lines_that_are_no_records_are_left_out():
