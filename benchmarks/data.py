@@ -17,6 +17,7 @@ from benchmarks import harness
 from benchmarks.harness import Goal, Report, Work
 from steering.clip.data.augmentation import canvas, picture_transform, small_views
 from steering.clip.data.images import flatten
+from steering.clip.emoji_data import emoji_shard
 from steering.clip.models import EMOJI, Towers, build
 from steering.clip.task import Clip
 
@@ -45,7 +46,7 @@ def write_shards(folder: Path, side: int) -> str:
 def actual(pattern: str, side: int, workers: int) -> Work:
     """One epoch of a task's stream; later calls go on with the next epoch."""
     architecture, _, _, batch = KINDS[side]
-    task = Clip(data=pattern, val=pattern, model=architecture, workers=workers)
+    task = Clip(data=pattern, val=str(emoji_shard("held_out_google")), model=architecture, workers=workers)
     stream = iter(task.stream(batch, seed=0))
     return lambda: _run(itertools.islice(stream, task.size // batch), lambda entry: len(entry["image"]))
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from steering.clip import default_recipes
 from steering.clip.data.dataset import PairData
-from steering.clip.data.shards import Shards
-from steering.clip.data.sources import split
+from steering.clip.data.shards import Shards, require_apart
+from steering.clip.data.sources import retrieval_set, split
 from steering.clip.emoji_data import BUNDLE, emoji_shard
 from steering.clip.evaluation import gallery
 from steering.clip.evaluation.embedding import Work
@@ -52,7 +52,8 @@ class Clip:
         data: shards (``shards/{000..099}.tar``, a glob, URLs, ``pipe:...``, several joined by ``::``), ``emoji``,
             the bundled pairs, or ``emoji-reference``, the clean part of them that the bundled reference is trained on.
         weights: how often samples of the sources that ``::`` joins are seen relative to each other, ``2,1`` say.
-        val: shards to evaluate on; without them one pair in 20, at most 1,000, is held out of the data.
+        val: shards to evaluate on, or a folder of them as ``steer eval`` takes it; without them one pair in 20, at
+            most 1,000, is held out of the data.
         zeroshot: pictures with a class each, to be classified by name as well: ``FOLDER``, or ``imagenet:FOLDER``.
         model: target, any open_clip architecture; for the bundled pairs a small one made for them, else ViT-B-32.
         init: a trained model to go on from, named like a reference, in place of ``model`` and random weights. As it
@@ -266,7 +267,8 @@ class Clip:
         if self._bundled:
             return EmojiSuite()
         if self.val is not None:
-            return RetrievalSuite(PairSet(self._open(self.val), bad_share=self.bad_share))
+            pattern, lines = retrieval_set(self.val)
+            return RetrievalSuite(PairSet(self._open(pattern), bad_share=self.bad_share, lines=lines))
         return RetrievalSuite(PairSet(self.shards, self._held_out, bad_share=self.bad_share))
 
     @cached_property
@@ -283,6 +285,8 @@ class Clip:
 
     @cached_property
     def _pairs(self) -> PairData:
+        if self.val is not None and not self._bundled:
+            require_apart(self.shards, self._suite.gallery.shards)
         with untouched():
             model = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
         options = {"left_out": self._held_out, "bad_share": self.bad_share}

@@ -7,6 +7,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -289,6 +290,40 @@ class Shards:
             names = several([printable(name) for name in sorted(fields)]) or "none"
             needed = f"JSON field {self.caption_field}" if self.caption_field else ".txt or JSON field caption"
             raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {names}); needed is {needed}")
+
+
+def require_apart(data: Shards, val: Shards) -> None:
+    """Makes sure that what is measured on was not trained on: no shard of one is in the other, and few pictures are.
+
+    Pictures are compared byte by byte, up to 500 of one with up to 2,000 of the other; a few are told, not refused.
+
+    Raises:
+        UserError: a shard is in both, or at least half of the pictures that are compared.
+    """
+
+    def marks(shard: Shard) -> set[str]:
+        place = shard.url if remote(shard.url) else os.path.realpath(shard.url)
+        return {place} | ({f"{shard.size} {shard.head}"} if shard.head else set())
+
+    def pictures(shards: Shards, most: int) -> list[bytes]:
+        hashes = []
+        for number in range(0, len(shards), max(1, len(shards) // most)):
+            with suppress(Undecodable):
+                hashes.append(hashlib.blake2b(shards.picture(number)).digest())
+        return hashes
+
+    trained = {mark for shard in data.index if shard.count for mark in marks(shard)}
+    both = [shard.url for shard in val.index if shard.count and marks(shard) & trained]
+    if both:
+        raise UserError(f"val is to be held out, but data hold {several(both, 3)} as well: name other shards for one")
+    if data.remote or val.remote:
+        return
+    known, held_out = set(pictures(data, 2000)), pictures(val, 500)
+    count = sum(picture in known for picture in held_out)
+    if 2 * count > len(held_out):
+        raise UserError(f"val is to be held out, but data hold {count} of {len(held_out)} of its pictures as well")
+    if count and rank() == 0:
+        print(f"note: {count} of {len(held_out)} pictures of val that were compared are in data too", file=sys.stderr)
 
 
 @dataclass

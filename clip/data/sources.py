@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from braceexpand import braceexpand
@@ -64,6 +65,34 @@ def printable(name: str, most: int = 200) -> str:
     """A name from a file, fit for one line of a message."""
     name = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name[:most])
     return f"{name}..." if len(name) >= most else name
+
+
+def retrieval_set(source: str) -> tuple[str, bool]:
+    """The shards of a set to evaluate on, and whether every line of a text is a caption of its own there.
+
+    A folder stands for the tars in it, or else in its ``test/``. Lines are captions where retrieval benchmarks say so:
+    by ``dataset_type.txt`` in the folder of the tars or, of ``test/``, in the one above.
+
+    Raises:
+        UserError: of several sources some say so.
+    """
+    patterns, kinds = [], set()
+    for part in split(source):
+        if os.path.isdir(folder := os.path.expanduser(part)):
+            plain = glob.escape(folder)
+            part = os.path.join(plain, "*.tar" if glob.glob(f"{plain}/*.tar") else "test/*.tar")
+        patterns.append(part)
+        shards = [shard.url for shard in expand(part, missing=True)]
+        for folder in {Path("/dev/null") if remote(url) else Path(os.path.abspath(url)).parent for url in shards}:
+            kinds.add(_says_lines(folder) or (folder.name == "test" and _says_lines(folder.parent)))
+    if len(kinds) > 1:
+        raise UserError(f"lines are captions in some of {source} and not in others: evaluate on one after the other")
+    return "::".join(patterns), kinds == {True}
+
+
+def _says_lines(folder: Path) -> bool:
+    path = folder / "dataset_type.txt"
+    return path.is_file() and path.stat().st_size < 100 and path.read_bytes().strip() == b"retrieval"
 
 
 def expand(pattern: Pattern | Iterable[Pattern], *, missing: bool = False) -> list[Named]:
@@ -133,7 +162,7 @@ def _find(name: str, folder: str, which: int, missing: bool) -> list[Named]:
     paths = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
     if os.path.isfile(name) or (not paths and missing and not glob.has_magic(name)):
         return [Named(local(name), folder, which)]
-    return [Named(local(path), folder, which, name) for path in sorted(paths, key=_natural)]
+    return [Named(local(path), folder, which, name) for path in sorted(paths, key=natural)]
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -149,8 +178,8 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
     return fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
-def _natural(path: str) -> list:
+def natural(path: Pattern) -> list:
     """Sorts 9 before 10."""
-    parts: list = re.split(r"([0-9]+)", path)
+    parts: list = re.split(r"([0-9]+)", os.fspath(path))
     parts[1::2] = map(int, parts[1::2])
     return parts

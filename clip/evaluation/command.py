@@ -11,6 +11,7 @@ from rich.console import Console
 
 from steering import atomic_files
 from steering.clip.data.shards import Shards
+from steering.clip.data.sources import retrieval_set
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
@@ -110,17 +111,10 @@ def _task(folder: Path) -> Clip:
 
 
 def _suites(data: str | None, zeroshot: str | None, caption_field: str | None, bad_share: float) -> list[Suite]:
-    """What the options name; the bundled pairs if they name nothing.
-
-    Data are shards, or a folder of them as retrieval benchmarks lay it out: ``test/*.tar``, a caption a line.
-    """
+    """What the options name; the bundled pairs if they name nothing."""
     suites: list[Suite] = []
     if data is not None and data != EMOJI_DATA:
-        folder, pattern, lines = Path(data).expanduser(), data, False
-        if folder.is_dir():
-            pattern = str(folder / ("*.tar" if any(folder.glob("*.tar")) else "test/*.tar"))
-            kind = folder / "dataset_type.txt"
-            lines = kind.is_file() and kind.read_text().strip() == "retrieval"
+        pattern, lines = retrieval_set(data)
         shards = Shards.open(pattern, caption_field=caption_field)
         suites.append(RetrievalSuite(PairSet(shards, bad_share=bad_share, lines=lines)))
     elif data == EMOJI_DATA or zeroshot is None:

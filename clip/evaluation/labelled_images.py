@@ -1,5 +1,6 @@
 """Pictures with a class each: folders of pictures, one a class, or shards with ``.cls`` members."""
 
+import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import open_clip
 from PIL import Image
+from timm.data.imagenet_info import ImageNetInfo
 
 from steering.clip.data.images import PICTURES, Undecodable, decode, flatten
 from steering.clip.data.index import open_index
-from steering.clip.data.shard_files import ShardFiles
-from steering.clip.data.shards import Shards
-from steering.clip.data.sources import expand
+from steering.clip.data.shard_files import ShardFiles, read_file
+from steering.clip.data.shards import MOST_BYTES, MOST_TEXT, Shards
+from steering.clip.data.sources import expand, natural, several
 from steering.clip.evaluation.embedding import PairPictures, Pictures
 from steering.errors import RunError, UserError
 
@@ -20,6 +22,7 @@ NAMES = "classnames.txt"
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
 IMAGENET = "imagenet:"
 PLAIN = ("a photo of a {}.",)
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "trainval"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def read_classes(source: str) -> Classes:
     Args:
         source: a folder, or ``imagenet:`` and a folder whose classes are ImageNet's. Either it has a folder of
             pictures for every class (named as the class unless there is a ``classnames.txt``, whose lines are in
-            the sorted order of the folders), or it has tars, itself or in ``test/``, with the number of the class in
-            ``.cls``; then ``classnames.txt`` has a line for every number. ``templates.txt`` has a sentence a line,
+            the order of the folders, 2 before 10), or it has tars, itself or in ``test/``, with the number of the class
+            in ``.cls``; then ``classnames.txt`` has a line for every number. ``templates.txt`` has a sentence a line,
             ``{}`` for the name.
 
     Raises:
@@ -66,9 +69,16 @@ def read_classes(source: str) -> Classes:
         shards = Shards(open_index(expand([str(path) for path in tars]), files=ShardFiles(0)))
         pictures: Pictures = PairPictures(shards, range(len(shards)), captions=False)
         labels = [_label(shards, number, len(names)) for number in range(len(shards))]
+        if imagenet:
+            _check_ids(shards, labels)
     else:
-        kinds = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        kinds = _kinds(folder)
         numbers = _imagenet_numbers(kinds, folder) if imagenet else range(len(kinds))
+        if names and not imagenet and kinds != sorted(kinds) and not all(map(str.isdecimal, kinds)):
+            raise UserError(
+                f"{NAMES} in {folder} may be in the order of {several(kinds, 3)} or of {several(sorted(kinds), 3)}: "
+                "write the numbers with zeros in front, or name the folders as the classes and delete it"
+            )
         names = names or [kind.replace("_", " ") for kind in kinds]
         if not imagenet and len(names) != len(kinds):
             raise UserError(f"{folder} has {len(kinds)} folders of pictures, but {NAMES} has {len(names)} lines")
@@ -97,24 +107,62 @@ def _read(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = read_file(path, MOST_TEXT).decode("utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
-def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
-    """ImageNet's numbers of folders that are named by WordNet id or by number, or that are all thousand of them."""
-    from timm.data.imagenet_info import ImageNetInfo
+def _kinds(folder: Path) -> list[str]:
+    """The folders of classes, 2 before 10; refuses those of the parts of a data set, which are no classes."""
+    paths = sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=natural)
+    parts = [path for path in paths if path.name.lower() in PARTS]
+    nested = [path for path in paths if _is_nested(path)]
+    if len(parts) > 1 or set(parts) & set(nested) or (nested and len(nested) == len(paths)):
+        odd = (nested or parts)[0]
+        raise UserError(
+            f"{several([path.name for path in paths], 3)} in {folder} are parts of a data set and no classes: name the "
+            f"folder whose folders are the classes, {odd} say"
+        )
+    return [path.name for path in paths]
 
-    numbers = {name: number for number, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    numbers |= {str(number): number for number in range(len(numbers))}
-    if len(kinds) == len(open_clip.IMAGENET_CLASSNAMES) and not all(kind in numbers for kind in kinds):
-        return list(range(len(kinds)))
+
+def _is_nested(folder: Path) -> bool:
+    """Whether it holds several folders and no picture."""
+    entries = list(folder.iterdir())
+    pictures = any(path.suffix[1:].lower() in PICTURES for path in entries if not path.is_dir())
+    return not pictures and sum(path.is_dir() for path in entries) > 1
+
+
+def _imagenet_numbers(kinds: Sequence[str], folder: Path) -> list[int]:
+    """ImageNet's numbers of folders that are named by WordNet id, by number, or by the classes' names."""
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    if all(map(str.isdecimal, kinds)):
+        numbers = {kind: int(kind) for kind in kinds if int(kind) < len(ids)}
+    else:
+        classes = open_clip.IMAGENET_CLASSNAMES
+        numbers = {name.replace(" ", "_"): n for n, name in enumerate(classes) if classes.count(name) == 1}
+        numbers |= {name.replace("_", " "): number for name, number in numbers.items()} | {
+            n: i for i, n in enumerate(ids)
+        }
     if unknown := next((kind for kind in kinds if kind not in numbers), None):
         raise UserError(
-            f"{folder / unknown} is no class of ImageNet's: name folders by WordNet id (n01440764) or number, 0 to 999"
+            f"{folder / unknown} is no class of ImageNet's: name folders by WordNet id (n01440764) or number, 0 to 999 "
+            "in the order of these ids"
         )
     return [numbers[kind] for kind in kinds]
+
+
+def _check_ids(shards: Shards, labels: Sequence[int]) -> None:
+    """Compares ImageNet's numbers with the WordNet ids in the keys of the samples, if there are any."""
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    for number, label in enumerate(labels):
+        named = re.search(r"n[0-9]{8}", shards.name(number).partition(" in ")[0])
+        if named and named[0] in ids and ids[label] != named[0]:
+            raise UserError(
+                f"{shards.name(number)} has the number {label} in .cls, of {ids[label]} in the order of ImageNet's "
+                f"WordNet ids: another numbering; write {ids.index(named[0])}, 0 to 999 in the order of the ids"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,8 +174,10 @@ class _Files:
 
     def load(self, index: int) -> Image.Image:
         try:
-            return flatten(decode(self.paths[index].read_bytes()))
+            return flatten(decode(read_file(self.paths[index], MOST_BYTES)))
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise Undecodable("too many bytes") from None
             raise RunError(f"{self.paths[index]} cannot be read: {error.strerror}") from None
 
     def name(self, index: int) -> str:
@@ -139,7 +189,7 @@ def _label(shards: Shards, number: int, classes: int) -> int:
         content = shards.read(number).get("cls", b"").strip()
     except Undecodable:
         content = b""
-    if not content.isdigit() or int(content) >= classes:
+    if not re.fullmatch(rb"[0-9]{1,9}", content) or int(content) >= classes:
         got = repr(content[:20].decode(errors="replace")) if content else "none"
         raise UserError(
             f"{shards.name(number)} has no usable .cls member, got {got}: needed is the number of one of "

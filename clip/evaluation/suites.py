@@ -1,13 +1,17 @@
 """What a target or a reference is evaluated on: pairs it never trained on, each model seeing them its own way."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import hypergeom
 from torch import Tensor
 
+from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
 from steering.clip.data.skipped_samples import Skips
 from steering.clip.emoji_data import emoji_shard
@@ -63,10 +67,22 @@ class PairSet:
     @cached_property
     def all_captions(self) -> list[list[str]]:
         """All captions of every usable pair."""
-        every = [self.shards.captions(number) for number in self.usable]
+        return [self._captions_of(number) for number in self.usable]
+
+    @cached_property
+    def caption_counts(self) -> list[int]:
+        """How many captions pairs have, of all or of some 1,000 that are spread evenly."""
+        counts = []
+        for number in self.ids[:: max(1, len(self.ids) // 1000)]:
+            with suppress(Undecodable):
+                counts.append(len(self._captions_of(number)))
+        return counts or [1]
+
+    def _captions_of(self, number: int) -> list[str]:
+        captions = self.shards.captions(number)
         if not self.lines:
-            return every
-        return [[line.strip() for text in captions for line in text.splitlines() if line.strip()] for captions in every]
+            return captions
+        return [line.strip() for text in captions for line in text.splitlines() if line.strip()]
 
     def picture(self, index: int) -> Image.Image:
         """The picture of the pair at an index of ``usable``, on white."""
@@ -150,12 +166,14 @@ class RetrievalSuite:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        count = max(1, len(self.gallery))  # nothing is read for it: those that cannot be read are few
+        pictures, counts = max(1, len(self.gallery)), np.array(self.gallery.caption_counts)
+        texts = max(round(counts.mean() * pictures), counts.max())  # those that cannot be read are few
         metrics = {}
         for k in KS:
-            chance, label = min(1.0, k / count), f"image to text R@{k}"
-            metrics[f"i2t_r{k}"] = Metric(label=label, chance=None if self.gallery.lines else chance, percent=True)
-            metrics[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=chance, percent=True)
+            # Of k texts drawn at random, at least one is among those of the picture.
+            chance = float(hypergeom.sf(0, texts, counts, min(k, texts)).mean())
+            metrics[f"i2t_r{k}"] = Metric(label=f"image to text R@{k}", chance=min(1.0, chance), percent=True)
+            metrics[f"t2i_r{k}"] = Metric(label=f"text to image R@{k}", chance=min(1.0, k / pictures), percent=True)
         return metrics
 
     def measure(self, towers: Towers, work: Work = ALONE) -> dict[str, Share]:

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from steering import Pairs, RunError, UserError
+from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import emoji_shard
 from steering.clip.models import Towers, build, export
 from steering.clip.reference.model import Reference
 from steering.clip.task import Clip
@@ -101,7 +104,8 @@ def test_the_sides_of_samples_stay_when_shards_are_added(shards, tmp_path):
 
 def test_weights_say_how_often_a_source_is_seen(shards, tmp_path):
     shards()
-    task = own_task(f"{tmp_path}/000.tar::{tmp_path}/001.tar", tmp_path, val=str(tmp_path / "000.tar"), weights="2,1")
+    val = str(emoji_shard("held_out_twitter"))
+    task = own_task(f"{tmp_path}/000.tar::{tmp_path}/001.tar", tmp_path, val=val, weights="2,1")
     stream = task.stream(10, seed=0)
     ids = torch.cat([next(stream).ids for _ in range(18)])  # two epochs of 60 and 30
     assert ids.bincount(minlength=120).tolist() == [2] * 60 + [1] * 60
@@ -141,6 +145,45 @@ def test_a_val_set_leaves_the_whole_data_for_training(shards, tmp_path):
     metrics = task.evaluate(task.target())
     assert set(metrics) == set(task.metrics) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
     assert task.metrics["i2t_r10"].chance == pytest.approx(10 / 60)
+
+
+def copied(tmp_path):
+    shutil.copy(tmp_path / "000.tar", tmp_path / "copy.tar")
+    return str(tmp_path / "copy.tar")
+
+
+def linked(tmp_path):
+    (tmp_path / "link.tar").symlink_to(tmp_path / "000.tar")
+    return str(tmp_path / "link.tar")
+
+
+def written_again(tmp_path, count=60):
+    """The same pictures in a shard of another name, order and with other captions."""
+    source = Shards.open(tmp_path / "000.tar")
+    with TarWriter(str(tmp_path / "again.tar")) as tar:
+        for number in reversed(range(60)):
+            content = source.picture(number) if number < count else picture(1000 + number, "JPEG")
+            tar.write({"__key__": f"x{number}", "jpg": content, "txt": "another caption"})
+    return str(tmp_path / "again.tar")
+
+
+@pytest.mark.parametrize(
+    "val", [lambda path: str(path / "000.tar"), lambda path: f"{path}/*.tar", copied, linked, written_again]
+)
+def test_what_is_trained_on_is_not_measured_on(shards, tmp_path, val):
+    data = shards()
+    with pytest.raises(
+        UserError, match=r"val is to be held out, but data hold (/.*tar|60 of 60 of its pictures) as well"
+    ):
+        own_task(data, tmp_path, val=val(tmp_path)).stream(8, seed=0)
+
+
+def test_a_few_pictures_that_are_in_both_are_told(shards, tmp_path, capfd):
+    data = shards()
+    val = written_again(tmp_path, 5)
+    capfd.readouterr()
+    own_task(data, tmp_path, val=val).stream(8, seed=0)
+    assert capfd.readouterr().err == "note: 5 of 60 pictures of val that were compared are in data too\n"
 
 
 def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):

@@ -1,17 +1,19 @@
 """``steer eval``: runs and models by name, on pairs and on classes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from webdataset.writer import TarWriter
 
 from steering import UserError
 from steering.clip.data.shards import Shards
 from steering.clip.emoji_data import BUNDLE
 from steering.clip.evaluation.command import run
 from steering.clip.evaluation.embedding import Work
-from steering.clip.evaluation.suites import EmojiSuite
+from steering.clip.evaluation.suites import EmojiSuite, measure
 from steering.clip.models import EMOJI, build, export
 from steering.clip.reference.load import load_reference
 from steering.clip.task import Clip
@@ -84,13 +86,39 @@ def test_a_model_is_evaluated_on_what_is_named(tars, tmp_path):
     assert report["ranks"] == 1 and report["models"][0]["seed"] is None and report["means"] == {}
 
 
-def test_a_folder_of_a_retrieval_benchmark_is_read_with_a_caption_a_line(tars, tmp_path):
-    (tmp_path / "set").mkdir()
-    tars(1, name="set/test")
-    assert result(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]["i2t_r1"]["chance"] == 0.05
-    (tmp_path / "set" / "dataset_type.txt").write_text("retrieval\n")
-    report = result(f"local-dir:{BUNDLE}", tmp_path, data=str(tmp_path / "set"))["metrics"]
-    assert report["i2t_r1"]["chance"] is None and report["t2i_r1"]["chance"] == 0.05
+def test_the_same_pictures_score_the_same_as_a_folder_as_a_tar_and_while_a_run_trains(tars, tmp_path):
+    """Twenty pictures with five captions each, a line each, as retrieval benchmarks lay them out."""
+    source = Shards.open(tars(1))
+    (tmp_path / "set[1]" / "test").mkdir(parents=True)
+    tar_file = tmp_path / "set[1]" / "test" / "0.tar"
+    with TarWriter(str(tar_file)) as tar:
+        for number in range(20):
+            text = "\n".join(f"{source.caption(number)} {ending}" for ending in "abcde")
+            tar.write({"__key__": f"{number}", "jpg": source.picture(number), "txt": text})
+    sources = [tmp_path / "set[1]", tar_file, f"{tmp_path}/set[[]1]/test/*.tar"]
+
+    def found(source) -> dict:
+        report = result(f"local-dir:{BUNDLE}", tmp_path, data=str(source))
+        return {name: share["value"] for name, share in report["models"][0]["metrics"].items()} | {
+            f"{name}, chance": metric["chance"] for name, metric in report["metrics"].items()
+        }
+
+    assert found(sources[0]) == found(sources[1]) == found(sources[2])
+    assert found(tar_file)["i2t_r1, chance"] == pytest.approx(1 / 20)
+    (tmp_path / "set[1]" / "dataset_type.txt").write_text("retrieval\n")
+    of_lines = found(sources[0])
+    assert of_lines == found(sources[1]) == found(sources[2]) != found(tars(1, name="other"))
+    assert of_lines["i2t_r1, chance"] == pytest.approx(5 / 100)
+    assert of_lines["i2t_r5, chance"] == pytest.approx(1 - math.comb(95, 5) / math.comb(100, 5))
+    assert of_lines["t2i_r5, chance"] == 5 / 20
+    for source in sources:
+        task = Clip(data=tars(1, name=f"data{sources.index(source)}"), val=str(source))
+        metrics = measure(load_reference(f"local-dir:{BUNDLE}"), task.suites)
+        chances = {f"{name}, chance": metric.chance for name, metric in task.metrics.items()}
+        assert {name: share.value for name, share in metrics.items()} | chances == of_lines
+    tars(1, name="plain")
+    with pytest.raises(UserError, match="lines are captions in some of"):
+        found(f"{tar_file}::{tmp_path}/plain/000.tar")
 
 
 @pytest.mark.slow

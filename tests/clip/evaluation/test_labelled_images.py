@@ -1,5 +1,6 @@
 """Zero-shot classification: where pictures, classes and words come from, and what is counted."""
 
+import os
 from typing import Any
 
 import open_clip
@@ -9,6 +10,7 @@ from PIL import Image, ImageStat
 from webdataset.writer import TarWriter
 
 from steering import UserError
+from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.labelled_images import read_classes
 from steering.clip.evaluation.suites import ZeroShotSuite
@@ -153,3 +155,94 @@ def test_what_is_no_set_of_classes_is_refused_in_one_line(painted, tmp_path, ben
     source = benchmark("0")
     (tmp_path / "set" / "classnames.txt").unlink()
     refused(source, "set has shards but no classnames.txt")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "colours"),
+    [
+        ([str(number) for number in range(12)], [str(number) for number in range(12)]),
+        ([str(number) for number in range(1, 13)], [str(number) for number in range(12)]),
+        (["1", "2", "10"], ["0", "1", "2"]),
+        (["class 01", "class 02", "class 10"], ["0", "1", "2"]),
+    ],
+)
+def test_lines_of_names_belong_to_numbered_folders_in_the_order_of_numbers(painted, tmp_path, kinds, colours):
+    source = painted(**{kind: ["red"] for kind in kinds})
+    (tmp_path / "kinds" / "classnames.txt").write_text("\n".join(f"name {colour}" for colour in colours))
+    classes = read_classes(source)
+    pictures: Any = classes.pictures
+    named = {pictures.paths[i].parent.name: classes.names[label] for i, label in enumerate(classes.labels)}
+    assert named == {kind: f"name {colour}" for kind, colour in zip(kinds, colours, strict=True)}
+
+
+def test_names_that_may_be_in_two_orders_are_refused(painted, tmp_path):
+    source = painted(**{f"class_{number}": ["red"] for number in (1, 2, 10)})
+    assert len(read_classes(source).names) == 3, "without a list nothing is ambiguous"
+    (tmp_path / "kinds" / "classnames.txt").write_text("a\nb\nc")
+    refused(source, "may be in the order of class_1, class_2, class_10 or of class_1, class_10, class_2: write")
+
+
+PARTED = [["train/a", "train/b", "val/a", "val/b"], ["train", "val"], ["Train", "Test"], ["test/a", "test/b", "cat"]]
+PARTED += [["images/a", "images/b"], ["photo/a", "photo/b", "sketch/a", "sketch/b"]]
+
+
+@pytest.mark.parametrize("kinds", PARTED)
+def test_parts_of_a_data_set_are_no_classes(painted, kinds):
+    source = painted(**{kind: ["red"] for kind in kinds})
+    refused(source, "are parts of a data set and no classes: name the folder whose folders are the classes, .*say")
+
+
+@pytest.mark.parametrize("kinds", [["train", "bus"], ["a/images", "b/images"], ["a/x", "a/y", "b"]])
+def test_a_class_may_be_called_train_and_have_folders(painted, kinds):
+    assert len(read_classes(painted(**{kind: ["red"] for kind in kinds})).labels) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [str(number) for number in range(1, 1001)],
+        [f"{number:04d}" for number in range(1, 1001)],
+        [f"class{number}" for number in range(1000)],
+        ["n01443537", "n99999999"],
+        ["1", "1000"],
+        ["1", "n01443537"],
+        ["missile", "tench"],  # of two classes with that name
+    ],
+)
+def test_ids_of_another_numbering_are_none_of_imagenets(tmp_path, kinds):
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+    refused(f"imagenet:{tmp_path}", "is no class of ImageNet's: name folders by WordNet id .* or number, 0 to 999")
+
+
+@pytest.mark.parametrize(
+    "kinds", [["n01443537", "n02123394"], ["1", "283"], ["goldfish", "Persian_cat"], ["001", "283"]]
+)
+def test_imagenets_classes_may_be_named_in_several_ways(painted, kinds):
+    source = painted(**{kind: ["red"] for kind in kinds})
+    assert sorted(read_classes(f"imagenet:{source}").labels) == [1, 283]
+
+
+@pytest.mark.parametrize(
+    ("label", "refusal"), [("1", ""), ("2", "2 in .cls, of n01484850 .* another numbering; write 1,")]
+)
+def test_the_ids_in_the_keys_of_imagenets_shards_are_compared(tars, tmp_path, label, refusal):
+    (tmp_path / "set").mkdir()
+    with TarWriter(str(tmp_path / "set" / "0.tar")) as tar:
+        tar.write({"__key__": "n01443537_10007", "jpg": Shards.open(tars(1)).picture(0), "cls": label.encode()})
+    if refusal:
+        refused(f"imagenet:{tmp_path}/set", refusal)
+    else:
+        assert read_classes(f"imagenet:{tmp_path}/set").labels == [1]
+
+
+def test_a_picture_of_40_gb_and_a_list_of_40_gb_are_not_read(painted, tmp_path):
+    source = painted(red=["red"], green=["green"])
+    (tmp_path / "kinds/red/x.png").touch()
+    os.truncate(tmp_path / "kinds/red/x.png", 40 << 30)
+    classes = read_classes(source)
+    with pytest.raises(Undecodable, match="too many bytes"):
+        classes.pictures.load(classes.labels.index(1) + 1)
+    (tmp_path / "kinds/classnames.txt").touch()
+    os.truncate(tmp_path / "kinds/classnames.txt", 40 << 30)
+    refused(source, "classnames.txt cannot be read as UTF-8 text: .*more than")

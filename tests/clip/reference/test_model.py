@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from steering import Pairs
 from steering.clip.data.shards import Shards
-from steering.clip.emoji_data import BUNDLE
+from steering.clip.emoji_data import BUNDLE, emoji_shard
 from steering.clip.models import build, export
 from steering.clip.reference import model
 from steering.clip.reference.cache import Cache, Manifest
@@ -62,7 +62,7 @@ def loads(monkeypatch) -> list[str]:
 
 
 def task(data, ref=BUNDLED, cache=None) -> Clip:
-    return Clip(data=data, val=data, model="emoji-rn32", ref=ref, cache=cache)
+    return Clip(data=data, val=str(emoji_shard("held_out_twitter")), model="emoji-rn32", ref=ref, cache=cache)
 
 
 def batch(ids=IDS) -> Batch:
