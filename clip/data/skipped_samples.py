@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from steering.clip.data.images import REASONS
+from steering.clip.data.sources import printable
 from steering.errors import RunError, UserError
 
 Item = TypeVar("Item")
@@ -109,9 +110,16 @@ class SharedCounts:
 
 
 def worker_errors(items: Iterator[Item]) -> Iterator[Item]:
-    """The items of a DataLoader; a worker's UserError or RunError comes wrapped in its traceback and is freed of it."""
+    """The items of a DataLoader, whose errors come wrapped in a traceback; they are freed of it, in one line."""
     try:
         yield from items
     except (UserError, RunError) as error:
         last = str(error).strip().splitlines()[-1]
         raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a process that reads data was lost ({printable(str(error).strip().splitlines()[-1])}), for want of "
+            "memory as a rule: take fewer workers, or give the container more shared memory (docker run --shm-size)"
+        ) from None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any, NamedTuple, Self, cast
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -139,7 +140,7 @@ class _Plan:
         ids = self.order.ids(epoch, start, start + length)
         if not self.with_share:
             return self.load(ids, generator(self.seed, "view", number, self.rank))
-        share = Share(first, self.batch, self._stand_ins(epoch, turn))
+        share = Share(first, self.batch, self._stand_ins(epoch, turn, first, length))
         return self.load(ids, generator(self.seed, "view", number, 0), share)
 
     def _epoch_and_turn(self, number: int) -> tuple[int, int]:
@@ -150,9 +151,11 @@ class _Plan:
             self._epoch, self._first = self._epoch + 1, self._first + batches
         return self._epoch, number - self._first
 
-    def _stand_ins(self, epoch: int, turn: int) -> Tensor:
-        """What the epoch leaves out, this rank's part of it, from another one on for every batch."""
+    def _stand_ins(self, epoch: int, turn: int, first: int, length: int) -> Tensor:
+        """Samples that no other batch or rank is offered in the epoch: of what it leaves out, and of the next batch."""
         total = self.order.length(epoch)
         batches = total // self.batch
         left_out = self.order.ids(epoch, batches * self.batch, total)[self.rank :: self.world_size]
-        return left_out.roll(-turn * max(1, len(left_out) // batches))
+        own = left_out[turn * len(left_out) // batches : (turn + 1) * len(left_out) // batches]
+        start = (turn + 1) % batches * self.batch + first
+        return torch.cat([own, self.order.ids(epoch, start, start + length)]) if batches > 1 else own

@@ -1,11 +1,15 @@
 """Counts of unusable samples: once each, whoever reads them and however often."""
 
+import os
+import signal
 from collections import Counter
 
 import pytest
 from torch import multiprocessing
+from torch.utils.data import DataLoader
 
-from steering.clip.data.skipped_samples import SharedCounts
+from steering.clip.data.skipped_samples import SharedCounts, worker_errors
+from steering.errors import RunError, UserError
 
 
 def test_a_sample_counts_once_under_its_first_reason():
@@ -38,3 +42,52 @@ def test_other_processes_count_into_the_same_table():
         process.join()
     seen, reasons, _, _ = counts.totals()
     assert (seen, reasons) == (668, {"no picture": 334})
+
+
+class Failing:
+    """A data set whose second sample ends the process that reads it, or raises."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.fail() if index == 1 else index
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_memory():
+    raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+
+def misused():
+    raise UserError("0.tar holds no pictures")
+
+
+def lost():
+    raise RunError("0.tar could not be read")
+
+
+LOST = r"^a process that reads data was lost \(.*\), for want of memory as a rule: take fewer workers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fail", "kind", "message"),
+    [
+        (killed, RunError, LOST),
+        (without_memory, RunError, LOST),
+        (misused, UserError, "^0.tar holds no pictures$"),
+        (lost, RunError, "^0.tar could not be read$"),
+    ],
+)
+def test_whatever_ends_a_process_that_reads_is_one_line(fail, kind, message):
+    loader = DataLoader(Failing(fail), batch_size=None, num_workers=1)  # type: ignore[arg-type]
+    with pytest.raises(kind, match=message) as error:
+        list(worker_errors(iter(loader)))
+    assert "\n" not in str(error.value)

@@ -108,33 +108,27 @@ def test_an_epoch_that_is_interrupted_twice_on_other_ranks_and_workers_shows_eve
     assert run_part(orders()[which], monkeypatch, None, 1, 0, batches)[0] == [[ids] for ids in seen]
 
 
-def test_stand_ins_are_what_the_epoch_leaves_out_and_no_two_ranks_have_the_same(monkeypatch):
-    order = Permutation(100, seed=0)  # 6 batches of 16, 4 left out; the next epoch leaves out others
-    for ranks in (1, 2):
-        monkeypatch.setattr(streams, "world_size", lambda ranks=ranks: ranks)
-        offered = []
-        for rank in range(ranks):
-            monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
-            offered.append([])
-            stream = ShuffledLoader(
-                lambda ids, _, share, rank=rank: offered[rank].append(share.stand_ins.tolist()) or Batch(ids, {}),  # noqa: B023
-                order=order,
-                batch=16,
-                seed=0,
-                with_share=True,
-            )
-            ids_of(stream, 7)
-        for number in range(7):
-            left = flat([rank[number] for rank in offered])
-            assert sorted(left) == sorted(order.ids(number // 6, 96, 100).tolist())
-        assert all(len({rank[number][0] for number in range(4 // ranks)}) == 4 // ranks for rank in offered)
-
-
-def test_an_order_that_leaves_nothing_out_offers_none():
-    stream = ShuffledLoader(
-        lambda ids, _, share: Batch(ids, {"n": share.stand_ins.sum() + ids}), size=16, batch=8, seed=0, with_share=True
-    )
-    assert torch.equal(next(stream)["n"], Permutation(16, seed=0).ids(0, 0, 8))
+@pytest.mark.parametrize(("size", "ranks"), [(100, 1), (100, 2), (97, 2), (16 * 6, 2), (111, 4), (20, 1)])
+def test_a_sample_is_offered_as_a_stand_in_once_in_an_epoch_however_few_there_are(monkeypatch, size, ranks):
+    """Once as one of those that the epoch leaves out or as one of the next batch: to one batch of one rank."""
+    order, batches = Permutation(size, seed=0), size // 16
+    monkeypatch.setattr(streams, "world_size", lambda: ranks)
+    offered = []
+    for rank in range(ranks):
+        monkeypatch.setattr(streams, "rank", lambda rank=rank: rank)
+        stream = ShuffledLoader(
+            lambda ids, _, share: offered.append((set(ids.tolist()), share.stand_ins.tolist())) or Batch(ids, {}),
+            order=order,
+            batch=16,
+            seed=0,
+            with_share=True,
+        )
+        ids_of(stream, batches)
+    shown = order.ids(0, 0, batches * 16).tolist()
+    left_out = order.ids(0, batches * 16, size).tolist()
+    every = [number for _, numbers in offered for number in numbers]
+    assert sorted(every) == sorted(left_out + (shown if batches > 1 else []))
+    assert all(not ids & set(numbers) for ids, numbers in offered)
 
 
 def test_a_checkpoint_of_grown_data_is_refused_with_what_differs():
