@@ -285,8 +285,8 @@ class Clip:
 
     @cached_property
     def _pairs(self) -> PairData:
-        if self.val is not None and not self._bundled:
-            require_apart(self.shards, self._suite.gallery.shards)
+        if not self._bundled:
+            require_apart(self.shards, self._suite.gallery.shards, self._held_out if self.val is None else None)
         with untouched():
             model = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
         options = {"left_out": self._held_out, "bad_share": self.bad_share}

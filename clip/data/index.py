@@ -95,6 +95,8 @@ def _home(first: Named) -> tuple[Path, Path]:
         base = Path(os.path.abspath(first.folder))
         mark = str(base)
         try:
+            if (base / FOLDER).is_symlink():  # somebody may have let it point to a folder of another purpose
+                raise NotADirectoryError
             (base / FOLDER).mkdir(exist_ok=True)
             with opened(base / FOLDER / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW):
                 return base, base / FOLDER

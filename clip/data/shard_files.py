@@ -28,6 +28,7 @@ WAIT = 1.0  # seconds before the second try, twice as many before the next
 ABANDONED = 86_400.0  # seconds after which a file that nobody writes any more is deleted
 MOST_OPEN = 128  # local shards that a process keeps open
 MOST_JSON = 64 << 20  # bytes of a file beside shards
+MOST_SHARD = 100e9  # bytes of a remote shard, if the cache is not larger
 PATIENCE = 10.0  # seconds until a process that waits for another one says so,
 STALLED = 3_600.0  # and those without any progress of the other one after which it gives up
 CURL = "curl --connect-timeout 30 --retry 30 --retry-delay 2 --speed-limit 1 --speed-time 120 -f -s -L -g"
@@ -155,7 +156,7 @@ class DownloadCache:
                 raise OSError(failed.read_text())
             failed.unlink(missing_ok=True)
             try:
-                _download(url, path)
+                _download(url, path, max(self.most_bytes, MOST_SHARD))
             except OSError as error:
                 failed.write_text(f"could not be fetched in {TRIES} tries: {error}")
                 raise OSError(failed.read_text()) from None
@@ -176,13 +177,13 @@ class DownloadCache:
                         rest.unlink()
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, most: float) -> None:
     """Copies a URL to a path, whole or not at all, in several tries if need be."""
     for attempt in range(TRIES):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                copy(url, file)
+                copy(url, file, most)
                 if not file.tell():
                     raise OSError("nothing came")
             os.replace(name, path)

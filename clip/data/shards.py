@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ MOST_TEXT = 16 << 20  # bytes of a caption or JSON member,
 MOST_BYTES = 1 << 30  # and of a picture or any other
 AT_ONCE = 8 << 20  # bytes: a sample up to this size is read by one call, of a larger one what is asked for
 CHANGED = "has changed since its headers were read: leave shards alone in a run"
+_LONG_WORD = re.compile(r"(\S{1000})\S+")
 AGAIN = 300.0  # seconds until a shard that could not be read is tried again
 
 
@@ -147,7 +149,8 @@ class Shards:
         texts = [text.strip() for text in every if isinstance(text, str) and text.strip()]
         if not texts:
             raise Undecodable("no caption")
-        return texts
+        # Halves of surrogates are no text. Of a word so long no model sees the end, and tokenizers take its square.
+        return [_LONG_WORD.sub(r"\1", text.encode(errors="replace").decode()) for text in texts]
 
     def info(self, number: int) -> dict:
         """The ``.json`` member of a sample, {} if it has none; raises Undecodable if it is no JSON object."""
@@ -292,38 +295,45 @@ class Shards:
             raise UserError(f"{shard.url} has no captions: it holds {held} (JSON fields: {names}); needed is {needed}")
 
 
-def require_apart(data: Shards, val: Shards) -> None:
+def require_apart(data: Shards, val: Shards, held_out: Sequence[int] | None = None) -> None:
     """Makes sure that what is measured on was not trained on: no shard of one is in the other, and few pictures are.
 
     Pictures are compared byte by byte, up to 500 of one with up to 2,000 of the other; a few are told, not refused.
+
+    Args:
+        data, val: to train and to measure on.
+        held_out: numbers of the samples of ``data`` to measure on, in rising order, where ``val`` is the same.
 
     Raises:
         UserError: a shard is in both, or at least half of the pictures that are compared.
     """
 
     def marks(shard: Shard) -> set[str]:
-        place = shard.url if remote(shard.url) else os.path.realpath(shard.url)
-        return {place} | ({f"{shard.size} {shard.head}"} if shard.head else set())
+        where = shard.url if remote(shard.url) else os.path.realpath(shard.url)
+        return {where} | ({f"{shard.size} {shard.head}"} if shard.head else set())
 
-    def pictures(shards: Shards, most: int) -> list[bytes]:
+    def pictures(shards: Shards, numbers: Sequence[int], most: int) -> list[bytes]:
         hashes = []
-        for number in range(0, len(shards), max(1, len(shards) // most)):
+        for number in numbers[:: max(1, len(numbers) // most)]:
             with suppress(Undecodable):
                 hashes.append(hashlib.blake2b(shards.picture(number)).digest())
         return hashes
 
-    trained = {mark for shard in data.index if shard.count for mark in marks(shard)}
-    both = [shard.url for shard in val.index if shard.count and marks(shard) & trained]
-    if both:
-        raise UserError(f"val is to be held out, but data hold {several(both, 3)} as well: name other shards for one")
+    if held_out is None:
+        trained = {mark for shard in data.index if shard.count for mark in marks(shard)}
+        both = [shard.url for shard in val.index if shard.count and marks(shard) & trained]
+        if both:
+            raise UserError(f"val is to be held out, but data hold {several(both, 3)} as well: name others for one")
     if data.remote or val.remote:
         return
-    known, held_out = set(pictures(data, 2000)), pictures(val, 500)
-    count = sum(picture in known for picture in held_out)
-    if 2 * count > len(held_out):
-        raise UserError(f"val is to be held out, but data hold {count} of {len(held_out)} of its pictures as well")
+    rest = np.setdiff1d(np.arange(len(data)), [] if held_out is None else held_out).tolist()
+    seen = set(pictures(data, rest, 2000))
+    measured = pictures(val, range(len(val)) if held_out is None else held_out, 500)
+    count = sum(picture in seen for picture in measured)
+    if held_out is None and 2 * count > len(measured):
+        raise UserError(f"val is to be held out, but data hold {count} of {len(measured)} of its pictures as well")
     if count and rank() == 0:
-        print(f"note: {count} of {len(held_out)} pictures of val that were compared are in data too", file=sys.stderr)
+        print(f"note: {count} of {len(measured)} pictures to measure on are trained on as well", file=sys.stderr)
 
 
 @dataclass

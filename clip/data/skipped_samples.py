@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from steering.clip.data.sources import printable
 from steering.errors import RunError, UserError
 
 Item = TypeVar("Item")
+STOPPED = 3600  # seconds
 
 
 @dataclass
@@ -109,6 +110,11 @@ class SharedCounts:
         return self.table[0 if worker is None else 1 + worker.id % (self.ROWS - 1)]
 
 
+def worker_options(workers: int) -> dict[str, Any]:
+    """For a DataLoader with so many processes: one that gives nothing for an hour is given up."""
+    return {"num_workers": workers, "timeout": STOPPED if workers else 0}
+
+
 def worker_errors(items: Iterator[Item]) -> Iterator[Item]:
     """The items of a DataLoader, whose errors come wrapped in a traceback; they are freed of it, in one line."""
     try:
@@ -117,9 +123,13 @@ def worker_errors(items: Iterator[Item]) -> Iterator[Item]:
         last = str(error).strip().splitlines()[-1]
         raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader" not in str(error):
             raise
+        getattr(items, "_shutdown_workers", bool)()  # waits for them
+        for worker in getattr(items, "_workers", ()):
+            worker.kill()  # one that is stopped would be waited for without end
+        why = printable(str(error).strip().splitlines()[-1])
         raise RunError(
-            f"a process that reads data was lost ({printable(str(error).strip().splitlines()[-1])}), for want of "
-            "memory as a rule: take fewer workers, or give the container more shared memory (docker run --shm-size)"
+            f"a process that reads data was lost or stopped ({why}), for want of memory as a rule: take fewer workers, "
+            "or give the container more shared memory (docker run --shm-size)"
         ) from None

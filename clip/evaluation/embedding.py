@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from steering.clip.data.images import REASONS, Undecodable, decode, flatten
 from steering.clip.data.shards import Shards
-from steering.clip.data.skipped_samples import Skips, worker_errors
+from steering.clip.data.skipped_samples import Skips, worker_errors, worker_options
 from steering.clip.models import Towers, Transform
 from steering.distributed import (
     all_reduce_max,
@@ -151,7 +151,7 @@ class PictureSet:
         blocks = work.blocks(len(self.source))
         missing = [block for block in blocks if block.start not in kept]
         load: Any = partial(_load_block, self.source, towers.preprocess)
-        options: Any = {"num_workers": min(work.workers, len(missing)), "generator": torch.Generator()}
+        options: Any = worker_options(min(work.workers, len(missing))) | {"generator": torch.Generator()}
         fresh = worker_errors(iter(DataLoader(cast(Any, missing), batch_size=None, collate_fn=load, **options)))
         for block in blocks:
             images, states = kept[block.start] if block.start in kept else next(fresh)

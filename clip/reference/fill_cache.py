@@ -21,7 +21,7 @@ from steering.clip.data.augmentation import plain_views
 from steering.clip.data.images import UNREADABLE, Undecodable, decode
 from steering.clip.data.manifest import Shard
 from steering.clip.data.shards import Shards
-from steering.clip.data.skipped_samples import worker_errors
+from steering.clip.data.skipped_samples import worker_errors, worker_options
 from steering.clip.models import Towers
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.model import encode
@@ -147,7 +147,7 @@ def _encode(
         for start in range(0, shard.count, batch)
     )
     # collate_fn leaves blocks as they are: DataLoader's own would count every reason twice.
-    options = {"num_workers": workers, "collate_fn": tuple, "worker_init_fn": _silence}
+    options = worker_options(workers) | {"collate_fn": tuple, "worker_init_fn": _silence}
     loader = DataLoader(_Samples(shards, towers), batch_size=None, sampler=spans, **options)  # type: ignore[arg-type]
     features, present, reasons = torch.empty(0), torch.empty(0), Counter()
     for shard, span, positions, images, tokens, skipped in worker_errors(iter(loader)):

@@ -183,7 +183,18 @@ def test_a_few_pictures_that_are_in_both_are_told(shards, tmp_path, capfd):
     val = written_again(tmp_path, 5)
     capfd.readouterr()
     own_task(data, tmp_path, val=val).stream(8, seed=0)
-    assert capfd.readouterr().err == "note: 5 of 60 pictures of val that were compared are in data too\n"
+    assert capfd.readouterr().err == "note: 5 of 60 pictures to measure on are trained on as well\n"
+
+
+def test_pictures_that_are_held_out_with_another_caption_are_told(tmp_path, capfd):
+    """Each of 50 pictures is there twice, and one pair in 20 is held out."""
+    with TarWriter(str(tmp_path / "0.tar")) as tar:
+        for number in range(100):
+            tar.write({"__key__": f"{number:05d}", "txt": f"text {number}", "jpg": picture(number // 2, "JPEG")})
+    task = own_task(str(tmp_path / "0.tar"), tmp_path)
+    task.stream(8, seed=0)
+    count = len(task._held_out)
+    assert capfd.readouterr().err == f"note: {count} of {count} pictures to measure on are trained on as well\n"
 
 
 def test_unreadable_pictures_are_replaced_and_counted(shards, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from torch import multiprocessing
 from torch.utils.data import DataLoader
 
-from steering.clip.data.skipped_samples import SharedCounts, worker_errors
+from steering.clip.data import skipped_samples
+from steering.clip.data.skipped_samples import SharedCounts, worker_errors, worker_options
 from steering.errors import RunError, UserError
 
 
@@ -65,6 +66,10 @@ def without_memory():
     raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
 
 
+def stopped():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def misused():
     raise UserError("0.tar holds no pictures")
 
@@ -73,7 +78,7 @@ def lost():
     raise RunError("0.tar could not be read")
 
 
-LOST = r"^a process that reads data was lost \(.*\), for want of memory as a rule: take fewer workers"
+LOST = r"^a process that reads data was lost or stopped \(.*\), for want of memory as a rule: take fewer workers"
 
 
 @pytest.mark.slow
@@ -81,13 +86,15 @@ LOST = r"^a process that reads data was lost \(.*\), for want of memory as a rul
     ("fail", "kind", "message"),
     [
         (killed, RunError, LOST),
+        (stopped, RunError, LOST),
         (without_memory, RunError, LOST),
         (misused, UserError, "^0.tar holds no pictures$"),
         (lost, RunError, "^0.tar could not be read$"),
     ],
 )
-def test_whatever_ends_a_process_that_reads_is_one_line(fail, kind, message):
-    loader = DataLoader(Failing(fail), batch_size=None, num_workers=1)  # type: ignore[arg-type]
+def test_whatever_ends_a_process_that_reads_is_one_line(monkeypatch, fail, kind, message):
+    monkeypatch.setattr(skipped_samples, "STOPPED", 3)
+    loader = DataLoader(Failing(fail), batch_size=None, **worker_options(1))  # type: ignore[arg-type]
     with pytest.raises(kind, match=message) as error:
         list(worker_errors(iter(loader)))
     assert "\n" not in str(error.value)

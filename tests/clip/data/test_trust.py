@@ -279,6 +279,25 @@ def test_an_empty_text_does_not_hide_the_caption_in_the_json(tmp_path, text):
     assert Shards.open(tmp_path / "0.tar").captions(0) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "shown"),
+    [("a \\ud800 b", "a ? b"), ("x" * 9_000_000, "x" * 1000), ("n" * 1200 + " end", "n" * 1000 + " end")],
+)
+def test_a_caption_is_text_that_a_tokenizer_can_take(tmp_path, caption, shown):
+    write(tmp_path / "0.tar", [("a", {"png": png(), "json": f'{{"caption": "{caption}"}}'.encode()})])
+    assert Shards.open(tmp_path / "0.tar").caption(0) == shown
+
+
+def test_a_link_in_place_of_the_index_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    pairs(tmp_path / "data/0.tar", "ab")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data/.steer-index").symlink_to(tmp_path / "elsewhere")
+    assert Shards.open(tmp_path / "data/0.tar").manifest.is_relative_to(tmp_path / "cache")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def tiff(values, kind) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.array([values], dtype=kind)).save(stream, "TIFF")
