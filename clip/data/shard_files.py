@@ -247,6 +247,7 @@ def _output(command: str | list[str]) -> Iterator[bytes]:
 def _hub(url: str) -> Iterator[bytes]:
     from huggingface_hub import HfFileSystem
 
+    stream: Any
     with HfFileSystem().open(url, "rb", block_size=0) as stream:
         yield from iter(partial(stream.read, 1 << 20), b"")
 
