@@ -61,6 +61,9 @@ class DualMemory:
         if self._shared and not first_on_node():
             return
         ids, duals = ids.to(self.table.device), duals.to(self.table)
+        if len(ids) == 1:
+            self.table.index_copy_(0, ids, duals)
+            return
         ordered, order = ids.sort()
         first = torch.searchsorted(ordered, ordered)  # the first of equal ids stands for all of them
         duals = duals[order]

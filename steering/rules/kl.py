@@ -5,12 +5,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steering.errors import UserError
 from steering.rules.rule import Population
-from steering.rules.solve import arrays, below_top, count, minus, one_of, radius, scales, solve, top, true_entries
+from steering.rules.solve import (
+    FLOATS,
+    TENSORS,
+    below_top,
+    count,
+    minus,
+    one_of,
+    radius,
+    scales,
+    solve,
+    top,
+    true_entries,
+)
 
 __all__ = ["KL"]
 
@@ -72,9 +85,10 @@ class KL:
             inner = log_mean_exp((excess - largest) / self.temperature, mask)
             return self.settle(largest + self.temperature * inner.double())
         assert self.rho is not None
-        largest, below = below_top(excess, mask)
-        temperature = _solve_temperature(largest, below, mask, radius("kl", self.rho, population, largest))
-        return torch.cat([largest + temperature * log_mean_exp(below / temperature, mask), temperature], -1)
+        size = radius("kl", self.rho, population, excess)
+        if len(excess) == 1 and excess.device.type == "cpu":
+            return _constrained_row(excess if mask.all() else excess[mask], float(size))
+        return _constrained(excess, mask, size)
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         if self.temperature is None:
@@ -118,35 +132,73 @@ def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(-1, keepdim=True), total - count(mask, values).log(), 0)
 
 
-def _solve_temperature(largest: Tensor, below: Tensor, mask: Tensor, size: Tensor) -> Tensor:
-    """Temperature at which KL(softmax(below / t) || uniform) equals ``size``, ``[rows, 1]``.
+def _constrained(excess: Tensor, mask: Tensor, size: Tensor) -> Tensor:
+    """Dual of every row within a ball of ``size``, ``[rows, 2]``."""
+    largest, below = below_top(excess, mask)
+    wide, near = scales(largest, below, mask)
+    counted = (mask | ~mask.any(-1, keepdim=True)).double()  # of an empty row anything: nothing is divided by zero
+    values, n = (below / wide).masked_fill(~mask, 0), count(mask, below)
+    powers = values, values.square()
+
+    def moments(inverse: Any) -> tuple[Tensor, ...]:
+        tilted = (inverse * values).exp_().mul_(counted)
+        return tilted.sum(-1, True), *(torch.linalg.vecdot(tilted, power)[:, None] for power in powers)
+
+    inverse = _inverse_temperature(TENSORS, moments, n, wide / near, (2 * size).sqrt())
+    inverse = torch.where(top(-below, mask) < wide, 1 / TIED, inverse)
+    return torch.cat([largest + wide / inverse * (moments(inverse)[0] / n).log(), wide / inverse], -1)
+
+
+def _constrained_row(excess: Tensor, size: float) -> Tensor:
+    """The same of one row whose entries all count, ``[1, 2]``, by NumPy and plain numbers: torch would be all calls."""
+    entries = excess.numpy().reshape(-1) if excess.numel() else np.zeros(1)
+    largest = entries.max()
+    below = (entries - largest).astype(np.float64)
+    floor = max(1e-12 * abs(float(largest)), 1e-30)
+    wide = max(-float(below.min()), floor)
+    near = -float(below.max(initial=-wide, where=below < 0))
+    values = below / wide
+    squares, n = values * values, len(values)
+
+    def moments(inverse: float) -> tuple[float, ...]:
+        tilted = np.exp(inverse * values)
+        return float(tilted.sum()), float(tilted @ values), float(tilted @ squares)
+
+    inverse = 1 / TIED
+    if not -below.min() < wide:
+        inverse = _inverse_temperature(FLOATS, moments, n, wide / max(near, floor), (2 * size) ** 0.5)
+    temperature = wide / inverse
+    dual = float(largest) + temperature * math.log(moments(inverse)[0] / n)
+    return torch.tensor([[dual, temperature]], dtype=torch.float64)
+
+
+def _inverse_temperature(of: Any, moments: Callable[[Any], tuple[Any, ...]], n: Any, high: Any, goal: Any) -> Any:
+    """Inverse temperature at which KL(softmax(b values) || uniform) is ``goal ** 2 / 2``, for values from -1 to 0.
 
     Entries that differ by no more than rounding are tied: their weights are equal, whatever the ball would allow.
 
     The square root of the divergence is nearly linear in the inverse temperature b, and exactly so for normally
-    distributed entries: Newton's method on it needs a few steps. Hoeffding's lemma, divergence <= (b spread)^2 / 8,
-    gives a bracket from below. Where even the smallest temperature stays inside the ball, the worst case sits on the
-    largest entries alone. One entry far below the others makes a plateau on the way, which the bracket crosses.
+    distributed entries: Newton's method on it needs a few steps. Hoeffding's lemma, divergence <= b^2 / 8, gives a
+    bracket from below. Where even the smallest temperature stays inside the ball, the worst case sits on the largest
+    entries alone. One entry far below the others makes a plateau on the way, which the bracket crosses.
+
+    Args:
+        of: as of ``solve``.
+        moments: sums of ``exp(b values)``, and of that times values and their squares.
+        n: number of values.
+        high: one over the value nearest to 0.
+        goal: square root of twice the size of the ball.
     """
-    wide, near = scales(largest, below, mask)
-    tied = top(-below, mask) < wide
-    counted = mask | ~mask.any(-1, keepdim=True)  # of an empty row anything, so that nothing is divided by zero
-    of: Any
-    of, values, counted, n, high, goal = arrays(
-        (below / wide).masked_fill(~mask, 0), counted, count(mask, below), wide / near, (2 * size).sqrt()
-    )
-    powers = of.stack([values**0, values, values**2], -1)  # [rows, columns, 3]
 
     def newton(inverse: Any) -> tuple[Any, Any]:
-        tilted = of.exp(inverse * values) * counted
-        total, first, second = (tilted[:, None] @ powers)[:, 0].T[:, :, None]
+        total, first, second = moments(inverse)
         first = first / total
-        root = (2 * (inverse * first - of.log(total / n))).clip(1e-300) ** 0.5
-        slope = (inverse * (second / total - first**2) / root).clip(1e-300)
+        root = of.at_least(2 * (inverse * first - of.log(total / n)), 1e-300) ** 0.5
+        slope = of.at_least(inverse * (second / total - first**2) / root, 1e-300)
         return root < goal, inverse + (goal - root) / slope
 
-    _, first, second = ((counted / n)[:, None] @ powers)[:, 0].T[:, :, None]
-    deviation = (second - first**2).clip(1e-12) ** 0.5
+    _, first, second = (moment / n for moment in moments(0 * goal))
+    deviation = of.at_least(second - first**2, 1e-12) ** 0.5
     high = 60 * high  # there the nearest other entry weighs exp(-60) of the largest
-    inverse = solve(newton, goal / deviation, low=of.minimum((2 * goal).clip(1e-12), high), high=high)
-    return torch.where(tied, TIED * wide, wide / inverse)
+    low = of.at_least(2 * goal, 1e-12)
+    return solve(of, newton, goal / deviation, of.where(low > high, high, low), high)

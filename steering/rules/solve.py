@@ -1,6 +1,8 @@
 """What several rules share: masked statistics of rows and a solver for all rows at once."""
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,36 +68,34 @@ def descending(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(-values.numpy(), -1)).neg_()
 
 
-def arrays(*tensors: Tensor) -> tuple[Any, ...]:
-    """The module whose functions fit, and the tensors as it takes them.
-
-    On a CPU that is numpy, whose calls cost a third of torch's: an iteration on one short row is all calls.
-    """
-    if tensors[0].device.type != "cpu":
-        return torch, *tensors
-    return np, *(tensor.numpy() for tensor in tensors)
+def _every(condition: Tensor) -> bool:
+    return condition.device.type == "cpu" and bool(condition.all())  # a GPU would have to be waited for
 
 
-def solve(newton: Callable[[Any], tuple[Any, Any]], start: Any, low: Any, high: Any) -> Tensor:
+# What a solver calculates with: of one row, whose iterations would be all calls, with plain numbers.
+TENSORS = SimpleNamespace(log=torch.log, where=torch.where, at_least=lambda x, y: x.clamp(min=y), every=_every)
+FLOATS = SimpleNamespace(log=math.log, where=lambda c, x, y: x if c else y, at_least=max, every=bool)
+
+
+def solve(of: Any, newton: Callable[[Any], tuple[Any, Any]], start: Any, low: Any, high: Any) -> Any:
     """Finds where an increasing function reaches its goal, in every row at once, by Newton's method in a bracket.
 
     Args:
-        newton: maps x ``[rows, 1]`` to whether the function is still below its goal there, and to Newton's next x;
-            in tensors or numpy arrays, as ``arrays`` gives them.
+        of: TENSORS, or FLOATS for one row.
+        newton: maps x ``[rows, 1]`` to whether the function is still below its goal there, and to Newton's next x.
         start: ``[rows, 1]``, in double precision.
         low, high: bracket, ``[rows, 1]`` above 0. Where the goal lies beyond, that end is returned.
     """
-    of: Any = np if isinstance(start, np.ndarray) else torch
-    x, lows, highs = of.minimum(of.maximum(start, low), high), low, high
+    x = of.where(start > high, high, of.at_least(start, low))
     for _ in range(80):
         below, guess = newton(x)
-        lows, highs = of.where(below, x, lows), of.where(below, highs, x)
-        inside = (guess >= lows) & (guess <= highs)
-        guess = of.where(inside, guess, (lows * highs) ** 0.5)  # halves the bracket's logarithm
+        low, high = of.where(below, x, low), of.where(below, high, x)
+        inside = (guess >= low) & (guess <= high)
+        guess = of.where(inside, guess, (low * high) ** 0.5)  # halves the bracket's logarithm
         step, x = abs(guess - x), guess
-        if of is np and (step <= 1e-8 * x).all():  # a GPU would have to be waited for
+        if of.every(step <= 1e-8 * x):
             break
-    return torch.as_tensor(x)
+    return x
 
 
 def radius(rule: str, rho: float, population: Population, like: Tensor) -> Tensor:
