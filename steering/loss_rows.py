@@ -290,7 +290,7 @@ def _row_sums(weights: Tensor, counts: Tensor | None, exact: bool = False) -> tu
 
 def _weighted_sum(weights: Tensor, values: Tensor, unit: Tensor | float) -> Tensor:
     """Sum of ``[entries]`` weights times values of any shape, times a number, a scalar."""
-    values = values.reshape(-1)
+    values = values if values.dim() == 1 else values.reshape(-1)
     if len(weights) and weights.stride(0) == 0:  # one weight for all takes no product
         return values.sum() * (weights[0] * unit)
     return torch.dot(weights, values) * unit

@@ -22,23 +22,26 @@ class RunningVariance:
 
     def __init__(self):
         self._values: Tensor | None = None
-        self._pending: list[tuple[Tensor, Tensor | int]] = []  # products [2, 2] of batches, and their entries
+        self._pending: list[Tensor] = []  # of batches, [2, 2]
 
     @property
     def values(self) -> Tensor | None:
         """Var(loss), Var(reference) and Cov, ``[3]`` double, in squared units of the loss; None before a batch.
 
-        What is left of a batch, four sums, enters the averages when they are read, or after ``PENDING`` batches.
+        What is left of a batch, four numbers, enters the averages when they are read, or after ``PENDING`` batches.
         """
-        with torch.no_grad():
-            for products, entries in self._pending:
-                fresh = products.double()[[0, 1, 0], [0, 1, 1]] / entries
-                if self._values is not None:
-                    old = self._values.to(fresh.device)
-                    fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
-                self._values = fresh
-        self._pending = []
-        return self._values
+        if not self._pending:
+            return self._values
+        fresh = torch.stack(self._pending)[:, [0, 1, 0], [0, 1, 1]]
+        values, self._pending = self._values, []
+        if values is not None:
+            fresh = torch.cat([values.to(fresh.device)[None], fresh])
+        finite = fresh.isfinite().all(-1).unbind()
+        values, *later = fresh.unbind()
+        for before, batch in zip(finite, later, strict=False):
+            values = torch.where(before, torch.lerp(batch, values, MEMORY), batch)
+        self._values = values
+        return values
 
     def update(self, losses: Tensor, reference: Tensor, mask: Tensor | None = None) -> None:
         """Adds one batch of rows, all ``[rows, columns]`` without gradient, each rank its own rows."""
@@ -51,12 +54,14 @@ class RunningVariance:
             both = both.masked_fill_(~mask, 0)
             both = (both - both.sum(-1, keepdim=True) / counts.clamp(min=1)) * mask
         both = both.view(2, -1)
-        products: Tensor = both @ both.T
+        products = (both @ both.T).double()
         if world_size() > 1:
-            sums = torch.cat([products.view(-1).double(), torch.as_tensor(entries, device=both.device).view(1)])
+            sums = torch.cat([products.view(-1), torch.as_tensor(entries, device=both.device).view(1)])
             *_, entries = sums = all_reduce_sum(sums)
-            products, entries = sums[:4].view(2, 2), entries.clamp(min=1)
-        self._pending.append((products, entries))
+            products = sums[:4].view(2, 2)
+        if self._pending and self._pending[0].device != products.device:
+            self._pending = [pending.to(products.device) for pending in self._pending]
+        self._pending.append(products / (entries.clamp(min=1) if isinstance(entries, Tensor) else entries))
         if len(self._pending) >= PENDING:
             self.values  # noqa: B018
 
