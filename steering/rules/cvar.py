@@ -1,5 +1,6 @@
 """Conditional value at risk: the mean of the worst share, exactly."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,37 +37,43 @@ class CVaR:
 
     def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         """The quantile and the weight of an entry that equals it, ``[rows, 2]``."""
-        return self._dual(excess.masked_fill(~mask, -torch.inf), true_entries(mask))
-
-    def _dual(self, excess: Tensor, entries: Tensor) -> Tensor:
-        """The same of rows whose entries that do not count are less than all others."""
-        last = (torch.ceil(self.alpha * entries.double()) - 1).clamp(min=0).long()  # of those above or at the quantile
-        quantile = torch.where(entries > 0, _nth_largest(excess, last), 0)
-        above = (excess > quantile).sum(-1, keepdim=True)
-        equal = (excess == quantile).sum(-1, keepdim=True).clamp(min=1)
-        remainder = (entries - above.double() / self.alpha) / equal
-        return torch.cat([quantile, remainder.clamp(min=0).to(quantile.dtype)], -1)
+        quantile, _, _, remainder = self._split(excess.masked_fill(~mask, -torch.inf), true_entries(mask))
+        return torch.cat([quantile, remainder], -1)
 
     def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
-        if mask is None:
-            entries = torch.full((len(excess), 1), excess.shape[1], device=excess.device)
-            dual = self._dual(excess, entries)
-            return self.weights(excess, dual), lambda: dual
-        dual = self._dual(excess, true_entries(mask))
-        return self.weights(excess, dual).masked_fill(~mask, 0), lambda: dual
+        entries = excess.shape[1] if mask is None else true_entries(mask)
+        quantile, above, equal, remainder = self._split(excess, entries)
+        weights = torch.where(above, 1 / self.alpha, equal * remainder)
+        return weights, lambda: torch.cat([quantile, remainder], -1)
 
     def blend(self, old: Tensor, new: Tensor, gamma: float) -> Tensor:
         return torch.lerp(old, new, gamma)
 
     def weights(self, excess: Tensor, dual: Tensor) -> Tensor:
-        quantile, remainder = dual[:, :1], dual[:, 1:]
-        above = (excess > quantile).to(excess.dtype) / self.alpha
-        return torch.where(excess == quantile, remainder.expand_as(excess), above)
+        quantile, remainder = dual.to(excess.dtype).split(1, -1)
+        return torch.where(excess > quantile, 1 / self.alpha, (excess == quantile) * remainder)
+
+    def _split(self, excess: Tensor, entries: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The quantile, what lies above it, what equals it, and the weight of the latter.
+
+        Args:
+            excess: ``[rows, columns]``, less than all others where entries do not count.
+            entries: how many count, ``[rows, 1]`` or one number for all rows.
+        """
+        if isinstance(entries, int):
+            quantile = _nth_largest(excess, max(0, math.ceil(self.alpha * entries) - 1))
+        else:
+            last = (torch.ceil(self.alpha * entries.double()) - 1).clamp(min=0).long()  # of those above or at it
+            quantile = torch.where(entries > 0, _nth_largest(excess, last), 0)
+        above, equal = excess > quantile, excess == quantile
+        remainder = (entries - true_entries(above).double() / self.alpha) / true_entries(equal).clamp(min=1)
+        return quantile, above, equal, remainder.clamp(min=0).to(excess.dtype)
 
 
-def _nth_largest(values: Tensor, rank: Tensor) -> Tensor:
-    """The entry of every row that ``rank`` others exceed, all ``[rows, 1]``."""
+def _nth_largest(values: Tensor, rank: Tensor | int) -> Tensor:
+    """The entry of every row that ``rank`` others exceed, ``[rows, 1]``; a rank for each of them or for all."""
     if len(values) == 1 and values.device.type == "cpu":  # selecting one entry takes no sorting
-        place = values.shape[1] - 1 - int(rank)
-        return torch.from_numpy(np.partition(values.numpy(), place, -1)[:, place, None])
-    return descending(values).gather(-1, rank)
+        index = values.shape[1] - 1 - int(rank)
+        return torch.from_numpy(np.partition(values.numpy(), index, -1)[:, index, None])
+    ordered = descending(values)
+    return ordered[:, rank, None] if isinstance(rank, int) else ordered.gather(-1, rank)
