@@ -91,7 +91,7 @@ class DualMemory:
         """Refuses ids that have no place here; on a GPU the device does so itself, without waiting."""
         if ids.device.type != "cpu" or not ids.numel():
             return
-        for number in (int(ids.min()), int(ids.max())):
+        for number in map(int, ids.aminmax()):
             if not 0 <= number < self.size:
                 raise UserError(
                     f"id {number} does not fit a memory of {self.size} duals: give DualMemory the number of rows "

@@ -17,7 +17,7 @@ from steering.rules.solve import NEVER, true_entries
 from steering.steered import RowFigures, Steered
 
 Average = Literal["rows", "entries"]
-VARIANCE_ENTRIES = 1 << 14  # about as many entries of a batch are enough to estimate variances from
+VARIANCE_ENTRIES = 1 << 13  # about as many entries of a batch are enough to estimate variances from
 
 
 class FreshDuals(NamedTuple):
@@ -143,7 +143,7 @@ class LossRows:
         if self.reference is not None:
             taken_off = scale.to(excess) * self.reference if isinstance(scale, Tensor) else self.reference
             excess = torch.sub(excess, taken_off, alpha=1 if isinstance(scale, Tensor) else scale)
-        return excess if self.present is None else excess.masked_fill(~self.present, NEVER)
+        return excess if self.present is None else torch.where(self.present, excess, NEVER)
 
     def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> FreshDuals:
         """Duals of the batch; ``remembered`` are those of the memory, NaN where there is none."""
@@ -189,22 +189,23 @@ class LossRows:
         if self.shared and len(self.headers) > 1:
             sums = all_reduce_sum(torch.stack(_row_sums(weights, counts)))
         share = self._share(counts if sums is None else sums[2], average, fresh.excess, frozen)
-        factors, unit = weights, share
-        if isinstance(share, Tensor) and share.dim():
-            factors, unit = weights * share[:, None], 1.0
-        factors = self._in_order(factors)
-        loss = _weighted_sum(factors, fresh.linear, unit)
-        value, reference, present = loss.detach(), self.reference, self.present
+        by_row = share[:, None] if isinstance(share, Tensor) and share.dim() else None
+        if by_row is None:
+            loss = _weighted_sum(_in_order(weights, self.index), fresh.linear, share)
+        else:
+            loss = (torch.linalg.vecdot(weights, self._matrix(fresh.linear, NEVER)) * share).sum()
+        value, reference, present, index = loss.detach(), self.reference, self.present, self.index
 
         def figures() -> RowFigures:  # holds no graph
             first, second, entries = _row_sums(weights, counts, exact) if sums is None else sums
             weighted_loss = value
             if reference is not None:
                 taken_off = reference if present is None else reference.masked_fill(~present, 0)
-                weighted_loss = value + scale.to(value) * _weighted_sum(factors, taken_off, unit)
+                factors, unit = (weights, share) if by_row is None else (weights * by_row, 1.0)
+                weighted_loss = value + scale.to(value) * _weighted_sum(_in_order(factors, index), taken_off, unit)
             return RowFigures(weighted_loss, entries, (first, second), (first < entries / 2).to(first))
 
-        return Steered(loss, self._in_order(weights).reshape(self.shape), scale, figures)
+        return Steered(loss, _in_order(weights, index).reshape(self.shape), scale, figures)
 
     def _share(
         self, entries: Tensor | None, average: Average | GroupWeights, excess: Tensor, frozen: bool
@@ -265,15 +266,16 @@ class LossRows:
         empty = part.new_full((self.rows * self.columns,), by)
         return empty.index_put_((self.index,), part.reshape(-1)).view(self.rows, self.columns)
 
-    def _in_order(self, matrix: Tensor) -> Tensor:
-        """The entries of a matrix in the order of the losses, ``[entries]``."""
-        return matrix.reshape(-1) if self.index is None else matrix.reshape(-1)[self.index]
-
     def _gathered(self, part: Tensor, sizes: tuple[int, ...] | None = None) -> Tensor:
         """Shared rows with the columns of all ranks, ``[rows, all columns]``."""
         if len(self.headers) == 1:
             return part
         return all_gather(part.T.contiguous(), self.sizes if sizes is None else sizes).T
+
+
+def _in_order(matrix: Tensor, index: Tensor | None) -> Tensor:
+    """The entries of a matrix in the order of the losses, ``[entries]``."""
+    return matrix.reshape(-1) if index is None else matrix.reshape(-1)[index]
 
 
 def _row_sums(weights: Tensor, counts: Tensor | None, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
