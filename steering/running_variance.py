@@ -7,7 +7,8 @@ from steering.distributed import all_reduce_sum, world_size
 from steering.rules.solve import true_entries
 
 MEMORY = 0.9  # share of the past kept at every step
-PENDING = 64  # batches that wait for somebody to read the averages
+PENDING = 64  # batches that wait until somebody reads the averages
+PENDING_ENTRIES = 1 << 19  # of them all
 
 
 class RunningVariance:
@@ -22,48 +23,31 @@ class RunningVariance:
 
     def __init__(self):
         self._values: Tensor | None = None
-        self._pending: list[Tensor] = []  # of batches, [2, 2]
+        self._pending: list[tuple[Tensor, Tensor | None]] = []  # losses and reference [2, rows, columns], and the mask
 
     @property
     def values(self) -> Tensor | None:
-        """Var(loss), Var(reference) and Cov, ``[3]`` double, in squared units of the loss; None before a batch.
-
-        What is left of a batch, four numbers, enters the averages when they are read, or after ``PENDING`` batches.
-        """
-        if not self._pending:
-            return self._values
-        fresh = torch.stack(self._pending)[:, [0, 1, 0], [0, 1, 1]]
-        values, self._pending = self._values, []
-        if values is not None:
-            fresh = torch.cat([values.to(fresh.device)[None], fresh])
-        finite = fresh.isfinite().all(-1).unbind()
-        values, *later = fresh.unbind()
-        for before, batch in zip(finite, later, strict=False):
-            values = torch.where(before, torch.lerp(batch, values, MEMORY), batch)
-        self._values = values
-        return values
+        """Var(loss), Var(reference) and Cov, ``[3]`` double, in squared units of the loss; None before a batch."""
+        pending, self._pending = self._pending, []
+        for both, mask in pending:
+            fresh = _variances(both, mask)
+            if self._values is not None:
+                old = self._values.to(fresh.device)
+                fresh = torch.lerp(fresh, torch.where(old.isfinite().all(), old, fresh), MEMORY)
+            self._values = fresh
+        return self._values
 
     def update(self, losses: Tensor, reference: Tensor, mask: Tensor | None = None) -> None:
-        """Adds one batch of rows, all ``[rows, columns]`` without gradient, each rank its own rows."""
-        both, entries = torch.stack([losses, reference]), losses.numel()
-        if mask is None:
-            both -= both.sum(-1, keepdim=True) / losses.shape[1]
-        else:
-            counts = true_entries(mask)
-            entries = counts.sum()
-            both = both.masked_fill_(~mask, 0)
-            both = (both - both.sum(-1, keepdim=True) / counts.clamp(min=1)) * mask
-        both = both.view(2, -1)
-        products = (both @ both.T).double()
-        if world_size() > 1:
-            sums = torch.cat([products.view(-1), torch.as_tensor(entries, device=both.device).view(1)])
-            *_, entries = sums = all_reduce_sum(sums)
-            products = sums[:4].view(2, 2)
-        if self._pending and self._pending[0].device != products.device:
-            self._pending = [pending.to(products.device) for pending in self._pending]
-        self._pending.append(products / (entries.clamp(min=1) if isinstance(entries, Tensor) else entries))
-        if len(self._pending) >= PENDING:
-            self.values  # noqa: B018
+        """Adds one batch of rows, all ``[rows, columns]`` without gradient, each rank its own rows.
+
+        Between several ranks its variances are computed at once, as all have to take part; else in good time, in a
+        loop that is still in the processor's caches, or when they are read.
+        """
+        both = torch.stack([losses, reference])
+        self._pending.append((both, None if mask is None else mask.clone()))
+        number = len(self._pending)
+        if number >= PENDING or number * both.numel() >= PENDING_ENTRIES or world_size() > 1:
+            _ = self.values
 
     def best_scale(self) -> Tensor:
         """Control-variate coefficient Cov / Var(reference), a scalar kept within 0 and 1."""
@@ -84,3 +68,20 @@ class RunningVariance:
 
     def load_state_dict(self, state: dict) -> None:
         self._values, self._pending = state["values"], []
+
+
+def _variances(both: Tensor, mask: Tensor | None) -> Tensor:
+    """Var(loss), Var(reference) and Cov of a batch over all ranks, ``[3]``, of ``[2, rows, columns]``."""
+    entries: Tensor | int = both[0].numel()
+    if mask is None:
+        both = both - both.mean(-1, keepdim=True)
+    else:
+        counts = true_entries(mask)
+        both = both.masked_fill(~mask, 0)
+        both = (both - both.sum(-1, keepdim=True) / counts.clamp(min=1)) * mask
+        entries = counts.sum()
+    both = both.view(2, -1)
+    sums = (both @ both.T).double().view(-1)
+    if world_size() > 1:
+        *_, entries = sums = all_reduce_sum(torch.cat([sums, torch.as_tensor(entries, device=sums.device).view(1)]))
+    return sums[[0, 3, 1]] / (entries.clamp(min=1) if isinstance(entries, Tensor) else entries)
