@@ -138,7 +138,8 @@ class Steerer:
         scale, factor = self._scale(matrix)
         fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
         steered = matrix.steer(rule, fresh, dual, scale, self.average, frozen=not self.training)
-        steered = self._with_figures(steered, rule, dual, fresh.dual, temperature, _negatives(losses))
+        dual_of_rows = fresh.dual if dual is None else lambda: dual
+        steered = self._with_figures(steered, rule, dual_of_rows, temperature, _negatives(losses))
         if self.training:
             self.scale, self._anchors = scale, is_pairs(losses)
             self._last = Steered(scale, scale, scale, steered.measure)  # not to hold the graph
@@ -268,23 +269,17 @@ class Steerer:
         return fresh, dual
 
     def _with_figures(
-        self,
-        steered: Steered,
-        rule: Rule,
-        dual: Tensor | None,
-        fresh_dual: Callable[[], Tensor],
-        temperature: Tensor | None,
-        negatives: int,
+        self, steered: Steered, rule: Rule, dual: Callable[[], Tensor], temperature: Tensor | None, negatives: int
     ) -> Steered:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
         figures_of: Callable[[Tensor], Mapping[str, Any]] | None = getattr(rule, "figures", None)  # see Figures
-        loss, has_risk = steered.loss, self.average == "rows" and self.grouping != "centre" and temperature is None
+        loss, plain = steered.loss, steered.measure
+        has_risk = self.average == "rows" and self.grouping != "centre" and temperature is None
         if temperature is not None and self._tempered is not None:
-            loss = self._tempered.objective(loss, fresh_dual() if dual is None else dual, temperature, negatives)
-        plain = steered.measure
+            loss = self._tempered.objective(loss, dual(), temperature, negatives)
 
         def measure() -> RowFigures:  # holds no graph
-            figures = {} if figures_of is None else figures_of(fresh_dual() if dual is None else dual)
+            figures = {} if figures_of is None else figures_of(dual())
             risk = figures.get("objective") if has_risk else None
             return plain()._replace(risk=risk, row_temperature=figures.get("temperature"))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steering.running_variance import MEMORY, RunningVariance
+from steering.running_variance import MEMORY, PENDING, RunningVariance
 
 
 def updated(losses, reference, mask=None):
@@ -87,3 +87,15 @@ def test_moments_are_saved_and_restored():
     moments, again = updated([[0.0, 2.0]], [[1.0, 5.0]]), RunningVariance()
     again.load_state_dict(moments.state_dict())
     assert values(again) == values(moments)
+
+
+def test_averages_do_not_depend_on_when_they_are_read():
+    """Nor on what becomes of the tensors of a batch until then."""
+    waiting, reading = RunningVariance(), RunningVariance()
+    for batch in range(PENDING + 3):
+        losses, mask = torch.rand(2, 2, 7), torch.rand(2, 7) < 0.7
+        for moments in (waiting, reading):
+            moments.update(*losses, mask if batch % 2 else None)
+        values(reading)
+        losses.zero_(), mask.zero_()
+    assert values(waiting) == values(reading)

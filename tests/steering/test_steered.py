@@ -1,5 +1,7 @@
 """What a call leaves behind and tells: evaluation without a trace, losses to log, effective sample sizes, cautions."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -141,3 +143,17 @@ def test_weights_that_rest_on_one_sample_are_cautioned():
     steerer(torch.tensor([0.0, 1.0, 5.0]))
     (caution,) = steerer.cautions()
     assert "the weights rest on 1.0 samples of a row" in caution
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_kept_for_figures_holds_no_graph(masked):
+    """A steerer that held the graph of a step would keep the activations of the model until the next one."""
+    losses, reference = draw(3, 5), draw(3, 5, grad=False)
+    activations = draw(3, 5, grad=False)
+    kept = weakref.ref(activations)
+    steerer = Steerer(KL(temperature=0.5))
+    steered = steerer(losses * activations, reference, mask=torch.ones(3, 5) if masked else None)
+    del activations
+    assert kept() is not None and steered.loss.requires_grad
+    del steered
+    assert kept() is None and steerer.effective_sample_size[0] > 0
