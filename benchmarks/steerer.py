@@ -111,7 +111,8 @@ def main() -> None:
         f"Steps are of a network 784-512-512-10 with AdamW in float32, {STEPS} a timing. A call is that of a Steerer "
         f"with reference losses, forward and backward from the losses on, against the fewest lines by hand. For kl "
         f"with rho or a moving average these are the lines of a fixed temperature, which find and remember no dual. "
-        f"The variances of 64 calls are computed in one go, about 1.3 ms or 0.02 ms a call, which medians of four calls do not show."
+        f"The variances of 64 calls are computed in one go, about 1.3 ms or 0.02 ms a call, which medians of four "
+        f"calls do not show."
     ]
     for shape in [*([size] for size in options.sizes), options.rows]:
         many = math.prod(shape) >= 500_000
