@@ -25,6 +25,7 @@ class Header(NamedTuple):
         masked: 1 with a mask.
         rows, columns: shape of the losses; pairs and their width.
         last: groups; the reference's width for pairs.
+        base: 0 without base weights, 1 with one for every entry, 2 with one for every row.
     """
 
     kind: int = 0
@@ -34,6 +35,7 @@ class Header(NamedTuple):
     rows: int = 0
     columns: int = 0
     last: int = 0
+    base: int = 0
 
 
 class Matrix(Protocol):
@@ -82,6 +84,7 @@ def agree(make: Callable[[], Matrix]) -> Matrix:
     for what, values in (
         ("losses of one kind", [KINDS[other.kind] for other in headers]),
         ("reference losses, or none of them", ["with" if other.reference else "without" for other in headers]),
+        ("base weights, or none of them", [("without", "of entries", "of rows")[other.base] for other in filled]),
         ("losses of one precision", [str(DTYPES[other.dtype])[6:] for other in filled]),
     ):
         if len(set(values)) > 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steering.errors import UserError
-from steering.loss_rows import LossRows
+from steering.loss_rows import LossRows, base_weights
 
 MOST_PADDED = 1 << 26  # entries of a padded matrix, however few of them there really are
 MOST_GROUPS = 1 << 20
@@ -36,6 +36,7 @@ def arrange(
     grouping: Grouping | None = None,
     row_count: int | None = None,
     group_count: int = 0,
+    base: Any = None,
     squeeze: bool = True,
 ) -> LossRows:
     """Puts losses into rows.
@@ -51,6 +52,7 @@ def arrange(
         grouping: what groups are for: ``centre``, or ``rows``, one row a group.
         row_count: number of rows, where it is known; some of them may have no entries.
         group_count: groups at least, some of which may have no entries.
+        base: base weights, at least 0: one for every loss, or one for every sample.
         squeeze: whether ``[n, 1]`` without a mask is ``[n]``.
 
     Raises:
@@ -68,23 +70,41 @@ def arrange(
     mask = None if mask is None else _mask(mask, values, shape)
     lines = None if rows is None else _row_numbers(rows, values, row_count, compact=groups is None)
     group = None if groups is None else _groups_of_entries(groups, lines, values)
+    of_samples = values.dim() == 2 or lines is not None
+    parted = grouping != "rows" and over != "batch" and of_samples  # rows are samples
+    base, row_base = (None, None) if base is None else _base(base, values, lines, row_count, by_row=parted)
     if grouping is not None and group is None:
         raise UserError("this steerer groups its samples: steerer(..., groups=groups), a whole number for each of them")
     if grouping == "rows":
         assert group is not None
-        return _padded(values, reference, mask, None, row=group, shape=shape, row_count=group_count, shared=True)
+        return _padded(
+            values, reference, mask, None, row=group, shape=shape, row_count=group_count, shared=True, base=base
+        )
     group = group if grouping == "centre" else None
     if lines is not None and over != "batch":
-        return _padded(values, reference, mask, group, row=lines, shape=shape, row_count=row_count or 0, shared=False)
+        return _padded(
+            values,
+            reference,
+            mask,
+            group,
+            row=lines,
+            shape=shape,
+            row_count=row_count or 0,
+            shared=False,
+            base=base,
+            row_base=row_base,
+        )
     if over == "rows" and values.dim() == 1:
         raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
     if values.dim() == 1 or over == "batch":
-        return LossRows(values, reference, mask, shape, 1, values.numel(), shared=True, groups=group)
+        return LossRows(values, reference, mask, shape, 1, values.numel(), shared=True, groups=group, base=base)
     count, width = values.shape
     if not width:  # rows without entries, as a rank may have that has no part of the batch
         nowhere = torch.zeros(0, dtype=torch.long, device=values.device)
-        return LossRows(values, reference, mask, shape, count, 1, index=nowhere, groups=group)
-    return LossRows(values, reference, mask, shape, count, width, groups=group)
+        return LossRows(
+            values, reference, mask, shape, count, 1, index=nowhere, groups=group, base=base, row_base=row_base
+        )
+    return LossRows(values, reference, mask, shape, count, width, groups=group, base=base, row_base=row_base)
 
 
 def _padded(
@@ -97,6 +117,8 @@ def _padded(
     shape: torch.Size,
     row_count: int,
     shared: bool,
+    base: Tensor | None = None,
+    row_base: Tensor | None = None,
 ) -> LossRows:
     """Entries of any order, by their row, as a matrix that is as wide as its longest row."""
     flat = (row if row.shape == values.shape else row[:, None].expand(values.shape)).reshape(-1)
@@ -113,7 +135,34 @@ def _padded(
     column = torch.empty_like(flat)
     column[order] = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
     index = flat * width + column
-    return LossRows(values, reference, mask, shape, count, width, index=index, shared=shared, groups=groups)
+    if row_base is not None:  # trailing rows may have no entries
+        row_base = torch.nn.functional.pad(row_base[:count], (0, max(0, count - len(row_base))), value=1.0)
+    return LossRows(
+        values,
+        reference,
+        mask,
+        shape,
+        count,
+        width,
+        index=index,
+        shared=shared,
+        groups=groups,
+        base=base,
+        row_base=row_base,
+    )
+
+
+def _base(
+    base: Any, values: Tensor, lines: Tensor | None, row_count: int | None, *, by_row: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Base weights of entries, shaped like the losses, or of rows; one of the two is None."""
+    samples = row_count or (len(values) if lines is None else int(lines.max()) + 1 if lines.numel() else 0)
+    base = base_weights(tensor_of(base, "base weights"), values, samples)
+    if base.shape == values.shape:
+        return base, None
+    if by_row:
+        return None, base
+    return (base[lines] if lines is not None else base[:, None].expand(values.shape)), None
 
 
 def _mask(mask: Any, values: Tensor, shape: torch.Size) -> Tensor:

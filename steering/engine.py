@@ -111,6 +111,7 @@ class Steerer:
         mask: Any = None,
         rows: Any = None,
         groups: Any = None,
+        base: Any = None,
     ) -> Steered:
         """Weighs one batch.
 
@@ -124,6 +125,9 @@ class Steerer:
             mask: False (or 0) where there is no loss (padding), like ``losses``; not for Pairs.
             rows: ``[entries]`` whole numbers from 0 on: the row of every entry, in any order.
             groups: a whole number from 0 on for every sample (row), if the steerer groups them.
+            base: base weights q, at least 0, of every loss or of every sample (row, pair), by a posterior, a filter or
+                a file: the divergence of the rule is taken to q in place of the uniform weights, and where a sample is
+                a row of its own, the mean over rows is weighted by q.
 
         Raises:
             UserError: shapes that do not fit, or a memory without ids; on all ranks if it befalls one.
@@ -132,14 +136,15 @@ class Steerer:
         device = torch.device(device)  # NumPy's is a word
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
-                return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups)
-        matrix, index = self._arranged(losses, reference, ids, mask, rows, groups)
+                return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups, base=base)
+        matrix, index = self._arranged(losses, reference, ids, mask, rows, groups, base)
         rule, temperature = self._rule_at(losses)
         scale, factor = self._scale(matrix)
         fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
+        row_base = matrix.base.repeat(2) if isinstance(matrix, PairRows) and matrix.base is not None else None
         steered = matrix.steer(rule, fresh, dual, scale, self.average, frozen=not self.training)
         dual_of_rows = fresh.dual if dual is None else lambda: dual
-        steered = self._with_figures(steered, rule, dual_of_rows, temperature, _negatives(losses))
+        steered = self._with_figures(steered, rule, dual_of_rows, temperature, _negatives(losses), row_base)
         if self.training:
             self.scale, self._anchors = scale, is_pairs(losses)
             self._last = Steered(scale, scale, scale, steered.measure)  # not to hold the graph
@@ -164,13 +169,13 @@ class Steerer:
 
     # -- one call, step by step -----------------------------------------------------------------------------
 
-    def _arranged(self, losses, reference, ids, mask, rows, groups) -> tuple[Matrix, Tensor | None]:
+    def _arranged(self, losses, reference, ids, mask, rows, groups, base) -> tuple[Matrix, Tensor | None]:
         """The losses as rows that all ranks agree on, and the index of these rows in the memory if it is used."""
         index: Tensor | None = None
 
         def make() -> Matrix:
             nonlocal index
-            matrix = self._matrix(losses, reference, ids, mask, rows, groups)
+            matrix = self._matrix(losses, reference, ids, mask, rows, groups, base)
             if self._remembers:
                 index = matrix.memory_index(None if ids is None else tensor_of(ids, "ids"))
                 self.memory.check(index)
@@ -181,7 +186,7 @@ class Steerer:
             index = matrix.memory_index(None)  # there may be rows that only other ranks have entries of
         return matrix, index
 
-    def _matrix(self, losses, reference, ids, mask, rows, groups) -> Matrix:
+    def _matrix(self, losses, reference, ids, mask, rows, groups, base) -> Matrix:
         if reference is not None and is_pairs(losses) != is_pairs(reference):
             raise UserError(
                 f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
@@ -197,7 +202,7 @@ class Steerer:
                 raise UserError("Pairs know their own mask and rows, and have no groups; got another one")
             if self.grouping is not None or self.over == "batch":
                 raise UserError("the rows of Pairs are their anchors: over='batch' and groups are for other losses")
-            return PairRows(losses, reference, self.budget)
+            return PairRows(losses, reference, self.budget, base=base)
         group_weights = self.average.values if isinstance(self.average, GroupWeights) else None
         return arrange(
             tensor_of(losses, "losses"),
@@ -209,6 +214,7 @@ class Steerer:
             grouping=self.grouping,
             row_count=len(tensor_of(ids, "ids")) if ids is not None and rows is not None else None,
             group_count=0 if group_weights is None else len(group_weights),
+            base=base,
             squeeze=self.memory.size == 1,
         )
 
@@ -269,14 +275,21 @@ class Steerer:
         return fresh, dual
 
     def _with_figures(
-        self, steered: Steered, rule: Rule, dual: Callable[[], Tensor], temperature: Tensor | None, negatives: int
+        self,
+        steered: Steered,
+        rule: Rule,
+        dual: Callable[[], Tensor],
+        temperature: Tensor | None,
+        negatives: int,
+        base: Tensor | None,
     ) -> Steered:
         """The steered loss with what the rule says of it: the risk, and the temperature's gradient."""
         figures_of: Callable[[Tensor], Mapping[str, Any]] | None = getattr(rule, "figures", None)  # see Figures
         loss, plain = steered.loss, steered.measure
         has_risk = self.average == "rows" and self.grouping != "centre" and temperature is None
         if temperature is not None and self._tempered is not None:
-            loss = self._tempered.objective(loss, dual(), temperature, negatives)
+            duals = dual() if base is None else dual() * base[:, None]  # whose mean is then the weighted one
+            loss = self._tempered.objective(loss, duals, temperature, negatives)
 
         def measure() -> RowFigures:  # holds no graph
             figures = {} if figures_of is None else figures_of(dual())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ class LossRows:
         shared: whether every rank has columns of the same rows: of the only one, or of one for each group. Otherwise
             every row lies on one rank.
         groups: of every entry, shaped like the losses, int64, if the excess is to be centred within them.
+        base: base weight of every entry, shaped like the losses, float64, which divergences are taken to; None if
+            uniform.
+        row_base: base weight of every row in the mean over rows, ``[rows]`` float64; None if uniform.
         headers: what all ranks hold, once they have agreed.
     """
 
@@ -62,6 +65,8 @@ class LossRows:
     index: Tensor | None = None
     shared: bool = False
     groups: Tensor | None = None
+    base: Tensor | None = None
+    row_base: Tensor | None = None
     headers: Sequence[Header] = ()
 
     @property
@@ -76,7 +81,9 @@ class LossRows:
         kind = KINDS.index("one row over all processes" if self.shared else "rows")
         reference, masked = int(self.reference is not None), int(self.present is not None or self.index is not None)
         groups = 0 if self.groups is None or not self.groups.numel() else int(self.groups.max()) + 1
-        return Header(kind, DTYPES.index(self.losses.dtype), reference, masked, self.rows, self.columns, groups)
+        base = 1 if self.base is not None else 2 if self.row_base is not None else 0
+        dtype = DTYPES.index(self.losses.dtype)
+        return Header(kind, dtype, reference, masked, self.rows, self.columns, groups, base)
 
     def agreed(self, headers: Sequence[Header]) -> "LossRows":
         """The rows as all ranks see them, given the header of every rank.
@@ -92,6 +99,9 @@ class LossRows:
             self.rows = max(header.rows for header in headers)  # groups that other ranks have are empty rows here
             if self.mask is None and any(header.masked for header in headers):
                 self.present = torch.ones_like(self.losses, dtype=torch.bool)
+        if not self.losses.numel():  # of nothing it cannot be told what its weights are of
+            self.base = self.losses.double() if filled[0].base == 1 else None
+            self.row_base = self.losses.new_zeros(self.rows).double() if filled[0].base == 2 else None
         self.losses = self.losses.to(DTYPES[filled[0].dtype])
         self.reference = None if self.reference is None else self.reference.to(self.losses)
         return self
@@ -152,7 +162,7 @@ class LossRows:
         if self.groups is not None:
             count = max(header.last for header in self.headers)
             matrix = self._fill(centre(self._fill(matrix, 0), self._matrix(self.groups), mask, count))
-        fused = getattr(rule, "weights_and_dual", None)
+        fused = getattr(rule, "weights_and_dual", None) if self.base is None else None
         if fused is not None and remembered is None and not (self.shared and len(self.headers) > 1):
             result = fused(matrix, mask)
             if result is not None:
@@ -162,8 +172,23 @@ class LossRows:
             mask = torch.ones_like(everyone, dtype=torch.bool)
         elif self.shared:
             mask = self._gathered(mask)
-        dual = fresh_dual(rule, everyone, mask, self._population(population, mask), remembered)
+        of_rows = self._population(population, mask)
+        if self.base is not None:
+            mask = self._base(rule, mask)
+        dual = fresh_dual(rule, everyone, mask, of_rows, remembered)
         return FreshDuals(lambda: dual, linear, matrix)
+
+    def _base(self, rule: Rule, mask: Tensor) -> Tensor:
+        """Base weights of all ranks, with a mean of 1 in every row, ``[rows, all columns]``; 0 where no entry is."""
+        if not getattr(rule, "takes_base", False):
+            raise UserError(f"{rule!r} takes no base weights: use kl, cvar, chi_square or uniform, or give none")
+        assert self.base is not None
+        matrix = self._matrix(self.base)
+        everyone = (self._gathered(matrix) if self.shared else matrix).masked_fill(~mask, 0)
+        total = everyone.sum(-1, keepdim=True)
+        unit = torch.where(total > 0, true_entries(mask) / total, 0)
+        self.relative_base = (unit * matrix).to(self.losses.dtype)
+        return everyone * unit
 
     def filled(self) -> Tensor:
         """Which rows have any entry on any rank, ``[rows, 1]`` bool."""
@@ -184,6 +209,8 @@ class LossRows:
         weights, exact = fresh.weights, dual is None and fresh.weights is not None and rule.normalised
         if weights is None or dual is not None:
             weights = self._fill(rule.weights(fresh.excess, fresh.dual() if dual is None else dual), 0)
+        if self.base is not None:
+            weights = weights.masked_fill(self.relative_base == 0, 0) * self.relative_base
         counts = None if self.mask is None else self._counts.to(weights)
         sums: Tensor | None = None
         if self.shared and len(self.headers) > 1:
@@ -211,10 +238,14 @@ class LossRows:
         self, entries: Tensor | None, average: Average | GroupWeights, excess: Tensor, frozen: bool
     ) -> Tensor | float:
         """What an entry of weight 1 counts for in the loss, a number or ``[rows]``; no ``entries`` where all count."""
-        if entries is None and len(self.headers) == 1 and not isinstance(average, GroupWeights):
+        uneven = isinstance(average, GroupWeights) or self.row_base is not None
+        if entries is None and len(self.headers) == 1 and not uneven:
             return 1 / excess.numel()
         if entries is None:
             entries = excess.new_full((self.rows,), self.columns)
+        if self.row_base is not None:  # rows lie on one rank each
+            rows = self.row_base.to(excess) * (entries if average == "entries" else entries > 0)
+            return world_size() * rows / (all_reduce_sum(rows.sum()) * entries.clamp(min=1))
         if isinstance(average, GroupWeights):
             sums = self._fill(excess, 0).sum(-1, dtype=torch.float64)
             means = (all_reduce_sum(sums) if self.shared else sums) / entries.clamp(min=1)
@@ -307,6 +338,20 @@ def _chosen(counts: tuple[int, ...], number: int, own_rank: int) -> tuple[Tensor
     owners = torch.searchsorted(ends, chosen, right=True)
     own = chosen[owners == own_rank] - (ends[own_rank] - counts[own_rank])
     return own, tuple(owners.bincount(minlength=len(counts)).tolist())
+
+
+def base_weights(base: Any, losses: Tensor, samples: int) -> Tensor:
+    """Base weights of samples, or of the losses themselves, float64 on the device of the losses.
+
+    Raises:
+        UserError: numbers that are no weights, or too few of them.
+    """
+    base = torch.as_tensor(base).detach().to(losses.device, torch.float64)
+    if base.numel() and not bool((base.isfinite() & (base >= 0)).all()):
+        raise UserError(f"base weights are finite numbers of at least 0, got {base.min():g} to {base.max():g}")
+    if base.shape != losses.shape and (base.dim() != 1 or len(base) < samples):
+        raise UserError(f"base weights are one for every loss or sample, {samples} here, got {list(base.shape)}")
+    return base
 
 
 def sample_ids(ids: Tensor | None, rows: int) -> Tensor:

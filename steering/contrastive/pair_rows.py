@@ -18,12 +18,13 @@ from steering.contrastive.contrast import Contrast, Sides, sides, similarity
 from steering.contrastive.pairs import Pairs, anchors
 from steering.contrastive.passes import AnchorDuals, Pass, TileWeights, pass_of
 from steering.contrastive.tiles import default_budget
-from steering.distributed import all_gather, rank, reduce_scatter_sum, world_size
+from steering.distributed import all_gather, all_reduce_sum, rank, reduce_scatter_sum, world_size
 from steering.errors import UserError
-from steering.loss_rows import sample_ids
+from steering.loss_rows import base_weights, sample_ids
 from steering.rules.rule import Rule
 from steering.steered import RowFigures, Steered
 
+LEAST_BASE = 1e-30  # of a pair: its logarithm is finite, and it counts for nothing
 SAMPLED = 128  # pairs of a batch, over all ranks, that variances are estimated from
 
 
@@ -50,6 +51,8 @@ class PairRows:
         pairs: of the target, with gradient.
         reference: of the same pairs under the reference, None without one; its width may be another.
         budget: bytes of similarities kept between the passes, None to choose by device.
+        base: base weight of every pair in the mean over anchors, ``[n]``, at least 0; None if uniform. A pair that does
+            not belong together stays a negative of all others.
 
     Raises:
         UserError: target and reference have different numbers of pairs.
@@ -57,7 +60,7 @@ class PairRows:
 
     shared = False
 
-    def __init__(self, pairs: Pairs, reference: Pairs | None, budget: int | None = None):
+    def __init__(self, pairs: Pairs, reference: Pairs | None, budget: int | None = None, base: Any = None):
         both = [pairs] if reference is None else [pairs, reference]
         counts = [len(side) for features in both for side in features[:2]]
         if len(set(counts)) != 1 or not counts[0]:
@@ -69,6 +72,7 @@ class PairRows:
             if features.left.shape != features.right.shape:
                 widths = features.left.shape[1:], features.right.shape[1:]
                 raise UserError(f"left and right features must have the same width, got {widths[0]} and {widths[1]}")
+        self.base = None if base is None else base_weights(base, pairs.left, counts[0])
         self.pairs = pairs
         self.budget = default_budget(pairs.left.device) if budget is None else budget
         self.target = sides(pairs)
@@ -79,7 +83,9 @@ class PairRows:
         reference_width = 0 if self.reference is None else self.reference[0].shape[1]
         dtype, reference = DTYPES.index(self.target[0].dtype), int(self.reference is not None)
         pairs, width = self.target[0].shape
-        return Header(KINDS.index("pairs"), dtype, reference, 0, pairs, width, reference_width)
+        return Header(
+            KINDS.index("pairs"), dtype, reference, 0, pairs, width, reference_width, int(self.base is not None)
+        )
 
     def agreed(self, headers: Sequence[Header]) -> "PairRows":
         """The rows as all ranks see them, with everyone's right features.
@@ -99,6 +105,9 @@ class PairRows:
                 )
         reference_rights = None if self.reference is None else all_gather(self.reference[1])
         self.rights = all_gather(self.target[1]), reference_rights
+        if self.base is not None:
+            total = all_reduce_sum(self.base.sum())
+            self.base = self.base * (len(self.rights[0]) / torch.where(total > 0, total, 1))
         return self
 
     def variance_sample(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -150,17 +159,18 @@ class PairRows:
         frozen: bool = False,
     ) -> Steered:
         """The steered loss, with the weights that the duals imply; all anchors have as many negatives."""
-        sweep = _Sweep(
-            fresh.contrast, fresh.matrix, fresh.matrix.weights_at(fresh.anchors, fresh.dual() if dual is None else dual)
-        )
+        row_base = None if self.base is None else self.base.clamp(min=LEAST_BASE).repeat(2)
+        dual = fresh.dual() if dual is None else dual
+        sweep = _Sweep(fresh.contrast, fresh.matrix, fresh.matrix.weights_at(fresh.anchors, dual, row_base))
         loss: Any = GivenGradient.apply(self.pairs.left, self.pairs.right, sweep)
         n, exact, negatives = len(fresh.contrast.own), fresh.contrast.exact, fresh.contrast.negatives
         first, second = sweep.row_sums
+        plain = first if row_base is None else first / row_base
         weights = (first[:n] + first[n:]) / (2 * max(1, negatives))
         size = torch.where(first > 0, first, 1)  # squares would leave the range of single precision
         sums = (first / size).to(exact), (second / size**2).to(exact)
         entries = weights.new_full((2 * n,), negatives, dtype=exact)
-        gated = (first < negatives / 2).to(exact)
+        gated = (plain < negatives / 2).to(exact)
         figures = RowFigures(sweep.weighted_loss, entries, sums, gated)
         return Steered(loss, weights.to(exact), scale, lambda: figures)
 

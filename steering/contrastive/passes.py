@@ -94,8 +94,8 @@ class Pass(Protocol):
         """Duals of the batch; ``remembered`` are those of the memory, ``[2 n, width]``."""
         ...
 
-    def weights_at(self, fresh: AnchorDuals, dual: Tensor) -> TileWeights:
-        """The weights at given duals, ``[2 n, width]``."""
+    def weights_at(self, fresh: AnchorDuals, dual: Tensor, row_base: Tensor | None = None) -> TileWeights:
+        """The weights at given duals, ``[2 n, width]``, times a factor of every own row, ``[2 n]``."""
         ...
 
 
@@ -155,9 +155,9 @@ class Exponentials:
             first = powers.sum(1 - side)
             sums.add(position[side], tops[side], first, powers.square_().sum(1 - side))
 
-    def weights_at(self, fresh: AnchorDuals, dual: Tensor) -> "ExponentialWeights":
+    def weights_at(self, fresh: AnchorDuals, dual: Tensor, row_base: Tensor | None = None) -> "ExponentialWeights":
         assert fresh.sums is not None
-        return ExponentialWeights(self, fresh.sums, dual)
+        return ExponentialWeights(self, fresh.sums, dual, row_base)
 
 
 class ExponentialWeights:
@@ -167,12 +167,17 @@ class ExponentialWeights:
         matrix: what is weighed.
         sums: of the exponentials of own lefts and own rights.
         dual: of own lefts and own rights, ``[2 n, 1]``.
+        row_base: factor of every own row's weights, ``[2 n]``, above 0; None for 1.
     """
 
-    def __init__(self, matrix: Exponentials, sums: tuple[RowSums, RowSums], dual: Tensor):
+    def __init__(
+        self, matrix: Exponentials, sums: tuple[RowSums, RowSums], dual: Tensor, row_base: Tensor | None = None
+    ):
         contrast, self.tiles, self.sums = matrix.contrast, matrix.tiles, sums
         n = len(contrast.own)
         self.offset = (contrast.own.repeat(2) + dual[:, 0].double()) / matrix.unit
+        if row_base is not None:
+            self.offset = self.offset - row_base.log()
         self.alone = not contrast.negatives
         sides = self.offset[:n], all_gather(self.offset[n:])  # p of own lefts, q of everyone's rights
         low = torch.cat([part.aminmax().min[None] for part in sides]).min()
@@ -245,8 +250,8 @@ class EachRow:
         remembered = None if remembered is None else remembered[part]
         return fresh_dual(self.rule, lines - own, lines > NEVER / 2, population, remembered)
 
-    def weights_at(self, fresh: AnchorDuals, dual: Tensor) -> "EntryWeights":
-        return EntryWeights(self, dual)
+    def weights_at(self, fresh: AnchorDuals, dual: Tensor, row_base: Tensor | None = None) -> "EntryWeights":
+        return EntryWeights(self, dual, row_base)
 
 
 class EntryWeights:
@@ -255,13 +260,16 @@ class EntryWeights:
     Args:
         matrix: what is weighed.
         dual: of own lefts and own rights, ``[2 n, width]``.
+        row_base: factor of every own row's weights, ``[2 n]``; None for 1.
     """
 
-    def __init__(self, matrix: EachRow, dual: Tensor):
+    def __init__(self, matrix: EachRow, dual: Tensor, row_base: Tensor | None = None):
         self.tiles, self.rule, self.own_rights = matrix.tiles, matrix.rule, matrix.contrast.own_rights
         own = matrix.contrast.own.to(self.tiles.exact)
         self.duals = dual[: len(own)], all_gather(dual[len(own) :])
         self.owns = own, all_gather(own)
+        base = None if row_base is None else row_base.to(own)
+        self.bases = None if base is None else (base[: len(own)], all_gather(base[len(own) :].contiguous()))
         self.sums = [dual.new_zeros(2, len(side), dtype=torch.float64) for side in self.owns]  # weights, squares
 
     def __call__(self, position: Position) -> tuple[Tensor, Tensor]:
@@ -271,6 +279,8 @@ class EntryWeights:
             part = position[side]
             weights = self.rule.weights(entries - self.owns[side][part, None], self.duals[side][part]).to(entries)
             weights[own[side], own[1 - side]] = 0
+            if self.bases is not None:
+                weights = weights * self.bases[side][part, None]
             self.sums[side][0, part] += weights.sum(1, dtype=torch.float64)
             self.sums[side][1, part] += weights.square().sum(1, dtype=torch.float64)
             both.append(weights)

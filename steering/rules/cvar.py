@@ -30,6 +30,7 @@ class CVaR:
     alpha: float
     width = 2
     normalised = True
+    takes_base = True
 
     def __post_init__(self):
         if not 0 < self.alpha <= 1:
@@ -37,8 +38,22 @@ class CVaR:
 
     def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         """The quantile and the weight of an entry that equals it, ``[rows, 2]``."""
+        if mask.dtype != torch.bool:
+            return self._dual_of_weighted(excess.masked_fill(mask <= 0, -torch.inf), mask)
         quantile, _, _, remainder = self._split(excess.masked_fill(~mask, -torch.inf), true_entries(mask))
         return torch.cat([quantile, remainder], -1)
+
+    def _dual_of_weighted(self, excess: Tensor, base: Tensor) -> Tensor:
+        """The same of entries with base weights: the worst alpha of their total."""
+        ordered, order = excess.sort(-1, descending=True)
+        total = base.sum(-1, keepdim=True)
+        reached = base.gather(-1, order).cumsum(-1) >= self.alpha * total * (1 - 1e-12)
+        quantile = ordered.gather(-1, reached.to(torch.int8).argmax(-1, keepdim=True))
+        quantile = torch.where(total > 0, quantile, 0)
+        above = (base * (excess > quantile)).sum(-1, keepdim=True)
+        equal = (base * (excess == quantile)).sum(-1, keepdim=True)
+        remainder = (total - above / self.alpha) / torch.where(equal > 0, equal, 1)
+        return torch.cat([quantile, remainder.clamp(min=0).to(quantile.dtype)], -1)
 
     def weights_and_dual(self, excess: Tensor, mask: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
         entries = excess.shape[1] if mask is None else true_entries(mask)

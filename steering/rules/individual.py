@@ -9,7 +9,7 @@ from torch import Tensor
 from steering.errors import UserError
 from steering.rules.kl import log_mean_exp
 from steering.rules.rule import Population
-from steering.rules.solve import minus, top
+from steering.rules.solve import minus, present, top
 
 __all__ = ["Individual"]
 
@@ -46,6 +46,7 @@ class Individual:
     momentum: float = 0.9
     width = 5
     normalised = False
+    takes_base = True
 
     def __post_init__(self):
         if not self.radius >= 0 or not self.epsilon > 0:
@@ -70,9 +71,11 @@ class Individual:
         t = old[:, 4:].double()
         t = torch.where(t.isnan(), self.start, t)
         largest = top(excess, mask)
-        tilted = ((excess - largest).double() / t).masked_fill(~mask, -torch.inf)
-        share = tilted.softmax(-1).nan_to_num()  # of an empty row nothing
-        drift = torch.linalg.vecdot(share, torch.where(mask, excess, 0).double())[:, None] / t
+        counted = present(mask)
+        tilted = ((excess - largest).double() / t).masked_fill(~counted, -torch.inf)
+        share = (tilted if mask.dtype == torch.bool else tilted + mask.double().log()).softmax(-1)
+        share = share.nan_to_num()  # of an empty row nothing
+        drift = torch.linalg.vecdot(share, torch.where(counted, excess, 0).double())[:, None] / t
         inner = t * log_mean_exp(tilted.nan_to_num(neginf=0), mask) + largest
         dual = t * torch.logaddexp(inner / t, t.new_tensor(math.log(self.epsilon)))
         before = self.momentum * old[:, 3:4].double().nan_to_num()

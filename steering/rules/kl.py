@@ -18,6 +18,7 @@ from steering.rules.solve import (
     count,
     minus,
     one_of,
+    present,
     radius,
     scales,
     solve,
@@ -53,6 +54,7 @@ class KL:
     temperature: float | None = None
     rho: float | None = None
     epsilon: float = 0.0
+    takes_base = True
 
     def __post_init__(self):
         one_of("kl", self.temperature, self.rho)
@@ -86,7 +88,7 @@ class KL:
             return self.settle(largest + self.temperature * inner.double())
         assert self.rho is not None
         size = radius("kl", self.rho, population, excess)
-        if len(excess) == 1 and excess.device.type == "cpu":
+        if len(excess) == 1 and mask.dtype == torch.bool and excess.device.type == "cpu":
             return _constrained_row(excess if mask.all() else excess[mask], float(size))
         return _constrained(excess, mask, size)
 
@@ -128,16 +130,19 @@ class KL:
 
 def log_mean_exp(values: Tensor, mask: Tensor) -> Tensor:
     """``log mean exp`` over the entries of every row that count, ``[rows, 1]``; 0 for an empty row."""
-    total = values.masked_fill(~mask, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.where(mask.any(-1, keepdim=True), total - count(mask, values).log(), 0)
+    if mask.dtype != torch.bool:
+        values = values + mask.to(values).log()
+    total = values.masked_fill(~present(mask), -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(present(mask).any(-1, keepdim=True), total - count(mask, values).log(), 0)
 
 
 def _constrained(excess: Tensor, mask: Tensor, size: Tensor) -> Tensor:
     """Dual of every row within a ball of ``size``, ``[rows, 2]``."""
     largest, below = below_top(excess, mask)
     wide, near = scales(largest, below, mask)
-    counted = (mask | ~mask.any(-1, keepdim=True)).double()  # of an empty row anything: nothing is divided by zero
-    values, n = (below / wide).masked_fill(~mask, 0), count(mask, below)
+    empty = ~present(mask).any(-1, keepdim=True)
+    counted = torch.where(empty, 1, mask).double()  # of an empty row anything: nothing is divided by zero
+    values, n = (below / wide).masked_fill(~present(mask), 0), count(mask, below)
     powers = values, values.square()
 
     def moments(inverse: Any) -> tuple[Tensor, ...]:

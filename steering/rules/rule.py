@@ -35,7 +35,9 @@ class Rule(Protocol):
 
         Args:
             excess: loss minus scaled reference loss, ``[rows, columns]``, in the units of the loss.
-            mask: True where ``excess`` counts, ``[rows, columns]``. Other entries may hold anything.
+            mask: True where ``excess`` counts, ``[rows, columns]``. Other entries may hold anything. For a rule that
+                has an attribute ``takes_base``, True, it may hold base weights q instead, float64, 0 where an entry
+                does not count: the divergence is then taken to q, and an entry of weight 2 is like two entries.
             population: what a row stands for, the n of a radius rho / n, if known: one number for all rows, or
                 ``[rows, 1]``.
 

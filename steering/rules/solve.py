@@ -15,9 +15,20 @@ from steering.rules.rule import Population
 NEVER = -1e30  # an entry that takes no part: finite, so that 0 * NEVER is 0 and not nan
 
 
+def present(mask: Tensor) -> Tensor:
+    """Which entries count at all, bool like the mask, which may hold base weights."""
+    return mask if mask.dtype == torch.bool else mask > 0
+
+
 def count(mask: Tensor, like: Tensor) -> Tensor:
-    """Number of entries that count in every row, at least 1, ``[rows, 1]`` in the precision of ``like``."""
-    return true_entries(mask).clamp(min=1).to(like)
+    """Number of entries that count in every row, or sum of base weights, ``[rows, 1]`` in the precision of ``like``.
+
+    At least 1, and of an empty row 1.
+    """
+    if mask.dtype == torch.bool:
+        return true_entries(mask).clamp(min=1).to(like)
+    total = mask.sum(-1, keepdim=True)
+    return torch.where(total > 0, total, 1).to(like)
 
 
 def true_entries(mask: Tensor) -> Tensor:
@@ -27,6 +38,7 @@ def true_entries(mask: Tensor) -> Tensor:
 
 def top(values: Tensor, mask: Tensor) -> Tensor:
     """Largest entry that counts in every row, ``[rows, 1]``; 0 for an empty row."""
+    mask = present(mask)
     largest = values.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
     return torch.where(mask.any(-1, keepdim=True), largest, 0)
 
@@ -57,7 +69,7 @@ def scales(largest: Tensor, below: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     """
     floor = (largest.abs() * 1e-12).clamp(min=1e-30)
     wide = torch.maximum(top(-below, mask), floor)
-    near = (-below).masked_fill(~mask | (below == 0), torch.inf).amin(-1, keepdim=True)
+    near = (-below).masked_fill(~present(mask) | (below == 0), torch.inf).amin(-1, keepdim=True)
     return wide, torch.where(near.isinf(), wide, torch.maximum(near, floor))
 
 

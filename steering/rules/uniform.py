@@ -17,6 +17,7 @@ class Uniform:
 
     width = 1
     normalised = True
+    takes_base = True
 
     def dual(self, excess: Tensor, mask: Tensor, population: Population = None) -> Tensor:
         return excess.new_zeros(len(excess), 1)

@@ -23,6 +23,7 @@ from steering.rules import GlobalContrastive, Individual, InfoNCE
 pytestmark = pytest.mark.slow
 
 BATCH, STEPS = 8, 3
+BASED = ", base weights"  # end of the kinds that have them
 SPLITS = {1: [0, 8], 2: [0, 3, 8], 4: [0, 5, 5, 6, 8]}  # uneven, and one rank of four has nothing
 RULES = [
     Uniform(),
@@ -53,13 +54,16 @@ def batches():
 
 def share(kind: str) -> slice:
     """This process's part of a batch; of pairs everyone has as many."""
-    if kind in ("pairs", "tempered"):
+    if kind.removesuffix(BASED) in ("pairs", "tempered"):
         return slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     return slice(*SPLITS[world_size()][rank() : rank() + 2])
 
 
 def batch_of(kind: str, model, x, y, reference, ids, mask, groups):
     """What the Steerer is given: losses, reference losses and options."""
+    if kind.endswith(BASED):
+        losses, values, options = batch_of(kind.removesuffix(BASED), model, x, y, reference, ids, mask, groups)
+        return losses, values, options | {"base": 0.5 * (ids % 4)}  # every fourth sample weighs nothing
     if kind in ("pairs", "tempered"):
         reference = Pairs(normalize(reference, dim=-1), normalize(reference + y, dim=-1))
         scale = 3 + model.mean().exp() if kind == "tempered" else 1.0
@@ -75,6 +79,7 @@ def batch_of(kind: str, model, x, y, reference, ids, mask, groups):
 
 
 def steerer_of(kind: str, rule, gamma: float) -> Steerer:
+    kind = kind.removesuffix(BASED)
     single = ("samples", "masked", "batch", "packed batch", "centred")
     memory = DualMemory(1 if kind in single else 4 * BATCH, gamma=gamma)
     options = {
@@ -128,6 +133,11 @@ def scenarios() -> dict[str, tuple]:
         for rule in (KL(temperature=0.5), CVaR(alpha=0.3), ChiSquare(rho=2)):
             result[f"{kind}-{rule!r}"] = (kind, rule, 1.0)
         result[f"{kind}-remembered"] = (kind, KL(temperature=0.5), 0.5)
+    for kind in ("samples", "rows", "batch", "packed", "packed batch", "grouped", "pairs"):
+        for rule in (KL(temperature=0.5), KL(rho=2), CVaR(alpha=0.3)):
+            result[f"{kind}{BASED}-{rule!r}"] = (f"{kind}{BASED}", rule, 1.0)
+        result[f"{kind}{BASED}-remembered"] = (f"{kind}{BASED}", KL(temperature=0.5), 0.5)
+    result[f"tempered{BASED}"] = (f"tempered{BASED}", GlobalContrastive(radius=2.0, epsilon=1e-3), 1.0)
     for rule in (InfoNCE(), GlobalContrastive(radius=2.0, epsilon=1e-3)):
         result |= {f"tempered-{rule!r}-{gamma}": ("tempered", rule, gamma) for gamma in (1.0, 0.5)}
     return result
