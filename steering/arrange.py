@@ -37,6 +37,7 @@ def arrange(
     row_count: int | None = None,
     group_count: int = 0,
     base: Any = None,
+    scores: Any = None,
     squeeze: bool = True,
 ) -> LossRows:
     """Puts losses into rows.
@@ -53,6 +54,7 @@ def arrange(
         row_count: number of rows, where it is known; some of them may have no entries.
         group_count: groups at least, some of which may have no entries.
         base: base weights, at least 0: one for every loss, or one for every sample.
+        scores: in place of the excess, like ``losses``.
         squeeze: whether ``[n, 1]`` without a mask is ``[n]``.
 
     Raises:
@@ -73,55 +75,32 @@ def arrange(
     of_samples = values.dim() == 2 or lines is not None
     parted = grouping != "rows" and over != "batch" and of_samples  # rows are samples
     base, row_base = (None, None) if base is None else _base(base, values, lines, row_count, by_row=parted)
+    scores = None if scores is None else _like(scores, values, shape)
     if grouping is not None and group is None:
         raise UserError("this steerer groups its samples: steerer(..., groups=groups), a whole number for each of them")
+    parts = {"losses": values, "reference": reference, "present": mask, "shape": shape, "base": base, "scores": scores}
     if grouping == "rows":
         assert group is not None
-        return _padded(
-            values, reference, mask, None, row=group, shape=shape, row_count=group_count, shared=True, base=base
-        )
-    group = group if grouping == "centre" else None
-    if lines is not None and over != "batch":
-        return _padded(
-            values,
-            reference,
-            mask,
-            group,
-            row=lines,
-            shape=shape,
-            row_count=row_count or 0,
-            shared=False,
-            base=base,
-            row_base=row_base,
-        )
-    if over == "rows" and values.dim() == 1:
+        return _padded(parts, row=group, row_count=group_count, shared=True)
+    parts["groups"] = group if grouping == "centre" else None
+    if values.dim() == 1 and lines is None and over == "rows":
         raise UserError("weights within rows need rows: losses [rows, columns], or steerer(..., rows=rows)")
-    if values.dim() == 1 or over == "batch":
-        return LossRows(values, reference, mask, shape, 1, values.numel(), shared=True, groups=group, base=base)
+    if not parted:
+        return LossRows(**parts, rows=1, columns=values.numel(), shared=True)
+    parts["row_base"] = row_base
+    if lines is not None:
+        return _padded(parts, row=lines, row_count=row_count or 0, shared=False)
     count, width = values.shape
-    if not width:  # rows without entries, as a rank may have that has no part of the batch
-        nowhere = torch.zeros(0, dtype=torch.long, device=values.device)
-        return LossRows(
-            values, reference, mask, shape, count, 1, index=nowhere, groups=group, base=base, row_base=row_base
-        )
-    return LossRows(values, reference, mask, shape, count, width, groups=group, base=base, row_base=row_base)
+    if width:
+        return LossRows(**parts, rows=count, columns=width)
+    nowhere = torch.zeros(0, dtype=torch.long, device=values.device)  # a rank that has no part of the batch
+    return LossRows(**parts, rows=count, columns=1, index=nowhere)
 
 
-def _padded(
-    values: Tensor,
-    reference: Tensor | None,
-    mask: Tensor | None,
-    groups: Tensor | None,
-    *,
-    row: Tensor,
-    shape: torch.Size,
-    row_count: int,
-    shared: bool,
-    base: Tensor | None = None,
-    row_base: Tensor | None = None,
-) -> LossRows:
+def _padded(parts: dict[str, Any], *, row: Tensor, row_count: int, shared: bool) -> LossRows:
     """Entries of any order, by their row, as a matrix that is as wide as its longest row."""
-    flat = (row if row.shape == values.shape else row[:, None].expand(values.shape)).reshape(-1)
+    shape = parts["losses"].shape
+    flat = (row if row.shape == shape else row[:, None].expand(shape)).reshape(-1)
     count = max(row_count, int(flat.max()) + 1 if len(flat) else 0)
     lengths = flat.bincount(minlength=count)
     width = max(1, int(lengths.max())) if count else 1
@@ -134,22 +113,10 @@ def _padded(
     starts = lengths.cumsum(0) - lengths
     column = torch.empty_like(flat)
     column[order] = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
-    index = flat * width + column
-    if row_base is not None:  # trailing rows may have no entries
-        row_base = torch.nn.functional.pad(row_base[:count], (0, max(0, count - len(row_base))), value=1.0)
-    return LossRows(
-        values,
-        reference,
-        mask,
-        shape,
-        count,
-        width,
-        index=index,
-        shared=shared,
-        groups=groups,
-        base=base,
-        row_base=row_base,
-    )
+    row_base = parts.get("row_base")
+    if row_base is not None:  # the last rows may have no entries, and no weight
+        parts["row_base"] = torch.nn.functional.pad(row_base[:count], (0, max(0, count - len(row_base))), value=1.0)
+    return LossRows(**parts, rows=count, columns=width, index=flat * width + column, shared=shared)
 
 
 def _base(
@@ -175,7 +142,7 @@ def _mask(mask: Any, values: Tensor, shape: torch.Size) -> Tensor:
 def _like(reference: Any, values: Tensor, shape: torch.Size) -> Tensor | None:
     if reference is None:
         return None
-    reference = tensor_of(reference, "reference losses")
+    reference = tensor_of(reference, "reference losses or scores")
     if reference.shape not in (shape, values.shape, (*values.shape, 1)):
         raise UserError(
             f"target and reference losses must be of the same samples, got {list(shape)} and "

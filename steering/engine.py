@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from steering import registry
+from steering import cautions, registry
 from steering.agreement import Matrix, agree
 from steering.arrange import Grouping, Over, arrange, tensor_of
+from steering.base_weights import BaseWeights
 from steering.contrastive.pair_rows import PairRows
 from steering.contrastive.pairs import Pairs, is_pairs
 from steering.distributed import all_gather, all_gather_numbers, world_size
@@ -24,8 +25,6 @@ from steering.window import Window, window
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-LEAST_SHARE = 1 / 8  # of a row's entries that the weights may rest on without a caution
 
 
 class Steerer:
@@ -51,6 +50,7 @@ class Steerer:
             ``"entries"`` (tokens, as Hugging Face's and TRL's trainers average); or weights over groups.
         grouping: what ``groups`` are for: ``"centre"`` takes the mean excess of its group from every excess, ``"rows"``
             makes a row of every group. Weights over groups imply the latter.
+        base: base weights by sample id, ``[size]``, which every call with ``ids`` uses; or see ``fit``.
         budget: bytes of pair similarities that are kept from the pass that finds duals to the one that weighs; the
             others are computed again. 0 takes least memory. None is 256 MiB, on a GPU a twentieth of its memory.
 
@@ -72,6 +72,7 @@ class Steerer:
         over: Over | None = None,
         average: Average | GroupWeights = "rows",
         grouping: Grouping | None = None,
+        base: Any = None,
         budget: int | None = None,
     ):
         grouping = "rows" if isinstance(average, GroupWeights) else grouping
@@ -85,6 +86,7 @@ class Steerer:
         self.over: Over | None = over
         self.average: Average | GroupWeights = average
         self.grouping: Grouping | None = grouping
+        self.base = BaseWeights(base)
         self.memory = memory or DualMemory()
         self.variance = RunningVariance()
         self.scale = torch.zeros(())  # of the reference loss, as last used
@@ -112,6 +114,7 @@ class Steerer:
         rows: Any = None,
         groups: Any = None,
         base: Any = None,
+        scores: Any = None,
     ) -> Steered:
         """Weighs one batch.
 
@@ -128,6 +131,8 @@ class Steerer:
             base: base weights q, at least 0, of every loss or of every sample (row, pair), by a posterior, a filter or
                 a file: the divergence of the rule is taken to q in place of the uniform weights, and where a sample is
                 a row of its own, the mean over rows is weighted by q.
+            scores: like the losses: what the rule weighs by in place of the excess, the larger the more (an excess that
+                is smoothed over neighbours, a posterior, random numbers as a control); not for Pairs.
 
         Raises:
             UserError: shapes that do not fit, or a memory without ids; on all ranks if it befalls one.
@@ -136,8 +141,10 @@ class Steerer:
         device = torch.device(device)  # NumPy's is a word
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
-                return self(losses, reference, ids=ids, mask=mask, rows=rows, groups=groups, base=base)
-        matrix, index = self._arranged(losses, reference, ids, mask, rows, groups, base)
+                options = {"ids": ids, "mask": mask, "rows": rows, "groups": groups, "base": base, "scores": scores}
+                return self(losses, reference, **options)
+        base = self.base.of(ids, self.rule) if base is None else base
+        matrix, index = self._arranged(losses, reference, ids, mask, rows, groups, base, scores)
         rule, temperature = self._rule_at(losses)
         scale, factor = self._scale(matrix)
         fresh, dual = self._duals(matrix, rule, factor, index, 1 if temperature is None else temperature.detach())
@@ -167,15 +174,22 @@ class Steerer:
         """
         return window(losses, lambda leaves: self(leaves, reference, **options))
 
+    def fit(self, scores: "Tensor | Pairs", labels: Any = None, *, ids: Any = None, size: int | None = None) -> str:
+        """Fits base weights to what a reference says of all training samples: what the rule ``auto`` lives on.
+
+        Arguments, errors and an example are those of ``BaseWeights.fit``.
+        """
+        return self.base.fit(scores, labels, ids=ids, size=size)
+
     # -- one call, step by step -----------------------------------------------------------------------------
 
-    def _arranged(self, losses, reference, ids, mask, rows, groups, base) -> tuple[Matrix, Tensor | None]:
+    def _arranged(self, losses, reference, ids, mask, rows, groups, base, scores) -> tuple[Matrix, Tensor | None]:
         """The losses as rows that all ranks agree on, and the index of these rows in the memory if it is used."""
         index: Tensor | None = None
 
         def make() -> Matrix:
             nonlocal index
-            matrix = self._matrix(losses, reference, ids, mask, rows, groups, base)
+            matrix = self._matrix(losses, reference, ids, mask, rows, groups, base, scores)
             if self._remembers:
                 index = matrix.memory_index(None if ids is None else tensor_of(ids, "ids"))
                 self.memory.check(index)
@@ -186,7 +200,7 @@ class Steerer:
             index = matrix.memory_index(None)  # there may be rows that only other ranks have entries of
         return matrix, index
 
-    def _matrix(self, losses, reference, ids, mask, rows, groups, base) -> Matrix:
+    def _matrix(self, losses, reference, ids, mask, rows, groups, base, scores) -> Matrix:
         if reference is not None and is_pairs(losses) != is_pairs(reference):
             raise UserError(
                 f"target and reference losses must be of the same samples, got {type(losses).__name__} and "
@@ -200,6 +214,8 @@ class Steerer:
         if is_pairs(losses):
             if mask is not None or rows is not None or groups is not None:
                 raise UserError("Pairs know their own mask and rows, and have no groups; got another one")
+            if scores is not None:
+                raise UserError("scores take the place of the excess of single losses, got some for Pairs")
             if self.grouping is not None or self.over == "batch":
                 raise UserError("the rows of Pairs are their anchors: over='batch' and groups are for other losses")
             return PairRows(losses, reference, self.budget, base=base)
@@ -215,6 +231,7 @@ class Steerer:
             row_count=len(tensor_of(ids, "ids")) if ids is not None and rows is not None else None,
             group_count=0 if group_weights is None else len(group_weights),
             base=base,
+            scores=scores,
             squeeze=self.memory.size == 1,
         )
 
@@ -311,30 +328,11 @@ class Steerer:
 
     def cautions(self) -> list[str]:
         """What the running figures warn of, one line each: a reference that adds noise, collapse."""
-        lines = []
         size, share = self.effective_sample_size.tolist()
-        if share < 1 and (0 < size < 2 or (0 < share < LEAST_SHARE and not self._anchors)):  # few negatives are near
-            lines.append(
-                f"the weights rest on {size:.1f} samples of a row (effective sample size, {share:.0%} of them): "
-                f"use a smaller rho, a larger temperature or a larger alpha"
-            )
-        if self.variance.values is None or not float(self.variance.values[0]) > 0 or self.reference_scale == 0:
-            return lines
-        best = float(self.variance.best_scale())
-        scale = best if isinstance(self.reference_scale, str) else self.reference_scale
-        ratio, plain = float(self.variance.ratio(scale)), float(self.variance.ratio(1.0))
-        if ratio > 1:
-            lines.append(
-                f"the excess loss varies more than the loss itself (ratio {ratio:.2f}): at this scale the "
-                f"reference adds noise; compare a smaller reference_scale on held-out data (least variance: {best:.2f})"
-            )
-        if plain < 1e-3:
-            lines.append(
-                f"the target has collapsed onto the reference "
-                f"(Var(loss - reference) / Var(loss) = {plain:.1e}): "
-                f"use a smaller rho, a larger temperature, or another reference"
-            )
-        return lines
+        rows_rest_on_many = not self._anchors  # of an anchor's negatives few are near
+        return cautions.of_weights(size, share, rows_rest_on_many) + cautions.of_reference(
+            self.variance, self.reference_scale
+        )
 
     def state_dict(self) -> dict:
         return {
@@ -344,6 +342,7 @@ class Steerer:
             "scale": self.scale,
             "effective_sample_size": self.effective_sample_size,
             "anchors": self._anchors,
+            "base": self.base.table,
             "group_weights": self.average.state_dict() if isinstance(self.average, GroupWeights) else None,
         }
 
@@ -359,6 +358,7 @@ class Steerer:
         self.variance.load_state_dict(state["variance"])
         self.scale, self._last, self._restored = state["scale"], None, state["effective_sample_size"]
         self._anchors = state["anchors"]
+        self.base = BaseWeights(state.get("base"))
         if isinstance(self.average, GroupWeights):
             self.average.load_state_dict(state["group_weights"])
 

@@ -53,6 +53,7 @@ class LossRows:
         base: base weight of every entry, shaped like the losses, float64, which divergences are taken to; None if
             uniform.
         row_base: base weight of every row in the mean over rows, ``[rows]`` float64; None if uniform.
+        scores: what a rule weighs by in place of the excess, shaped like the losses; None for the excess.
         headers: what all ranks hold, once they have agreed.
     """
 
@@ -67,6 +68,7 @@ class LossRows:
     groups: Tensor | None = None
     base: Tensor | None = None
     row_base: Tensor | None = None
+    scores: Tensor | None = None
     headers: Sequence[Header] = ()
 
     @property
@@ -158,7 +160,9 @@ class LossRows:
     def fresh(self, rule: Rule, scale: Tensor | float, population: int | None, remembered: Tensor | None) -> FreshDuals:
         """Duals of the batch; ``remembered`` are those of the memory, NaN where there is none."""
         linear, mask = self._excess(scale), self.mask
-        matrix = self._matrix(linear.detach(), NEVER)
+        matrix = self._matrix(linear.detach() if self.scores is None else self.scores, NEVER)
+        if self.scores is not None:
+            matrix = self._fill(matrix.to(linear))
         if self.groups is not None:
             count = max(header.last for header in self.headers)
             matrix = self._fill(centre(self._fill(matrix, 0), self._matrix(self.groups), mask, count))

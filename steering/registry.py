@@ -18,6 +18,7 @@ from steering.errors import UserError, did_you_mean, shown
 Kind = Literal["rules", "selectors", "tasks"]
 _BUILT_IN: dict[Kind, dict[str, str]] = {
     "rules": {
+        "auto": "steering.rules.auto:Auto",
         "chi_square": "steering.rules.chi_square:ChiSquare",
         "cvar": "steering.rules.cvar:CVaR",
         "global_contrastive": "steering.rules.global_contrastive:GlobalContrastive",

@@ -25,6 +25,11 @@ class Arm(Strict):
         selector: chooses the samples of a batch from a larger one first, ``jest()`` say; null takes all.
         subtract: whether the rule sees loss - scale * reference loss, or the loss alone (plain DRO, ERM).
         reference_scale: that scale, a number of at least 0 or ``auto``.
+        score: what the rule weighs by in place of the excess: the ``reference``'s losses, the lowest first, or
+            ``random`` numbers, the control that any choice has to beat; null for the excess. Not for Pairs.
+        base: weights that the rule's divergence is taken to in place of uniform ones: ``auto``, the posterior that a
+            label or a pair is right by the reference; ``auto(folds=4)``, by the reference and by plain targets that
+            were trained without the sample; null is uniform, but for the rule ``auto``.
         over: what weights are distributed over: ``batch``, all entries (tokens) of the batch, or ``rows``, those of
             every sample for themselves; null is rows where samples have several entries.
         average: whether the loss is the mean over samples (``rows``) or over their ``entries``; or ``groups(...)``,
@@ -46,6 +51,8 @@ class Arm(Strict):
     selector: str | None = None
     subtract: bool = True
     reference_scale: Scale = 1.0
+    score: Literal["reference", "random"] | None = None
+    base: Annotated[str, Field(pattern=r"^auto(\(.*\))?$")] | None = None
     over: Literal["batch", "rows"] | None = None
     average: Annotated[str, Field(pattern=r"^(rows|entries|groups(\(.*\))?)$")] = "rows"
     grouping: Literal["centre", "rows"] | None = None

@@ -1,5 +1,6 @@
 """Weighting rules, one file each."""
 
+from steering.rules.auto import Auto as Auto
 from steering.rules.chi_square import ChiSquare as ChiSquare
 from steering.rules.cvar import CVaR as CVaR
 from steering.rules.global_contrastive import GlobalContrastive as GlobalContrastive

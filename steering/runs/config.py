@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a typing mistake must not wait for torch
 
 LARGEST, MOST_REFERENCES = 1_000_000, 16  # bytes of a configuration file; ${...} in it, each of which may double it
 STEERED = "steered"  # name of the arm made by --rule, --selector, --reference-scale
+AUTO = "auto"  # that of the arm made by --rule auto
 
 
 class RunConfig(Strict):
@@ -104,7 +105,11 @@ def choose_arms(config: RunConfig, names: str | None, method: Mapping[str, Any])
     arms = recipe["arms"]
     if method:
         plain = {name: arm for name, arm in arms.items() if not arm["subtract"] and arm["selector"] is None}
-        arms = plain | {STEERED: _steered_arm(arms, method)}
+        if registry.parse(method.get("rule", ""))[0] == AUTO:
+            selector = {"selector": method["selector"]} if "selector" in method else {}
+            arms = plain | {AUTO: arms[recipe["baseline"]] | {"base": method["rule"]} | selector}
+        else:
+            arms = plain | {STEERED: _steered_arm(arms, method)}
     if names is not None:
         arms |= recipe["more"]
     if names is not None and names.strip() != "all":
@@ -139,6 +144,8 @@ def validate(settings: Mapping[str, Any]) -> RunConfig:
     config = _checked(settings)
     for arm in config.recipe.arms.values():
         registry.build("rules", arm.rule)
+        if arm.base is not None:
+            registry.build("rules", arm.base)
         if arm.selector is not None:
             registry.build("selectors", arm.selector)
     return config

@@ -14,6 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from steering import atomic_files, registry
+from steering.auto.estimate import base_of, estimate
+from steering.base_weights import BaseWeights
 from steering.distributed import rank
 from steering.errors import Elsewhere, RunError, UserError
 from steering.references.store import ReferenceLosses
@@ -147,8 +149,11 @@ class Run:
     ) -> Result:
         """One arm of one repetition, trained to its end from where its checkpoint is."""
         task, arm = reference.task, self.recipe.arms[name]
-        training = loop.Training(task, arm, self.recipe, reference=reference, seed=seed, device=self.device)
         path = self._arm_folder(name, seed) / "checkpoint.pt"
+        base = self._base_weights(name, seed, reference, watch)
+        training = loop.Training(
+            task, arm, self.recipe, reference=reference, seed=seed, device=self.device, base=base.table
+        )
         watch.begin(f"{name} (seed {seed})", self.recipe.steps)
         evaluation: dict[str, float] = {}
         resumed = True
@@ -170,7 +175,29 @@ class Run:
             finished = loop.run(training, path, record=record, stopped=folder.interrupts)
         if not finished:
             raise folder.interrupts.stopped(f"stopped after step {training.done} of {name}, seed {seed}")
-        return self._result(name, training, evaluation or loop.evaluate(task, training.result))
+        result = self._result(name, training, evaluation or loop.evaluate(task, training.result))
+        return result.model_copy(update={"notes": [base.sentence] if base.sentence else []})
+
+    def _base_weights(self, name: str, seed: int, reference: ReferenceLosses, watch: Watch) -> BaseWeights:
+        """The base weights of an arm that has some, estimated once and then read from its folder."""
+        settings = base_of(self.recipe.arms[name])
+        if settings is None:
+            return BaseWeights()
+        path = self._arm_folder(name, seed) / "base_weights.safetensors"
+        if not on_rank_zero(path.exists):
+            fitted = estimate(
+                reference.task,
+                reference,
+                recipe=self.recipe,
+                seed=seed,
+                folds=settings.folds,
+                device=self.device,
+                note=lambda text: watch.note(f"{name} (seed {seed}): {text}"),
+            )
+            on_rank_zero(lambda: BaseWeights(fitted.weights, fitted.sentence).save(path))
+        base = BaseWeights.load(path)
+        watch.note(f"{name} (seed {seed}): {base.sentence}")
+        return base
 
     def _result(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""

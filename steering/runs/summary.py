@@ -34,6 +34,7 @@ class Result(_Record):
     effective: float | None = None  # mean effective sample size of the weights, as a share of the batch
     variance_ratio: float | None = None  # Var(loss - scale * reference) / Var(loss) of the training batches
     cautions: list[str] = Field(default_factory=list)  # what the engine warns of, for this arm and seed
+    notes: list[str] = Field(default_factory=list)  # what was estimated for this arm and seed, in sentences
     seconds: float = 0.0  # wall-clock time since the arm was begun or, after an interruption, taken up again
     # How often a sample could not be used, by reason, in the whole run up to here.
     skipped: dict[str, int] = Field(default_factory=dict)

@@ -41,6 +41,7 @@ class Training:
         arm: the method.
         recipe: settings that every arm shares.
         reference: the reference's losses; only computed when the arm uses them.
+        base: base weights by id, ``[size]``, of an arm that has some.
         seed: of initial weights, data order, views and selection, each a stream of its own.
         device: where the target trains.
 
@@ -58,6 +59,7 @@ class Training:
         reference: ReferenceLosses,
         seed: int,
         device: torch.device | str = "cpu",
+        base: Tensor | None = None,
     ):
         self.task, self.arm, self.recipe = task, arm, recipe
         self.seed, self.device = seed, device
@@ -85,6 +87,7 @@ class Training:
             over=arm.over,
             average=average,
             grouping=arm.grouping,
+            base=base,
         )
         self.stream = task.stream(candidates_needed(arm, recipe, task.size), seed=seeds.derive(seed, "data"))
         self.counters = Counters()
@@ -147,7 +150,8 @@ class Training:
         """The losses of the reference and of the teacher, of each that the arm uses."""
         teacher = self.reference.teacher if self.arm.distill else None
         same = teacher is self.reference
-        reference = self.reference(batch, outputs=same) if self.arm.subtract else None
+        used = self.arm.subtract or self.arm.score == "reference"
+        reference = self.reference(batch, outputs=same) if used else None
         if teacher is None or (same and reference is not None):
             return reference, reference if same else None
         return reference, teacher(batch, outputs=True)
@@ -155,9 +159,22 @@ class Training:
     def _steer(self, losses: Losses, reference: Losses | None, batch: Batch) -> Steered:
         self.steerer.memory.gamma = self.gamma(self.done)
         values = None if reference is None else fail_on_all_ranks(lambda: _same_entries(losses, reference, batch))
-        return self.steerer(
-            losses.values, values, ids=batch.ids, mask=losses.mask, rows=losses.rows, groups=losses.groups
-        )
+        scores = self._scores(losses, values)
+        values = values if self.arm.subtract else None
+        options = {"mask": losses.mask, "rows": losses.rows, "groups": losses.groups, "scores": scores}
+        return self.steerer(losses.values, values, ids=batch.ids, **options)
+
+    def _scores(self, losses: Losses, reference: Tensor | Pairs | None) -> Tensor | None:
+        """What the rule weighs by, where it is not the excess."""
+        if self.arm.score is None:
+            return None
+        if is_pairs(losses.values):
+            raise UserError(f"score={self.arm.score} is for single losses, this task has Pairs: use a selector there")
+        if self.arm.score == "reference":
+            assert isinstance(reference, Tensor)
+            return -reference
+        chance = seeds.generator(self.seed, "scores", self.done, rank())  # so there is no state to save
+        return torch.rand(losses.values.shape, generator=chance).to(losses.values.device)
 
     def _distillation(self, losses: Losses, teacher: Losses, steered: Steered) -> Tensor:
         """The divergence of the target's answers from the teacher's, a scalar in the unit of the steered loss."""

@@ -66,6 +66,10 @@ class Language:
             "rho1": Arm(rule="cvar(alpha=0.6)", over="batch", average="entries"),
             "drrho_kl": Arm(rule="kl(temperature=2)", over="batch", average="entries"),
             "distill": Arm(rule="uniform", subtract=False, over="batch", average="entries", distill=0.5),
+            "random_k": Arm(rule="cvar(alpha=0.6)", score="random", subtract=False, over="batch", average="entries"),
+            "lowest_reference": Arm(
+                rule="cvar(alpha=0.6)", score="reference", subtract=False, over="batch", average="entries"
+            ),
         },
         more={
             "rho1_rows": Arm(rule="cvar(alpha=0.6)", over="rows", average="entries"),

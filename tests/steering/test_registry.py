@@ -163,10 +163,10 @@ def test_a_module_in_the_working_directory_needs_no_installing(tmp_path, monkeyp
     [
         (
             "klx",
-            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, individual, "
+            "no rule is named 'klx'; did you mean kl? Known: auto, chi_square, cvar, global_contrastive, individual, "
             "info_nce, kl, uniform; one of your own",
         ),
-        ("zzz", "no rule is named 'zzz'. Known: chi_square"),
+        ("zzz", "no rule is named 'zzz'. Known: auto, chi_square"),
         ("", "no rule is named ''. Known"),
         ("rule", "no rule is named 'rule'"),
         ("solve", "no rule is named 'solve'"),
@@ -216,7 +216,7 @@ def test_a_plugin_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypa
 
 
 def test_protocols_and_helpers_are_no_plugins():
-    rules = ["chi_square", "cvar", "global_contrastive", "individual", "info_nce", "kl", "uniform"]
+    rules = ["auto", "chi_square", "cvar", "global_contrastive", "individual", "info_nce", "kl", "uniform"]
     assert registry.names("rules") == rules
     assert not {"selector", "_choose"} & set(registry.names("selectors"))
     assert {"digits", "clip"} <= set(registry.names("tasks"))

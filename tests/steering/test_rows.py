@@ -205,3 +205,14 @@ def test_rows_too_unlike_to_be_padded_are_refused_before_memory_is_gone():
 
 def test_rows_without_columns_have_no_weights():
     assert Steerer(Uniform())(torch.zeros(3, 0)).weights.shape == (3, 0)
+
+
+@pytest.mark.parametrize("rule", [KL(temperature=0.5), CVaR(alpha=0.5)], ids=repr)
+def test_scores_take_the_place_of_the_excess_in_the_weights_alone(rule):
+    losses = torch.tensor([1.0, 5.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    scores = torch.tensor([3.0, 1.0, 4.0, 2.0], dtype=torch.float64)
+    steered = Steerer(rule)(losses, scores=scores)
+    assert torch.equal(steered.weights, Steerer(rule)(scores).weights)
+    assert steered.loss.item() == pytest.approx((steered.weights * losses).mean().item())
+    with pytest.raises(UserError, match="same samples"):
+        Steerer(rule)(losses, scores=scores[:2])

@@ -113,7 +113,7 @@ def test_an_empty_file_or_group_changes_nothing(tmp_path, text):
         ("recipe.arms.reference.rule=uniform", "an arm cannot be named 'reference': use letters, digits, - and _"),
         (
             "recipe.arms.erm.rule=klx",
-            "no rule is named 'klx'; did you mean kl? Known: chi_square, cvar, global_contrastive, individual, ",
+            "no rule is named 'klx'; did you mean kl? Known: auto, chi_square, cvar, global_contrastive, individual, ",
         ),
         (
             "options.nois=0.1",
