@@ -9,10 +9,11 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import torch
@@ -37,10 +38,21 @@ MERGES = "merges.txt.gz"
 FLOAT16_LIMIT = torch.finfo(torch.float16).max
 _SAFE_FORMS = "save the model's state_dict alone, or as .safetensors"
 LARGEST_SCALE = math.log(100)  # of a learned temperature, as in open_clip
+MOST_LETTERS = 10_000  # of a text: enough for a context of 77 words a hundred times over
 PROBE = "2 cats; Caf\u00e9 \u732b \U0001f408, un-tokenizable!"  # tells apart tokenizers without a word list
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class AnyText:
+    """A tokenizer for captions of others: what is no Unicode, and what no context has room for, is replaced and cut."""
+
+    inner: Tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return self.inner([text[:MOST_LETTERS].encode("utf-8", "replace").decode() for text in texts])
 
 
 class Towers(nn.Module):
@@ -70,7 +82,7 @@ class Towers(nn.Module):
     ):
         super().__init__()
         self.clip: Any = clip
-        self.config, self.tokenizer, self.merges = dict(config), tokenizer, merges
+        self.config, self.tokenizer, self.merges = dict(config), AnyText(tokenizer), merges
         self.arch, self.source = arch, source
         preprocessing: Any = open_clip.get_model_preprocess_cfg(clip)
         tuples: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
@@ -107,7 +119,7 @@ class Towers(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens of n texts, ``[n, context]`` int64; longer ones are cut."""
-        return self.tokenizer(list(texts))
+        return self.tokenizer(texts)
 
     @property
     def temperature(self) -> float:
@@ -145,11 +157,12 @@ class Towers(nn.Module):
 
     def describe_tokenizer(self) -> dict[str, Any]:
         """Class, context length and a hash; equal means equal tokens."""
-        vocabulary = getattr(self.tokenizer, "encoder", None)
+        tokenizer = self.tokenizer.inner
+        vocabulary = getattr(tokenizer, "encoder", None)
         content = "\n".join(vocabulary) if vocabulary else str(self.tokenize([PROBE]).tolist())
         return {
-            "class": type(self.tokenizer).__name__,
-            "context": getattr(self.tokenizer, "context_length", None),
+            "class": type(tokenizer).__name__,
+            "context": getattr(tokenizer, "context_length", None),
             "sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
         }
 
@@ -217,16 +230,21 @@ def assemble(
     Raises:
         UserError: weights that do not fit or that hold code, or a package that is missing.
     """
-    with _loading(source):
+    with loading(source):
         # Towers are pretrained together or not at all: nothing is fetched for one alone.
         options |= {"pretrained_image": False, "pretrained_text": False}
-        clip = open_clip.create_model(model_name=name, weights_only=True, **options)
+        if any(config["text_cfg"].get(key) for key in ("hf_tokenizer_name", "hf_model_name")):
+            from transformers import dynamic_module_utils
+
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # else it asks whether to run code that comes with a model
+        with patch.multiple(open_clip.factory, resize_pos_embed=_as_it_is, resize_text_pos_embed=_as_it_is):
+            clip = open_clip.create_model(model_name=name, weights_only=True, **options)
         if merges is None:
             tokenizer: Any = open_clip.get_tokenizer(model_name=name)
         else:  # open_clip's own tokenizer over another vocabulary: a header line, then one merge a line
             file: Any = io.BytesIO(merges)
             tokenizer = open_clip.SimpleTokenizer(file, context_length=config["text_cfg"]["context_length"])
-    return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
+        return Towers(clip, config, tokenizer, arch=arch, source=source, merges=merges)
 
 
 def export(towers: Towers, folder: Path, *, half: bool = False) -> Path:
@@ -276,8 +294,12 @@ def _write(towers: Towers, folder: Path, half: bool) -> None:
     (folder / WEIGHTS).chmod(0o644)
     if towers.merges:
         (folder / MERGES).write_bytes(towers.merges)
-    elif save_tokenizer := getattr(towers.tokenizer, "save_pretrained", None):
+    elif save_tokenizer := getattr(towers.tokenizer.inner, "save_pretrained", None):
         save_tokenizer(str(folder))
+
+
+def _as_it_is(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Instead of what open_clip does to positions of another size: such weights are another model's, and do not fit."""
 
 
 @contextmanager
@@ -295,17 +317,20 @@ def quiet() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line of bearable length."""
-    return " ".join((str(error) or type(error).__name__).split())[:240]
+def one_line(content: object, most: int = 240) -> str:
+    """What an error or any text says, in one line of bearable length that a terminal and a font can show."""
+    text = str(content)[: 4 * most] or type(content).__name__
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:most]
 
 
 @contextmanager
-def _loading(source: str) -> Iterator[None]:
+def loading(source: str) -> Iterator[None]:
     """One line for each of the many ways in which open_clip fails to make a model."""
     try:
         with quiet():
             yield
+    except UserError:
+        raise
     except Exception as error:
         message = f"cannot load {source}: {one_line(error)}"
         if isinstance(error, UnpicklingError):

@@ -8,7 +8,6 @@ load_reference("ViT-B-16=my/epoch_32.pt")  a checkpoint of that architecture
 load_reference("ViT-B-32/openai=my/file")  weights that open_clip lists, fetched by hand
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -18,12 +17,15 @@ from typing import Any
 
 import huggingface_hub
 import open_clip
+import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
-from steering.clip.models import CONFIG, WEIGHTS, Towers, architecture, assemble, make, one_line, quiet
+from steering.clip.models import CONFIG, WEIGHTS, Towers, architecture, assemble, loading, make, one_line, quiet
+from steering.clip.reference.model_files import check_files, read_config, read_merges
 from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 
+MOST_NAMED = 8  # of models in a message
 LIST = "python -c \"import open_clip; print(*open_clip.list_pretrained(as_str=True), sep='\\n')\""
 
 
@@ -41,6 +43,10 @@ def load_reference(ref: str) -> Towers:
 
 def load(ref: str) -> Towers:
     """Loads a trained model to train it further; otherwise as ``load_reference``."""
+    return _verified(_load(ref))
+
+
+def _load(ref: str) -> Towers:
     schema, _, rest = ref.partition(":")
     if schema == "hf-hub":
         return _from_hub(rest)
@@ -62,17 +68,36 @@ def read(folder: Path) -> Towers:
     Raises:
         UserError: not such a folder, no weights in it, or weights that do not fit.
     """
-    content = _content(folder / CONFIG)
-    if not any(path for end in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{end}")):
-        raise UserError(f"{folder} has an {CONFIG} but no weights: put its {WEIGHTS} there")
-    origin, merges = content.get("steer", {}), None
-    if "merges" in origin:
+    content = read_config(folder / CONFIG)
+    model_cfg, origin, merges = content["model_cfg"], content["steer"], None
+    check_files(folder, model_cfg)
+    if origin.get("merges"):
         path = folder / Path(origin["merges"]).name  # a configuration must not reach outside its folder
         if not path.is_file():
             raise UserError(f"{folder} has lost its tokenizer, {path.name}: export the model again")
-        merges = path.read_bytes()
-    options = {"arch": str(origin.get("arch", folder.resolve().name)), "source": str(folder), "merges": merges}
-    return assemble(f"local-dir:{folder}", content["model_cfg"], require_pretrained=True, **options)
+        merges = read_merges(path, model_cfg["text_cfg"].get("vocab_size") or 49_408)
+    options = {"arch": one_line(origin.get("arch") or folder.resolve().name), "source": str(folder), "merges": merges}
+    return assemble(f"local-dir:{folder}", model_cfg, require_pretrained=True, **options)
+
+
+@torch.no_grad()
+def _verified(towers: Towers) -> Towers:
+    """A trained model that answers a picture and a text with numbers; its weights may be damaged, or another's.
+
+    Raises:
+        UserError: it does not.
+    """
+    training, (_, height, width) = towers.training, towers.preprocessing.input_size
+    odd = [name for name, value in towers.clip.state_dict().items() if not value.isfinite().all()]
+    if odd:
+        raise UserError(f"{towers.source} has weights that are infinite or no numbers ({odd[0]} say): export it again")
+    picture = torch.linspace(-1, 1, 3 * height * width).reshape(1, 3, height, width)
+    with loading(towers.source):
+        pairs = towers.eval().encode(picture, towers.tokenize(["a picture"]))
+    answer = torch.cat([pairs.left, pairs.right, pairs.scale.reshape(1, 1)], 1)
+    if not answer.isfinite().all() or not pairs.left.any() or not pairs.right.any():
+        raise UserError(f"{towers.source} answers with zeros or what is no number: these are no trained weights")
+    return towers.train(training)
 
 
 def _from_hub(repo: str) -> Towers:
@@ -83,7 +108,7 @@ def _from_hub(repo: str) -> Towers:
     with _fetching(name, repo, CONFIG, f"{WEIGHTS} beside it, then say --ref local-dir:FOLDER"):
         config = download_pretrained_from_hf(repo, filename=CONFIG)
         download_pretrained_from_hf(repo)
-    return assemble(name, _content(Path(config))["model_cfg"], arch=repo, source=name, require_pretrained=True)
+    return assemble(name, read_config(Path(config))["model_cfg"], arch=repo, source=name, require_pretrained=True)
 
 
 def _from_release(arch: str, tag: str, file: Path | None = None) -> Towers:
@@ -119,7 +144,7 @@ def _from_file(ref: str) -> Towers:
     if release:
         return _from_release(*release, file)
     arch, beside = architecture(name), file.parent / CONFIG
-    if beside.is_file() and _quick(_content(beside)["model_cfg"]) != _quick(open_clip.get_model_config(arch)):
+    if beside.is_file() and _quick(read_config(beside)["model_cfg"]) != _quick(open_clip.get_model_config(arch)):
         raise UserError(f"{beside} and {arch} disagree on QuickGELU: name the folder, --ref {file.parent}")
     return make(arch, file, source=f"{arch}={file}")
 
@@ -129,7 +154,8 @@ def _only_export(folder: Path) -> Path:
     above = ("", "seed*/", "arms/*/seed*/")
     exports = sorted(path.parent for prefix in above for path in folder.glob(f"{prefix}export/{CONFIG}"))
     if len(exports) > 1:
-        raise UserError(f"{folder} holds {len(exports)} models, name one of: {', '.join(map(str, exports))}")
+        several = ", ".join(map(str, exports[:MOST_NAMED])) + ", ..." * (len(exports) > MOST_NAMED)
+        raise UserError(f"{folder} holds {len(exports)} models, name one of: {several}")
     if not exports:
         raise UserError(f"{folder} holds no model: neither an {CONFIG} nor a run's arms/ARM/seed0/export")
     return exports[0]
@@ -192,18 +218,6 @@ def _fetching(source: str, repo: str, name: str, then: str) -> Iterator[None]:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
         reason = "not in the cache, and HF_HUB_OFFLINE is set" if offline else one_line(root)
         raise UserError(f"cannot fetch {source} ({reason}). Download {url} elsewhere and {then}") from error
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """An open_clip_config.json, which must have a model_cfg."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["model_cfg"]["text_cfg"].keys()
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} cannot be read as a model: it has no {path.name}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no model_cfg as open_clip writes it ({one_line(error)})") from None
-    return content
 
 
 def _quick(config: dict[str, Any] | None) -> bool:
