@@ -11,12 +11,14 @@ import re
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -31,10 +33,12 @@ from steering.errors import UserError
 FORMAT = 1
 MANIFEST = "cache.json"
 NOT_FINITE = "not finite"  # why a sample has no features although it was read
+MOST_BYTES = 4 << 20  # of cache.json
+MOST_REASONS = 64  # in a file, each of so many letters at the most
 MOST_OPEN = 8192  # files mapped at a time, of the 65,530 maps that Linux allows a process
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Manifest:
     """Whose features a cache holds, as cache.json says.
 
@@ -47,9 +51,9 @@ class Manifest:
     """
 
     ref: str
-    model: Mapping[str, Any]
-    width: int
-    scale: float
+    model: dict[str, Any]
+    width: Annotated[int, Field(gt=0, le=1 << 16)]
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     caption_field: str | None = None
 
     @classmethod
@@ -76,7 +80,7 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = atomic_files.read_json(path, MOST_BYTES)
             version, key = content.pop("format"), content.pop("key")
             manifest = cls(**content) if version == FORMAT else None
             if manifest and key != manifest.key:
@@ -188,9 +192,9 @@ class Cache:
     def reasons(self, shard: Shard) -> Counter[str] | None:
         """Why samples of a shard have no features, from the head of its file; None if it cannot be used."""
         try:
-            with safe_open(self.path(shard), framework="pt") as file:
+            with self._open(shard) as file:
                 metadata = file.metadata() or {}
-            return None if self._difference(metadata, shard) else _reasons(metadata)
+            return None if self._difference(metadata, shard) else _reasons(metadata, shard.count)
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
@@ -247,15 +251,21 @@ class Cache:
                 return "made of a shard that was another one then"
         return ""
 
+    def _open(self, shard: Shard) -> Any:
+        path = self.path(shard)
+        if path.exists() and not path.is_file():
+            raise ValueError("what is no ordinary file may have no end")
+        return safe_open(path, framework="pt")
+
     def _read(self, shard: Shard) -> tuple[Rows | None, str]:
         """A shard's features, or why there are none; a file that is not there is no fault."""
         try:
-            with safe_open(self.path(shard), framework="pt") as file:
+            with self._open(shard) as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ("features", "present")}
             if difference := self._difference(metadata, shard):
                 return None, difference
-            _reasons(metadata)
+            _reasons(metadata, shard.count)
             rows, shape = Rows(**tensors), (shard.count, 2, self.manifest.width)
             fits = rows.features.shape == shape and rows.present.shape == shape[:1]
             fits = fits and (rows.features.dtype, rows.present.dtype) == (torch.float16, torch.uint8)
@@ -315,14 +325,18 @@ def _ascii(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode()
 
 
-def _reasons(metadata: Mapping[str, str]) -> Counter[str]:
-    """Why samples are absent; raises ValueError where these are no counts."""
+def _reasons(metadata: Mapping[str, str], most: int) -> Counter[str]:
+    """Why samples are absent; raises ValueError where these are no counts, or of more samples than there are."""
     try:
         reasons = json.loads(metadata["reasons"])
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(reasons, dict) or not all(type(count) is int and count >= 0 for count in reasons.values()):
+    if not isinstance(reasons, dict) or len(reasons) > MOST_REASONS:
         raise ValueError("no counts")
+    if not all(type(count) is int and count >= 0 for count in reasons.values()) or sum(reasons.values()) > most:
+        raise ValueError("no counts")
+    if not all(reason.isprintable() and len(reason) <= MOST_REASONS for reason in reasons):
+        raise ValueError("no reasons")
     return Counter(reasons)
 
 

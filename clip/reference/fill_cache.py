@@ -25,8 +25,10 @@ from steering.clip.data.skipped_samples import worker_errors, worker_options
 from steering.clip.models import Towers
 from steering.clip.reference.cache import Cache
 from steering.clip.reference.model import encode
+from steering.errors import RunError
 
 WAIT = 1.0  # seconds between looks at shards that other processes are at work on,
+ANNOUNCED = 10.0  # until it says that it waits,
 PATIENCE = 900.0  # and how long one waits with no new file anywhere before it does their work as well
 
 
@@ -74,7 +76,10 @@ def drop_faulty(cache: Cache, shards: Shards) -> Counter[str]:
     for shard in track(nonempty(shards), "checking files", console=console, disable=not console.is_terminal):
         if fault := cache.fault(shard):
             faults[fault] += 1
-            cache.path(shard).unlink(missing_ok=True)
+            try:
+                cache.path(shard).unlink(missing_ok=True)
+            except OSError as error:
+                raise RunError(f"cannot delete {cache.path(shard)}: {error.strerror}. Delete it yourself") from None
     return faults
 
 
@@ -109,8 +114,7 @@ def fill(
     began, every = time.perf_counter(), nonempty(shards)
     start = share[0] * len(every) // share[1]
     left = [shard for shard in [*every[start:], *every[:start]] if cache.reasons(shard) is None]
-    total, changed = sum(shard.count for shard in every), time.monotonic()
-    console = Console(stderr=True)
+    total, made, console = sum(shard.count for shard in every), set[str](), Console(stderr=True)
     columns, silent = (*Progress.get_default_columns(), MofNCompleteColumn()), share[0] > 0 or not console.is_terminal
     with _Claims(cache) as claims, Progress(*columns, console=console, disable=silent) as bars:
         pairs = bars.add_task("pairs", total=total)
@@ -123,15 +127,15 @@ def fill(
                     done.unread.add(shard.name)
                 else:
                     cache.write(shard, features, present, reasons)
+                    made.add(shard.name)
                     done.shards, done.pairs = done.shards + 1, done.pairs + shard.count
                 claims.release(shard)
                 done.seconds = time.perf_counter() - began
-            before = len(left)
-            left = [shard for shard in left if shard.name not in done.unread and cache.reasons(shard) is None]
-            changed = changed if len(left) == before else time.monotonic()
-            claims.respected = time.monotonic() - changed < PATIENCE
-            if left and len(left) == before:
-                time.sleep(WAIT)
+            before, left = left, [s for s in left if s.name not in done.unread | made and cache.reasons(s) is None]
+            if len(left) < len(before):
+                claims.latest = time.monotonic()
+            elif left:
+                claims.wait(left)
     return done
 
 
@@ -203,7 +207,7 @@ class _Claims:
     """
 
     def __init__(self, cache: Cache):
-        self.cache, self.respected = cache, True
+        self.cache, self.latest, self._announced = cache, time.monotonic(), False  # when there was a new file
         self._held: dict[str, FileLock] = {}
         atomic_files.make_folder(cache.folder / "claims")
 
@@ -213,6 +217,17 @@ class _Claims:
     def __exit__(self, *_) -> None:
         for lock in self._held.values():
             lock.release()
+
+    def wait(self, left: Sequence[Shard]) -> None:
+        """A moment, until other processes have made more; a word where it takes long."""
+        if not self._announced and time.monotonic() - self.latest > ANNOUNCED:
+            self._announced = True
+            print(
+                f"waiting for other processes, which are at work on {len(left):,} shards ({left[0].name} say); "
+                f"{PATIENCE:g} seconds after their last file this process does their work as well",
+                file=sys.stderr,
+            )
+        time.sleep(WAIT)
 
     def taken(self, shards: Sequence[Shard]) -> Iterator[Shard]:
         """Those without a file that nobody else is at work on, each claimed just before it is given out."""
@@ -232,7 +247,7 @@ class _Claims:
         try:
             lock.acquire()
         except Timeout:
-            return not self.respected
+            return time.monotonic() - self.latest >= PATIENCE
         except (OSError, NotImplementedError):  # no locks on this file system
             return True
         self._held[shard.name] = lock

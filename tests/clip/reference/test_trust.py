@@ -8,10 +8,17 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from tiny_models import TINY
 
+from steering.clip.data.manifest import Shard
+from steering.clip.data.shards import Shards
+from steering.clip.emoji_data import BUNDLE
 from steering.clip.models import CONFIG, EMOJI, MERGES, WEIGHTS, build, export
+from steering.clip.reference import fill_cache as filling
+from steering.clip.reference.cache import MANIFEST, Cache, Manifest, _checksum, short_hash
 from steering.clip.reference.load import load_reference
 from steering.clip.reference.model_files import read_config
 from steering.errors import UserError
@@ -221,3 +228,108 @@ def test_a_file_of_weights_is_checked_like_a_folder(tmp_path, monkeypatch):
     for name, make in (("pipe.pt", os.mkfifo), ("zero.pt", lambda path: path.symlink_to("/dev/zero"))):
         make(tmp_path / name)
         assert "there is no file" in refusal(f"ViT-B-32={tmp_path / name}")
+
+
+SHARD = Shard("000.tar", "", 10240, 4)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    cache = Cache.make(tmp_path / "cache", Manifest("ref", {"arch": "a"}, 8, 14.0))
+    cache.write(SHARD, torch.ones(4, 2, 8), torch.ones(4, dtype=torch.bool), {})
+    return cache
+
+
+def claimed_reasons(reasons: str):
+    def change(path: Path):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in ("features", "present")}
+            metadata = file.metadata() | {"reasons": reasons, "checksum": _checksum(tensors, reasons)}
+        path.write_bytes(save(tensors, metadata))
+
+    return change
+
+
+SIDE_FILES = {
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "zeros": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "empty": lambda path: path.write_bytes(b""),
+    "sparse": lambda path: os.truncate(path, 10**12),
+    "huge head": lambda path: path.write_bytes(b"\xff" * 8 + bytes(1000)),
+    "foreign": lambda path: save_file({"x": torch.ones(3)}, path),
+    "count": claimed_reasons('{"no caption": 1000000000000}'),
+    "digits": claimed_reasons(f'{{"no caption": {HUGE}}}'),
+    "deep": claimed_reasons(DEEP),
+    "controls": claimed_reasons('{"\\u202e\\u0000": 1}'),
+    "many": claimed_reasons(json.dumps({str(number): 0 for number in range(1000)})),
+    "long": claimed_reasons(json.dumps({"a" * 1000: 1})),
+}
+
+
+@pytest.mark.parametrize("change", SIDE_FILES.values(), ids=SIDE_FILES)
+def test_a_file_of_features_that_is_wrong_is_not_there_and_is_made_again(cache, change):
+    change(cache.path(SHARD))
+    again = Cache.open(cache.folder, ref="ref")
+    assert again.reasons(SHARD) is None and again.fault(SHARD) == "damaged"
+    assert not again.present([(SHARD, 1)]).any()
+    if not cache.path(SHARD).is_dir():
+        cache.write(SHARD, torch.ones(4, 2, 8), torch.ones(4, dtype=torch.bool), {})
+        assert cache.present([(SHARD, 1)]).all()
+
+
+def manifest(**change):
+    """Writes a manifest with the right hash, which anybody can compute."""
+
+    def write(path: Path):
+        content = json.loads(path.read_text()) | change
+        content["key"] = short_hash({k: v for k, v in content.items() if k not in ("ref", "format", "key")})
+        path.write_text(json.dumps(content))
+
+    return write
+
+
+MANIFESTS = {
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is no cache of features"),
+    "zeros": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is no cache of features"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "is no cache of features"),
+    "sparse": (lambda path: os.truncate(path, 10**12), "is no cache of features"),
+    "deep": (lambda path: path.write_text(DEEP), "is damaged"),
+    "digits": (lambda path: path.write_text(f'{{"width": {HUGE}}}'), "is damaged"),
+    "width": (manifest(width=10**12), "is damaged"),
+    "no width": (manifest(width=0), "is damaged"),
+    "scale": (manifest(scale=float("nan")), "is damaged"),
+    "model": (manifest(model=[]), "is damaged"),
+    "ref": (manifest(ref=None), "is damaged"),
+    "field": (manifest(caption_field=3), "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MANIFESTS.values(), ids=MANIFESTS)
+def test_a_cache_that_is_wrong_is_refused_in_one_line_and_at_once(cache, change, message):
+    change(cache.folder / MANIFEST)
+    with pytest.raises(UserError) as caught:
+        Cache.open(cache.folder, ref="ref")
+    assert message in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_whoever_waits_for_others_says_so_and_does_not_wait_for_ever(tars, tmp_path, monkeypatch, capsys):
+    for name, seconds in (("WAIT", 0.01), ("ANNOUNCED", 0.02), ("PATIENCE", 0.2)):
+        monkeypatch.setattr(filling, name, seconds)
+    towers, shards = load_reference(f"local-dir:{BUNDLE}"), Shards.open(tars(1))
+    cache = Cache.make(tmp_path / "features", Manifest.of(towers, ref="ref"))
+    claim = cache.claim(shards.index[0])
+    claim.parent.mkdir()
+    with FileLock(claim):
+        assert filling.fill(cache, towers, shards).shards == 1
+    assert capsys.readouterr().err.count("waiting for other processes, which are at work on 1 shards") == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_claim_that_is_no_file_stops_nobody(tars, tmp_path, make):
+    towers, shards = load_reference(f"local-dir:{BUNDLE}"), Shards.open(tars(1))
+    cache = Cache.make(tmp_path / "features", Manifest.of(towers, ref="ref"))
+    claim = cache.claim(shards.index[0])
+    claim.parent.mkdir()
+    make(claim)
+    assert filling.fill(cache, towers, shards).shards == 1
