@@ -220,13 +220,14 @@ class Clip:
         queries = gallery.pick(pairs.captions, QUERIES)
         features = {name: pairs.embed(towers_of(model)) for name, model in models.items()}
         scores = {name: (texts[queries] @ images.T).cpu() for name, (images, texts) in features.items()}
-        pictures = [pairs.picture(index) for index in range(len(pairs.captions))]
-        png = gallery.draw([pairs.captions[i] for i in queries], queries, pictures, scores)
+        png, failures = gallery.draw([pairs.captions[i] for i in queries], queries, pairs.picture, scores)
         text = (
-            f"For {len(queries)} texts, spread evenly over the {len(pictures)} held-out pairs and not chosen otherwise"
-            f", the {gallery.SHOWN} pictures each model finds closest. A green frame marks the right one. "
+            f"For {len(queries)} texts, spread evenly over the {len(pairs.captions)} held-out pairs and not chosen "
+            f"otherwise, the {gallery.SHOWN} pictures each model finds closest. A green frame marks the right one. "
             f"Models are of repetition 0."
         )
+        if failures:
+            text += f" {len(failures)} pictures could not be drawn ({failures[0]} say)."
         return [Exhibit("Text-to-image retrieval on held-out pairs", text, png)]
 
     def held_out_pairs(self) -> PairSet:

@@ -17,7 +17,7 @@ PICTURES = tuple(kind for form in ("JPEG", "MPO", *FORMATS[1:]) for name, kind i
 COMMON = tuple(kind for kind in ("jpg", "png", "webp", "avif", "bmp", "dib", "gif", "tif") if kind in PICTURES)
 MOST_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MB of RGB
 MOST_NARROW = 100  # times as long as wide: scaled to a model's size by its shorter side, it would be huge
-UNREADABLE = "shard unreadable"
+UNREADABLE, NO_FILE = "shard unreadable", "file unreadable"
 POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # how files begin that stand for others, of LFS and annex
 REASONS = (
     "no picture",
@@ -35,6 +35,7 @@ REASONS = (
     "numbers that are no colours",
     "member twice",
     "too many bytes",
+    NO_FILE,
 )
 
 

@@ -15,7 +15,7 @@ from steering.clip.data.sources import retrieval_set
 from steering.clip.evaluation.embedding import Work
 from steering.clip.evaluation.retrieval import Share
 from steering.clip.evaluation.suites import EmojiSuite, PairSet, RetrievalSuite, Suite, ZeroShotSuite, measure
-from steering.clip.models import CONFIG
+from steering.clip.models import CONFIG, one_line
 from steering.clip.reference.load import load_reference
 from steering.clip.task import EMOJI_DATA, Clip
 from steering.distributed import rank, world_size
@@ -39,7 +39,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
+        return one_line(self.name if self.seed is None else f"{self.name}, seed {self.seed}")
 
 
 Shares = dict[Model, dict[str, Share]]  # of every model by metric
@@ -67,13 +67,13 @@ def run(
         of_task = data is None and zeroshot is None and of_run
         suites = _task(folder).suites if of_task else _suites(data, zeroshot, caption_field, bad_share)
         console = Console(soft_wrap=not sys.stdout.isatty(), quiet=rank() > 0)
-        metrics = {name: metric for suite in suites for name, metric in suite.metrics.items()}
         shares: Shares = {}
         for number, model in enumerate(models, 1):
             console.print(f"evaluating {model.label} ({number} of {len(models)})", markup=False, highlight=False)
             with untouched():
                 towers = load_reference(model.ref)
             shares[model] = measure(towers.to(chosen), suites, work)
+        metrics = {name: metric for suite in suites for name, metric in suite.metrics.items()}
         console.print(to_rich(_grid(metrics, shares)))
         skipped = dict(sum((suite.skips.reasons for suite in suites), Counter()))
         for reason, count in skipped.items():
@@ -82,7 +82,7 @@ def run(
             settings = {"target": target, "data": data, "zeroshot": zeroshot, "device": str(chosen)}
             record = _record(metrics, shares)
             atomic_files.write_json(out, settings | {"ranks": world_size()} | record | {"skipped": skipped})
-            console.print(f"written: {out}", markup=False, highlight=False)
+            console.print(one_line(f"written: {out}", 4000), markup=False, highlight=False)
 
 
 def _of_run(folder: Path, arms: str | None) -> list[Model]:
@@ -90,7 +90,7 @@ def _of_run(folder: Path, arms: str | None) -> list[Model]:
     exported: dict[str, dict[int, Path]] = {}
     for path in folder.glob(f"arms/*/seed*/export/{CONFIG}"):
         arm, seed = path.parts[-4], path.parts[-3].removeprefix("seed")
-        if seed.isdecimal():
+        if seed.isdecimal() and len(seed) < 10:
             exported.setdefault(arm, {})[int(seed)] = path.parent
     if not exported:
         raise UserError(f"{folder} has no exported model: finish it first, steer run --resume {folder}")

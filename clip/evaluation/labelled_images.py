@@ -10,13 +10,14 @@ import open_clip
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
-from steering.clip.data.images import PICTURES, Undecodable, decode, flatten
+from steering.clip.data.images import NO_FILE, PICTURES, Undecodable, decode, flatten
 from steering.clip.data.index import open_index
 from steering.clip.data.shard_files import ShardFiles, read_file
 from steering.clip.data.shards import MOST_BYTES, MOST_TEXT, Shards
 from steering.clip.data.sources import expand, natural, several
 from steering.clip.evaluation.embedding import PairPictures, Pictures
-from steering.errors import RunError, UserError
+from steering.clip.models import one_line
+from steering.errors import UserError
 
 NAMES = "classnames.txt"
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
@@ -97,7 +98,9 @@ def _templates(folder: Path, imagenet: bool) -> Sequence[str]:
         if lines := _read(folder / name):
             for line in lines:
                 if "{}" not in line and "{c}" not in line:
-                    raise UserError(f"{folder / name} has a line without {{}}, where the name goes: {line!r}")
+                    raise UserError(
+                        f"{folder / name} has a line without {{}}, where the name goes: {one_line(line, 80)!r}"
+                    )
             return lines
     return [make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES] if imagenet else PLAIN
 
@@ -175,13 +178,11 @@ class _Files:
     def load(self, index: int) -> Image.Image:
         try:
             return flatten(decode(read_file(self.paths[index], MOST_BYTES)))
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                raise Undecodable("too many bytes") from None
-            raise RunError(f"{self.paths[index]} cannot be read: {error.strerror}") from None
+        except OSError as error:  # gone by now, or larger than a picture can be
+            raise Undecodable("too many bytes" if error.errno == errno.EFBIG else NO_FILE) from None
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return one_line(self.paths[index])
 
 
 def _label(shards: Shards, number: int, classes: int) -> int:

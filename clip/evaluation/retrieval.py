@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steering.clip.evaluation.embedding import ALONE, Work
+from steering.errors import RunError
 
 BLOCK = 256  # queries compared at a time,
 TILE = 1 << 14  # with so many of the gallery;
@@ -29,17 +30,26 @@ class Share:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many wrong answers score more than each query's best right one, and how many the same, ``[n]`` each."""
+    """How many wrong answers score more than each query's best right one; how many wrong and right ones the same."""
 
     ahead: Tensor
     tied: Tensor
+    right: Tensor
 
     def hits(self, k: int) -> Tensor:
-        """Whether the best right answer is among the k best, ``[n]`` 0 to 1.
+        """Whether a right answer is among the k best, ``[n]`` 0 to 1.
 
         Answers that tie are as if put in a random order: a model that scores all the same hits by chance.
         """
-        return ((k - self.ahead) / (self.tied + 1)).clamp(0, 1)
+        drawn, total = (k - self.ahead).clamp(min=0), self.tied + self.right
+        one = (drawn / total.clamp(min=1)).clamp(max=1)
+        missed = log_choose(self.tied, drawn) - log_choose(total, drawn)  # all that are drawn are wrong
+        return torch.where(self.right == 1, one, torch.where(drawn > self.tied, 1.0, -missed.expm1()))
+
+
+def log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """Logarithm of the number of ways to draw k of n; where k is more than n, of one."""
+    return (n + 1).lgamma() - (k + 1).lgamma() - (n - k).clamp(min=0).add(1).lgamma()
 
 
 @torch.no_grad()
@@ -47,15 +57,20 @@ def rank_own(queries: Tensor, gallery: Tensor, owner: Tensor, label: Tensor, wor
     """Compares queries with a gallery, ``[n, d] x [m, d]``; right answers are the entries whose owner is the label.
 
     Scores are taken in double precision and rounded to single: no block, device or number of ranks decides a tie, and
-    equal features tie. What is not a number counts as ahead.
+    equal features tie.
 
     Args:
         queries, gallery: features.
         owner: ``[m]`` to which label an entry of the gallery belongs.
         label: ``[n]`` of the queries.
         work: how it is shared.
+
+    Raises:
+        RunError: features are infinite or no numbers, of which any share of hits would be a lie.
     """
-    ahead, tied = (torch.zeros(len(queries), dtype=torch.float64, device=queries.device) for _ in range(2))
+    if not (queries.isfinite().all() and gallery.isfinite().all()):
+        raise RunError("the model answers with what is infinite or no number: its weights are damaged, or it diverged")
+    ahead, tied, right = (torch.zeros(len(queries), dtype=torch.float64, device=queries.device) for _ in range(3))
     for block in work.blocks(len(queries), BLOCK):
         part = slice(block.start, block.stop)
         left, labels = queries[part].double(), label[part, None]
@@ -65,9 +80,10 @@ def rank_own(queries: Tensor, gallery: Tensor, owner: Tensor, label: Tensor, wor
             best = torch.maximum(best, scores.masked_fill(owners != labels, -torch.inf).amax(1, keepdim=True))
         for scores, owners in kept or _tiles(left, gallery, owner):
             wrong = owners != labels
-            ahead[part] += (~(scores <= best) & wrong).sum(1)
+            ahead[part] += ((scores > best) & wrong).sum(1)
             tied[part] += ((scores == best) & wrong).sum(1)
-    return Ranks(work.sum_over_ranks(ahead), work.sum_over_ranks(tied))
+            right[part] += ((scores == best) & ~wrong).sum(1)
+    return Ranks(*map(work.sum_over_ranks, (ahead, tied, right)))
 
 
 def _tiles(left: Tensor, gallery: Tensor, owner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

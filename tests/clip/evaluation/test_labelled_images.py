@@ -14,7 +14,7 @@ from steering.clip.data.images import Undecodable
 from steering.clip.data.shards import Shards
 from steering.clip.evaluation.labelled_images import read_classes
 from steering.clip.evaluation.suites import ZeroShotSuite
-from steering.clip.models import Towers
+from steering.clip.models import EMOJI, Towers, build
 
 
 class Told(Towers):
@@ -246,3 +246,32 @@ def test_a_picture_of_40_gb_and_a_list_of_40_gb_are_not_read(painted, tmp_path):
     (tmp_path / "kinds/classnames.txt").touch()
     os.truncate(tmp_path / "kinds/classnames.txt", 40 << 30)
     refused(source, "classnames.txt cannot be read as UTF-8 text: .*more than")
+
+
+def test_files_of_any_names_and_kinds_cost_themselves_alone(tars, tmp_path):
+    """Class names hold what no text may; pictures go, or are no files, or have no end."""
+    picture, folder = Shards.open(tars(1)).picture(0), tmp_path / "kinds"
+    names = ["\u202eodd [red]", os.fsdecode(b"\xff\xfe"), "$\\frac{1}{$", "a\nb", "w" * 200]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "\ud800.jpg".encode("utf-8", "replace").decode()).write_bytes(picture)
+    for name in ("gone.jpg", "sparse.jpg"):
+        (folder / names[0] / name).write_bytes(picture)
+    os.mkfifo(folder / names[0] / "pipe.jpg")
+    (folder / names[0] / "zero.jpg").symlink_to("/dev/zero")
+    suite = ZeroShotSuite(str(folder), bad_share=1)
+    os.truncate(folder / names[0] / "sparse.jpg", 10**12)
+    (folder / names[0] / "gone.jpg").unlink()
+    assert suite.measure(build(EMOJI).eval())["top1"].trials == 5
+    assert dict(suite.skips.reasons) == {"file unreadable": 1, "too many bytes": 1}
+    assert all(example.isprintable() for example in suite.skips.examples)
+
+
+@pytest.mark.parametrize("content", [b"9" * 5000, b"-1", b"1e3", "\u0661".encode(), b"\x00", b""])
+def test_a_class_that_is_no_number_is_refused_in_one_line(tars, tmp_path, content):
+    with TarWriter(str(tmp_path / "a.tar")) as tar:
+        tar.write({"__key__": "0", "jpg": Shards.open(tars(1)).picture(0), "cls": content})
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=r"has no usable .cls member") as caught:
+        ZeroShotSuite(str(tmp_path))
+    assert str(caught.value).isprintable()

@@ -15,6 +15,7 @@ from steering.clip.evaluation.retrieval import (
     share,
     wilson,
 )
+from steering.errors import RunError
 
 
 def everyone(count: int) -> torch.Tensor:
@@ -33,9 +34,25 @@ def test_a_model_that_says_the_same_of_everything_hits_by_chance(k):
     assert recall(same, same, k).value == pytest.approx(k / 40, abs=1e-12)
 
 
-def test_features_that_are_no_numbers_never_hit():
-    broken = torch.full((20, 4), torch.nan)
-    assert recall(broken, broken, 10).value == 0.0
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_features_that_are_no_numbers_are_an_error_and_no_number(odd):
+    fine, broken = torch.randn(20, 4), torch.randn(20, 4)
+    broken[7, 2] = odd
+    for queries, gallery in ((fine, broken), (broken, fine)):
+        with pytest.raises(RunError, match="infinite or no number"):
+            recall(queries, gallery, 10)
+
+
+@pytest.mark.parametrize("captions", [[1, 1, 1, 1], [2, 1, 3], [5, 5, 5, 5, 5, 5], [1], [9, 1]])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_model_that_says_the_same_of_everything_hits_by_chance_whatever_the_number_of_captions(captions, k):
+    counts = torch.tensor(captions)
+    owner = torch.arange(len(counts)).repeat_interleave(counts)
+    result = both_ways(torch.ones(len(counts), 4), torch.ones(len(owner), 4), owner, (k,))
+    texts = int(counts.sum())
+    missed = [math.comb(texts - count, k) / math.comb(texts, k) if k <= texts else 0 for count in captions]
+    assert result[f"i2t_r{k}"].value == pytest.approx(1 - sum(missed) / len(missed), abs=1e-9)
+    assert result[f"t2i_r{k}"].value == pytest.approx(min(1, k / len(counts)))
 
 
 def test_ranks_by_hand():
@@ -132,5 +149,41 @@ def test_a_gallery_is_a_picture():
     from PIL import Image
 
     pictures = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(8)]
-    png = draw(["one", "two & <b>"], [0, 3], pictures, {"reference": torch.rand(2, 8), "drrho": torch.rand(2, 8)})
-    assert png.startswith(b"\x89PNG")
+    scores = {"reference": torch.rand(2, 8), "drrho": torch.rand(2, 8)}
+    png, failures = draw(["one", "two & <b>"], [0, 3], pictures.__getitem__, scores)
+    assert png.startswith(b"\x89PNG") and not failures
+
+
+TEXTS = [
+    "$\\frac{1}{$ and $$",
+    "$\\input{/etc/passwd}$",
+    "[red]x[/red] [/] <b>&amp;</b>",
+    "\u202eright to left\u202c",
+    "\x00\x1b[31m\r\n\t",
+    "\ud800\udfff",
+    "a" * 100_000,
+    "word " * 20_000,
+    "\U0001f408 \u732b \u0627",
+    "",
+    "%s {} {0.__class__} \\",
+]
+
+
+def test_a_gallery_is_drawn_whatever_captions_and_names_hold(recwarn):
+    from PIL import Image
+
+    scores = {text: torch.rand(len(TEXTS), 3) for text in TEXTS[:8]}
+    png, failures = draw(TEXTS, [0] * len(TEXTS), lambda _: Image.new("RGB", (8, 8)), scores)
+    assert png.startswith(b"\x89PNG") and not failures and not recwarn.list
+
+
+def test_a_picture_that_cannot_be_drawn_costs_itself_alone():
+    from PIL import Image
+
+    def picture(index):
+        if index == 1:
+            raise OSError("it is\ngone")
+        return Image.new("RGB", (9000, 8))
+
+    png, failures = draw(["a", "b"], [0, 1], picture, {"model": torch.rand(2, 2)})
+    assert png.startswith(b"\x89PNG") and failures == ["it is gone"]
