@@ -319,7 +319,7 @@ def quiet() -> Iterator[None]:
 
 def one_line(content: object, most: int = 240) -> str:
     """What an error or any text says, in one line of bearable length that a terminal and a font can show."""
-    text = str(content)[: 4 * most] or type(content).__name__
+    text = str(content)[: 4 * most] or (type(content).__name__ if isinstance(content, BaseException) else "")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:most]
 
 

@@ -1,5 +1,6 @@
 """``steer eval``: which models, on what, and the table and the file at the end."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -58,8 +59,8 @@ def run(
     bad_share: float,
 ) -> None:
     """Evaluates models and prints their shares; the arguments are those of ``steer eval``."""
-    folder = Path(target).expanduser()
-    of_run = (folder / "config.yaml").is_file()
+    folder = Path(os.path.expanduser(target))
+    of_run = os.path.isfile(folder / "config.yaml")
     if arms is not None and not of_run:
         raise UserError(f"--arms chooses among the arms of a run folder, and {target} is none: it has no config.yaml")
     models = _of_run(folder, arms) if of_run else [Model(target, None, target)]

@@ -1,6 +1,7 @@
 """Pictures with a class each: folders of pictures, one a class, or shards with ``.cls`` members."""
 
 import errno
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ def read_classes(source: str) -> Classes:
         UserError: no such folder, nothing in it, or names that do not fit the classes.
     """
     imagenet = source.startswith(IMAGENET)
-    folder = Path(source.removeprefix(IMAGENET)).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"zeroshot takes a folder, or imagenet:FOLDER, and {str(folder)!r} is none")
+    folder = Path(os.path.expanduser(source.removeprefix(IMAGENET)))
+    if not os.path.isdir(folder):
+        raise UserError(f"zeroshot takes a folder, or imagenet:FOLDER, and {one_line(folder)!r} is none")
     names = list(open_clip.IMAGENET_CLASSNAMES) if imagenet else _read(folder / NAMES)
     tars = sorted(folder.glob("*.tar")) or sorted(folder.glob("test/*.tar"))
     if tars:

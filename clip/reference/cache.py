@@ -7,6 +7,7 @@ FOLDER/claims/NAME.lock            held by the process that is at work on the sh
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter, OrderedDict
@@ -303,7 +304,7 @@ def open_caches(
     nonempty = [shard for shard in shards if shard.count]
     caches: list[Cache | None] = []
     for folder, ref in zip(folders, refs, strict=True):
-        cache = Cache.open(Path(folder).expanduser(), ref=ref, caption_field=caption_field)
+        cache = Cache.open(Path(os.path.expanduser(folder)), ref=ref, caption_field=caption_field)
         files = {path.name for path in (cache.folder / "shards").glob("*")}
         if (missing := [shard for shard in nonempty if cache.path(shard).name not in files]) and rank() == 0:
             print(

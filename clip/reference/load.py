@@ -8,6 +8,7 @@ load_reference("ViT-B-16=my/epoch_32.pt")  a checkpoint of that architecture
 load_reference("ViT-B-32/openai=my/file")  weights that open_clip lists, fetched by hand
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from steering.clip.reference.model_files import check_files, read_config, read_m
 from steering.distributed import rank
 from steering.errors import UserError, did_you_mean
 
-MOST_NAMED = 8  # of models in a message
+MOST_NAMED, MOST_LETTERS = 8, 4096  # models in a message; of a name
 LIST = "python -c \"import open_clip; print(*open_clip.list_pretrained(as_str=True), sep='\\n')\""
 
 
@@ -47,17 +48,19 @@ def load(ref: str) -> Towers:
 
 
 def _load(ref: str) -> Towers:
+    if len(ref) > MOST_LETTERS:
+        raise UserError(f"no reference has a name of {len(ref):,} letters: {ref[:40]!r}...")
     schema, _, rest = ref.partition(":")
     if schema == "hf-hub":
         return _from_hub(rest)
     if schema == "local-dir":
-        return read(Path(rest).expanduser())
+        return read(Path(os.path.expanduser(rest)))
     if release := _release(ref):
         return _from_release(*release)
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return read(path if (path / CONFIG).is_file() else _only_export(path))
-    if path.is_file():
+    path = Path(os.path.expanduser(ref))
+    if os.path.isdir(path):
+        return read(path if os.path.isfile(path / CONFIG) else _only_export(path))
+    if os.path.isfile(path):
         raise UserError(f"{ref} does not say what its architecture is: write ARCH={ref}, ViT-B-32={ref} say")
     return _from_file(ref)
 
@@ -138,8 +141,8 @@ def _from_file(ref: str) -> Towers:
     name, *rest = re.split("[=,]", ref, maxsplit=1)
     if not rest:
         raise _unknown(ref)
-    file, release = Path(rest[0]).expanduser(), _release(name)
-    if not file.is_file():
+    file, release = Path(os.path.expanduser(rest[0])), _release(name)
+    if not os.path.isfile(file):
         raise UserError(f"{ref}: there is no file {rest[0]}") if "=" in ref else _unknown(ref)
     if release:
         return _from_release(*release, file)

@@ -333,3 +333,35 @@ def test_a_claim_that_is_no_file_stops_nobody(tars, tmp_path, make):
     claim.parent.mkdir()
     make(claim)
     assert filling.fill(cache, towers, shards).shards == 1
+
+
+NAMES = [
+    "",
+    " ",
+    "~nosuchuser/x",
+    "local-dir:~nosuchuser/x",
+    "a\x00b",
+    "local-dir:a\x00b",
+    "\udcff\udcfe",
+    "x" * 100_000,
+]
+NAMES += [
+    "/dev/zero",
+    "hf-hub:../../x",
+    "hf-hub:a/b/c",
+    "hf-hub:",
+    "ViT-B-32=",
+    "ViT-B-32=~nosuchuser/x",
+    "=x",
+    ",",
+    "/",
+    ":",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:30] for name in NAMES])
+def test_a_name_of_any_letters_is_refused_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_reference(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
