@@ -97,7 +97,7 @@ def _verified(towers: Towers) -> Towers:
     picture = torch.linspace(-1, 1, 3 * height * width).reshape(1, 3, height, width)
     with loading(towers.source):
         pairs = towers.eval().encode(picture, towers.tokenize(["a picture"]))
-    answer = torch.cat([pairs.left, pairs.right, pairs.scale.reshape(1, 1)], 1)
+    answer = torch.cat([pairs.left, pairs.right, torch.as_tensor(pairs.scale).reshape(1, 1)], 1)
     if not answer.isfinite().all() or not pairs.left.any() or not pairs.right.any():
         raise UserError(f"{towers.source} answers with zeros or what is no number: these are no trained weights")
     return towers.train(training)

@@ -61,7 +61,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = atomic_files.read_json(path, MOST_BYTES)
         content = {name: content.get(name) or {} for name in ("model_cfg", "preprocess_cfg", "steer")}
-        content["model_cfg"]["text_cfg"].keys(), content["model_cfg"]["vision_cfg"].keys()
+        _ = content["model_cfg"]["text_cfg"].keys(), content["model_cfg"]["vision_cfg"].keys()
         _check(content["model_cfg"], _MODEL, "model_cfg")
         _check_preprocessing(content["preprocess_cfg"])
         _check({name: content["steer"].get(name) for name in ("merges",)}, {"merges": A_NAME}, "steer")
