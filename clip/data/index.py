@@ -33,19 +33,12 @@ NAMED_FAULTS = 3  # faulty shards whose fault is named, some others are by name 
 
 @dataclass
 class Index:
-    """The shards of a pattern, in the order of the manifest.
+    """The shards of a pattern, in the order of the manifest."""
 
-    Attributes:
-        shards: with the numbers of their first samples among these shards.
-        manifest: the file that knows of them.
-        offsets: the file of offsets.
-        warnings: what is odd but no reason to stop, one line each.
-    """
-
-    shards: list[Shard]
-    manifest: Path
-    offsets: Path
-    warnings: list[str]
+    shards: list[Shard]  # with the numbers of their first samples among these shards
+    manifest: Path  # the file that knows of them
+    offsets: Path  # the file of where their samples begin
+    warnings: list[str]  # what is odd but no reason to stop, one line each
 
 
 def open_index(

@@ -24,43 +24,26 @@ LEAST_BYTES = 512  # of a sample: one header
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar of the data.
+    """A tar of the data."""
 
-    Attributes:
-        name: its identity: the path relative to the folder of the first source, or the URL.
-        url: where it is now.
-        size: in bytes; 0 of a remote one that was counted without being fetched.
-        count: number of its samples.
-        first: number of its first sample.
-        slot: index of its first number in the file of offsets.
-        part: which of the sources named it, counted from 0.
-        kinds: extensions that it holds, None if its headers were not read yet.
-        fault: what is wrong with it, empty if nothing is known to be.
-        head: hash of how a local one begins, empty if it is not known.
-        paired: whether one of its first samples has a picture and what may hold a caption, None if not known.
-        new: it was not in the manifest before.
-    """
-
-    name: str
-    url: str
-    size: int
-    count: int
-    first: int = 0
-    slot: int = 0
-    part: int = 0
-    kinds: tuple[str, ...] | None = None
-    fault: str = ""
-    head: str = ""
-    paired: bool | None = None
-    new: bool = False
+    name: str  # its identity: the path relative to the folder of the first source, or the URL
+    url: str  # where it is now
+    size: int  # in bytes; 0 of a remote one that was counted without being fetched
+    count: int  # of its samples
+    first: int = 0  # number of its first sample
+    slot: int = 0  # index of its first number in the file of offsets
+    part: int = 0  # which of the sources named it, counted from 0
+    kinds: tuple[str, ...] | None = None  # extensions that it holds, None if its headers were not read yet
+    fault: str = ""  # what is wrong with it, as far as is known
+    head: str = ""  # hash of how a local one begins, empty if it is not known
+    paired: bool | None = None  # one of its first samples has a picture and what may hold a caption, None if not known
+    new: bool = False  # it was not in the manifest before
 
 
 _Number = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class _Row(BaseModel):
-    """A shard on disk."""
-
     model_config = ConfigDict(strict=True)
 
     size: _Number

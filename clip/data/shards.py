@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -38,9 +39,8 @@ class Shards:
 
     A sample is a run of members with one key, by webdataset's rule: the key is the path up to the first dot
     of the base name, the extension is the rest. A sample's number counts all samples before it, in the order
-    of the manifest and then of the tar, usable or not: numbers stay when a folder moves or shards are added.
-    Nothing is held in memory for a sample: where it begins is looked up in a file that is mapped into memory and
-    shared by all processes, its members are found when it is read.
+    of the manifest and then of the tar, usable or not. Nothing is held in memory for a sample: where it begins is
+    looked up in a file that is mapped into memory, its members when it is read.
 
     Args:
         index: the shards and where their samples begin.
@@ -55,9 +55,8 @@ class Shards:
     ):
         self.index: list[Shard] = index.shards
         self.manifest, self.caption_field, self.bad_shards = index.manifest, caption_field, bad_shards
-        self.first = [0]  # number of every shard's first sample, then of all samples
-        for shard in self.index:
-            self.first.append(self.first[-1] + shard.count)
+        # Number of every shard's first sample, then of all samples.
+        self.first = [0, *accumulate(shard.count for shard in self.index)]
         self._offsets = _Offsets(index.offsets)
         self._files = ShardFiles(cache_gb * 1e9)
         self._bad: dict[str, tuple[float, str]] = {}  # until when not to try a shard again, and why
@@ -77,13 +76,11 @@ class Shards:
 
         Args:
             pattern: a path, a brace pattern (``shards/{000..099}.tar``), a glob (sorted, 9 before 10), a URL
-                (``https:``, ``s3:``, ``gs:``, ``hf:``) or ``pipe:COMMAND``, these with braces too, several of
-                these joined by ``::``, or a list of them.
+                (``https:``, ``s3:``, ``gs:``, ``hf:``) or ``pipe:COMMAND``, several joined by ``::``, or a list.
             caption_field, bad_shards, cache_gb: as of the class; bad shards may then be missing or cut short, too.
 
         Raises:
-            UserError: a shard is missing, empty, cut short, damaged, no tar, without pictures or captions, or not
-                the one that was indexed.
+            UserError: a shard is missing, damaged, without pictures or captions, or not the one that was indexed.
         """
         named = expand(pattern, missing=bad_shards)
         index = open_index(named, files=ShardFiles(cache_gb * 1e9), bad_shards=bad_shards)
@@ -127,10 +124,10 @@ class Shards:
     def picture(self, number: int) -> bytes:
         """The undecoded picture of a sample; raises Undecodable if it has none."""
         sample = self._sample(number)
-        for kind in PICTURES:
-            if kind in sample.members:
-                return self._bytes(sample, kind)
-        raise Undecodable("no picture")
+        kind = next((kind for kind in PICTURES if kind in sample.members), None)
+        if kind is None:
+            raise Undecodable("no picture")
+        return self._bytes(sample, kind)
 
     def caption(self, number: int) -> str:
         """The first caption of a sample; raises Undecodable if it has none, or an empty or broken one."""
@@ -191,7 +188,7 @@ class Shards:
         return self._last[1]
 
     def _unreadable(self, shard: Shard, why: str) -> NoReturn:
-        if shard.url not in self._bad:
+        if time.monotonic() >= self._bad.get(shard.url, (0.0, ""))[0]:
             self._bad[shard.url] = time.monotonic() + AGAIN, why
         if self.bad_shards or remote(shard.url):
             raise Undecodable(UNREADABLE)

@@ -19,19 +19,12 @@ STOPPED = 3600  # seconds
 
 @dataclass
 class Skips:
-    """How many samples were looked at, and why samples were skipped.
+    """How many samples were looked at, and why samples were skipped."""
 
-    Attributes:
-        seen: samples looked at.
-        reasons: skipped samples by reason.
-        examples: the first few of them, for the message.
-        stand_ins: how often another sample took the place of one that was skipped.
-    """
-
-    seen: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    stand_ins: int = 0
+    seen: int = 0  # samples looked at
+    reasons: Counter[str] = field(default_factory=Counter)  # skipped samples by reason
+    examples: list[str] = field(default_factory=list)  # the first few of them, for the message
+    stand_ins: int = 0  # how often another sample took the place of one that was skipped
 
     def add(self, reason: str, example: str) -> None:
         """Notes one skipped sample; ``seen`` is counted by the caller, who sees the good ones as well."""
@@ -65,10 +58,6 @@ class SharedCounts:
 
     Every worker counts in a row of its own, so that none is lost. (Two of them that set bits of the same byte at the
     same instant may lose one, and a sample is then counted again when it is read again.)
-
-    Args:
-        samples: their number.
-        shards: number of shards.
     """
 
     ROWS = 257

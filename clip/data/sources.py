@@ -23,19 +23,12 @@ _RANGE = re.compile(r"\{(-?[0-9]{1,19})\.\.(-?[0-9]{1,19})[.}]")
 
 
 class Named(NamedTuple):
-    """A shard as the user names it.
+    """A shard as the user names it."""
 
-    Attributes:
-        url: its path or URL.
-        folder: the part of the pattern that is a folder without doubt; of remote ones the part up to the last slash.
-        part: which of the sources it belongs to, counted from 0.
-        glob: the pattern with wildcards that found it, None if it was named outright.
-    """
-
-    url: str
-    folder: str
-    part: int
-    glob: str | None = None
+    url: str  # its path or URL
+    folder: str  # the part of the pattern that is a folder without doubt; of remote ones up to the last slash
+    part: int  # which of the sources it belongs to, counted from 0
+    glob: str | None = None  # the pattern with wildcards that it matches, None if it was named outright
 
 
 def split(pattern: Pattern | Iterable[Pattern]) -> list[str]:

@@ -28,23 +28,14 @@ _NO_PAYLOAD = b"123456"  # links, devices, folders, pipes: their size says nothi
 
 
 class Scan(NamedTuple):
-    """What the headers of a tar say.
+    """What the headers of a tar say."""
 
-    Attributes:
-        starts: byte of the first header of every whole sample.
-        end: byte where the last of them ends.
-        kinds: extensions that occur, in lower case, without the first dot.
-        size: of the tar in bytes.
-        fault: what is wrong with it, as the rest of a sentence that begins with its name; empty if nothing is.
-        paired: whether one of the first samples has a picture and what may hold a caption.
-    """
-
-    starts: array
-    end: int
-    kinds: tuple[str, ...]
-    size: int
-    fault: str = ""
-    paired: bool = False
+    starts: array  # byte of the first header of every whole sample
+    end: int  # byte where the last of them ends
+    kinds: tuple[str, ...]  # extensions that occur, in lower case, without the first dot
+    size: int  # of the tar in bytes
+    fault: str = ""  # what is wrong with it, as the rest of a sentence that begins with its name
+    paired: bool = False  # one of the first samples has a picture and what may hold a caption
 
 
 class Member(NamedTuple):
