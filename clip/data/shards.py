@@ -314,7 +314,7 @@ def require_apart(data: Shards, val: Shards, held_out: Sequence[int] | None = No
         for number in numbers[:: max(1, len(numbers) // most)]:
             with suppress(Undecodable):
                 hashes.append(hashlib.blake2b(shards.picture(number)).digest())
-        return hashes
+        return [picture for picture in hashes if picture != hashlib.blake2b(b"").digest()]
 
     if held_out is None:
         trained = {mark for shard in data.index if shard.count for mark in marks(shard)}

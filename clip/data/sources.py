@@ -144,7 +144,7 @@ def _braces(part: str) -> list[str]:
     try:
         if math.prod(spans) <= MOST:
             names = list(islice(braceexpand(part, escape=False), MOST + 1))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"unbalanced braces in {part}: write for example shards/{{000..099}}.tar") from error
     if not 0 < len(names) <= MOST:
         raise UserError(f"{part} stands for more than {MOST:,} shards: name fewer, or use a glob")

@@ -250,6 +250,12 @@ def test_a_name_in_a_tar_never_leaves_its_line(tmp_path, name):
     one_line(error)
 
 
+@pytest.mark.parametrize("pattern", ["{" * 5000 + "}" * 5000, "{a," * 500 + "b" + "}" * 500, "{0.." + "9" * 5000 + "}"])
+def test_braces_in_braces_are_no_pattern(pattern):
+    with pytest.raises(UserError, match="unbalanced braces in"):
+        expand(pattern)
+
+
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("pattern", ["{0..1000000000000}.tar", "https://x/{1..99}{1..99}", "{a,b,c,d,e,f}" * 20])
 def test_braces_do_not_stand_for_more_shards_than_there_can_be(monkeypatch, pattern):
