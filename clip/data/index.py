@@ -19,7 +19,7 @@ from rich.progress import track
 from steering import atomic_files
 from steering.clip.data.manifest import Manifest, Shard, possible
 from steering.clip.data.shard_files import ShardFiles, cache_folder, locked, opened, read_json
-from steering.clip.data.sources import Named, local, matches, remote, several, split
+from steering.clip.data.sources import Named, local, matches, printable, remote, several, split
 from steering.clip.data.tar import Scan, head, is_header, scan
 from steering.errors import UserError
 from steering.reports.grid import Grid, to_rich
@@ -252,7 +252,7 @@ class _Opening:
 
 def _refuse(faults: dict[str, str], count: int, remedy: str) -> None:
     if faults:
-        first = [f"{url} {fault}" for url, fault in list(faults.items())[:NAMED_FAULTS]]
+        first = [printable(f"{url} {fault}", 500) for url, fault in list(faults.items())[:NAMED_FAULTS]]
         several_shards = f"{len(faults)} of {count} shards cannot be used: " if len(faults) > 1 else ""
         others = f"; and {several(list(faults)[NAMED_FAULTS:])}" if len(faults) > NAMED_FAULTS else ""
         raise UserError(f"{several_shards}{'; '.join(first)}{others} (or {remedy})")
@@ -263,8 +263,9 @@ def _look(shard: Shard, offsets: Path, read_headers: bool) -> tuple[int | None, 
     try:
         with opened(shard.url) as file:
             size = os.fstat(file).st_size
+            unread = shard.kinds is None and shard.count > 0
             same = size == shard.size and (not shard.head or shard.head == head(file))
-            return size, same, _miscounted(shard, file, offsets, read_headers) if same and shard.kinds is None else ""
+            return size, same, _miscounted(shard, file, offsets, read_headers) if same and unread else ""
     except (FileNotFoundError, NotADirectoryError):
         return None, False, ""
     except OSError:  # reported when it is to be read
@@ -290,7 +291,7 @@ def show(index: Index, data: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False)
     notes = index.warnings + [f"{shard.url} {shard.fault}" for shard in index.shards if shard.fault]
     for note in notes[:NOTES] + [f"{len(notes) - NOTES:,} more like these"] * (len(notes) > NOTES):
-        console.print(f"note: {note}")
+        console.print(f"note: {printable(note, 1000)}")
     parts = {name: [shard for shard in index.shards if shard.part == i] for i, name in enumerate(split(data))}
     rows = []
     for name, shards in parts.items() if len(parts) == 1 else [*parts.items(), ("all", index.shards)]:

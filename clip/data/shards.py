@@ -86,7 +86,7 @@ class Shards:
         index = open_index(named, files=ShardFiles(cache_gb * 1e9), bad_shards=bad_shards)
         if index.warnings and rank() == 0:
             more = f" ({len(index.warnings):,} notes like this: see steer index)" if len(index.warnings) > 1 else ""
-            print(f"note: {index.warnings[0]}{more}", file=sys.stderr)
+            print(f"note: {printable(index.warnings[0], 1000)}{more}", file=sys.stderr)
         shards = cls(index, caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
         shards._require_pairs()
         return shards

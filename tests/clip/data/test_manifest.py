@@ -115,6 +115,18 @@ def test_offsets_that_leave_the_shard_or_go_back_are_told_when_they_are_first_us
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"fault": "\x1b[31mred\nline"}, {"fault": "x" * 10**6}, {"count": 0, "kinds": None}, {"name": "a\nb.tar"}],
+)
+def test_what_a_manifest_says_never_leaves_its_line(pattern, change):
+    rewrite(pattern, lambda reported: [row.update(change) for row in reported["shards"][:1]])
+    rewrite(pattern, lambda reported: reported["shards"][1].update({"fault": "y", "first": 20, "count": 20}))
+    with pytest.raises(UserError) as error:
+        Shards.open(pattern)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
 def test_a_manifest_is_read_as_it_was_written(pattern):
     first, second = Manifest.read(folder(pattern)).shards.values()
     assert (first.name, first.count, first.first, first.slot) == ("000.tar", 20, 0, 0)
