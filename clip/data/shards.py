@@ -302,7 +302,7 @@ def require_apart(data: Shards, val: Shards, held_out: Sequence[int] | None = No
         held_out: numbers of the samples of ``data`` to measure on, in rising order, where ``val`` is the same.
 
     Raises:
-        UserError: a shard is in both, or at least half of the pictures that are compared.
+        UserError: a shard is in both, or most of the pictures that are compared, where these are 20 or more.
     """
 
     def marks(shard: Shard) -> set[str]:
@@ -327,7 +327,7 @@ def require_apart(data: Shards, val: Shards, held_out: Sequence[int] | None = No
     seen = set(pictures(data, rest, 2000))
     measured = pictures(val, range(len(val)) if held_out is None else held_out, 500)
     count = sum(picture in seen for picture in measured)
-    if held_out is None and 2 * count > len(measured):
+    if held_out is None and 2 * count > len(measured) >= 20:
         raise UserError(f"val is to be held out, but data hold {count} of {len(measured)} of its pictures as well")
     if count and rank() == 0:
         print(f"note: {count} of {len(measured)} pictures to measure on are trained on as well", file=sys.stderr)
