@@ -84,9 +84,9 @@ class Shards:
         """
         named = expand(pattern, missing=bad_shards)
         index = open_index(named, files=ShardFiles(cache_gb * 1e9), bad_shards=bad_shards)
-        if index.warnings and rank() == 0:
+        if index.warnings:
             more = f" ({len(index.warnings):,} notes like this: see steer index)" if len(index.warnings) > 1 else ""
-            print(f"note: {printable(index.warnings[0], 1000)}{more}", file=sys.stderr)
+            _note(index.warnings[0] + more)
         shards = cls(index, caption_field, bad_shards=bad_shards, cache_gb=cache_gb)
         shards._require_pairs()
         return shards
@@ -266,6 +266,9 @@ class Shards:
             except OSError:  # reported when it is to be read
                 return
             kinds, together = set(scanned.kinds), scanned.paired
+            if len(scanned.starts) != shard.count:
+                said = f"{shard.url} is said to hold {shard.count:,} samples and holds {len(scanned.starts):,}"
+                _note(f"{said}: correct the file beside it, then steer index --rebuild")
         held = several([f".{kind}" for kind in sorted(kinds)], 9).replace(",", "") or "nothing that is read"
         if together is False and paired(kinds):
             raise UserError(
@@ -329,8 +332,13 @@ def require_apart(data: Shards, val: Shards, held_out: Sequence[int] | None = No
     count = sum(picture in seen for picture in measured)
     if held_out is None and 2 * count > len(measured) >= 20:
         raise UserError(f"val is to be held out, but data hold {count} of {len(measured)} of its pictures as well")
-    if count and rank() == 0:
-        print(f"note: {count} of {len(measured)} pictures to measure on are trained on as well", file=sys.stderr)
+    if count:
+        _note(f"{count} of {len(measured)} pictures to measure on are trained on as well")
+
+
+def _note(text: str) -> None:
+    if rank() == 0:
+        print(f"note: {printable(text, 1000)}", file=sys.stderr)
 
 
 @dataclass

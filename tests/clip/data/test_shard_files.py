@@ -78,6 +78,13 @@ def test_shards_of_a_web_server_are_counted_by_its_side_files_and_fetched_when_r
     assert sorted(path for path in Server.requests if path.endswith(".tar")) == [f"/{name}.tar" for name in range(4)]
 
 
+def test_a_side_file_that_is_wrong_about_the_first_remote_shard_is_told(tmp_path, server, capfd):
+    pairs(tmp_path / "there/0.tar", "abc")
+    (tmp_path / "there/sizes.json").write_text('{"0.tar": 2}')
+    Shards.open(f"{server}/0.tar")
+    assert "/0.tar is said to hold 2 samples and holds 3: correct the file beside it" in capfd.readouterr().err
+
+
 def test_a_remote_shard_that_does_not_come_is_refused_before_a_run_and_unusable_in_it(tmp_path, server):
     for name in "01":
         pairs(tmp_path / f"there/{name}.tar", "ab")
