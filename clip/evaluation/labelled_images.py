@@ -87,7 +87,7 @@ def read_classes(source: str) -> Classes:
         pictures, labels = _Files([]), []
         for kind, number in zip(kinds, numbers, strict=True):
             files = (path for path in (folder / kind).rglob("*") if path.suffix[1:].lower() in PICTURES)
-            pictures.paths.extend(sorted(path for path in files if path.is_file()))
+            pictures.paths.extend(sorted(path for path in files if path.is_file() and not _of_system(path)))
             labels += [number] * (len(pictures) - len(labels))
     if not labels:
         raise UserError(f"{folder} has no pictures: put them in a folder for every class, or in tars with .cls members")
@@ -119,7 +119,7 @@ def _read(path: Path) -> list[str]:
 
 def _kinds(folder: Path) -> list[str]:
     """The folders of classes, 2 before 10; refuses those of the parts of a data set, which are no classes."""
-    paths = sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=natural)
+    paths = sorted((path for path in folder.iterdir() if path.is_dir() and not _of_system(path)), key=natural)
     parts = [path for path in paths if path.name.lower() in PARTS]
     nested = [path for path in paths if _is_nested(path)]
     if len(parts) > 1 or set(parts) & set(nested) or (nested and len(nested) == len(paths)):
@@ -129,6 +129,11 @@ def _kinds(folder: Path) -> list[str]:
             f"folder whose folders are the classes, {odd} say"
         )
     return [path.name for path in paths]
+
+
+def _of_system(path: Path) -> bool:
+    """Whether it is what file managers leave behind, ``._0.jpg`` and ``__MACOSX`` say."""
+    return path.name.startswith((".", "__MACOSX", "@eaDir", "lost+found"))
 
 
 def _is_nested(folder: Path) -> bool:

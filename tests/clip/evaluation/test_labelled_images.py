@@ -275,3 +275,10 @@ def test_a_class_that_is_no_number_is_refused_in_one_line(tars, tmp_path, conten
     with pytest.raises(UserError, match=r"has no usable .cls member") as caught:
         ZeroShotSuite(str(tmp_path))
     assert str(caught.value).isprintable()
+
+
+def test_what_file_managers_leave_behind_is_no_class_and_no_picture(painted, tmp_path):
+    source = painted(red=["red"], green=["green"], **{name: ["red"] for name in ("__MACOSX", ".git", "@eaDir")})
+    (tmp_path / "kinds/red/._0.png").write_bytes(b"\0\5\26\7")
+    classes = read_classes(source)
+    assert classes.names == ["green", "red"] and classes.labels == [0, 1]
