@@ -1,6 +1,5 @@
 """The manifest on disk: which shards there are, and where their samples begin."""
 
-import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -88,7 +87,7 @@ class Manifest:
         """
         path = folder / "index.json"
         try:
-            content = _Content.model_validate(json.loads(read_file(path, MOST_BYTES)))
+            content = _Content.model_validate(atomic_files.read_json(path, MOST_BYTES))
             manifest = cls(folder, {}, content.offsets)
             for row in content.shards:
                 kinds = None if row.kinds is None else tuple(row.kinds.split())
@@ -99,7 +98,7 @@ class Manifest:
                 raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             return cls(folder)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{path} is damaged or of another version: steer index --rebuild makes it anew") from error
         except OSError as error:
             raise RunError(f"{path} could not be read: {error.strerror}") from error
@@ -114,7 +113,11 @@ class Manifest:
     def moved(self, folder: Path) -> Self:
         """The same in another folder; its JSON is written when something is added."""
         if folder != self.folder:
-            atomic_files.write(folder / self.offsets, (self.folder / self.offsets).read_bytes())
+            try:
+                content = read_file(self.folder / self.offsets, 8 * MOST_BYTES)
+            except OSError as error:
+                raise RunError(f"{self.folder / self.offsets} could not be read: {error.strerror}") from None
+            atomic_files.write(folder / self.offsets, content[: self._end])
         return replace(self, folder=folder)
 
     def _add(self, shard: Shard) -> Shard:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from steering import atomic_files
 from steering.clip.data.sources import printable, remote
 from steering.errors import RunError
 
@@ -78,7 +79,7 @@ def read_json(path: str) -> Any:
             stream = io.BytesIO()
             copy(path, stream, MOST_JSON)
             return json.loads(stream.getvalue())
-        return json.loads(read_file(path, MOST_JSON))
+        return atomic_files.read_json(Path(path), MOST_JSON)
     except (OSError, ValueError, RecursionError):
         return None
 
