@@ -83,7 +83,12 @@ def is_plain(path: Path) -> bool:
 
 
 def read_text(path: Path, most: int = 64_000_000) -> str:
-    """The text of a file that a program or a person wrote, which never waits and never fills the memory.
+    """The text of a file, as of ``read_bytes``; what is no text is no JSON or YAML either."""
+    return read_bytes(path, most).decode(errors="replace")
+
+
+def read_bytes(path: Path, most: int = 64_000_000) -> bytes:
+    """The contents of a file that anybody may have put there, which never waits and never fills the memory.
 
     Args:
         path: of a file; what only looks like one (a pipe, a device, a folder) would have no end.
@@ -97,14 +102,14 @@ def read_text(path: Path, most: int = 64_000_000) -> str:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     if about.st_size > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
-    return path.read_text(encoding="utf-8", errors="replace")  # what is no text is no JSON or YAML either
+    return path.read_bytes()
 
 
 def read_json(path: Path, most: int = 64_000_000) -> Any:
     """The contents of a JSON file.
 
     Raises:
-        OSError: as of ``read_text``.
+        OSError: as of ``read_bytes``.
         ValueError: it holds no JSON, or JSON nested too deeply.
     """
     try:

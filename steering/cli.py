@@ -1,6 +1,5 @@
 """The command line: ``steer run``, ``steer list``, and what plugins add. Heavy imports wait until they are needed."""
 
-import io
 import os
 import shlex
 import sys
@@ -8,7 +7,7 @@ import traceback
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -164,7 +163,8 @@ def _show(summary: "Summary", folder: Path, console: "Console") -> None:
 
 def _rank() -> int:
     """Index among the processes that were started together."""
-    return int(os.environ.get("RANK", "0"))
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def _typed(**options: Any) -> dict[str, Any]:
@@ -175,18 +175,14 @@ def _typed(**options: Any) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the ``steer`` command; what goes wrong is one line on standard error and an exit code."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for whoever writes training loops
-    # Commands of plugins: functions as typer takes them, cheap to import.
-    for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
     usage_error: Any = typer.BadParameter.__mro__[1]  # of all typing mistakes; typer gives it no public name
-    for stream in (sys.stdout, sys.stderr):  # a terminal without a letter shows another one
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name) or open(os.devnull, "w")  # closed by whoever started this
+        stream.reconfigure(errors="backslashreplace")  # a terminal without a letter shows another one
+        setattr(sys, name, stream)
     try:
+        _add_plugins()
         code = app(prog_name="steer", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except usage_error as error:
         code = _fail(error, error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt) as error:
@@ -194,7 +190,21 @@ def main() -> None:
     except Exception as error:
         signal = getattr(error, "signal", None)
         code = _fail(error, explained(error), 128 + signal if signal else 2 if isinstance(error, UserError) else 1)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # whoever read has enough, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or (1 if isinstance(error, BrokenPipeError) else _fail(error, explained(error), 1))
     sys.exit(code)
+
+
+def _add_plugins() -> None:
+    """Commands of plugins: functions as typer takes them, cheap to import."""
+    for entry in sorted(entry_points(group="steering.commands"), key=lambda entry: entry.name):
+        try:
+            app.command(entry.name)(entry.load())
+        except Exception as error:  # a package that is broken costs its own command alone
+            _fail(error, f"without the command {entry.name}, which cannot be loaded: {explained(error)}", 1)
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

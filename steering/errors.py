@@ -54,7 +54,7 @@ class RunError(RuntimeError):
         return clean(super().__str__(), MOST)
 
 
-MOST = 1000  # characters of a message: names of files may be long, and many
+MOST = 600  # characters of a message: names of files may be long, and many
 
 
 class Elsewhere(RunError):

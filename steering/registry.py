@@ -180,8 +180,9 @@ def _from_path(kind: Kind, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UserError(f"{name!r} is no {kind[:-1]}: one of your own is named as package.module:Name")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    # At the end: a file that lies here is no part of anything installed, whatever its name.
+    if name not in _BUILT_IN[kind].values() and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     plugin = getattr(_imported(name, lambda: import_module(module_name)), attribute, None)
     if not callable(plugin):
         raise UserError(f"{name}: {module_name} has no {attribute} to use as a {kind[:-1]}")

@@ -52,8 +52,14 @@ def code_in(settings: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from code_in(value, f"{path}.{name}" if path else str(name))
     elif isinstance(settings, str):
         plugin = path.rpartition(".")[2] in ("task", "rule", "selector") and ":" in settings.partition("(")[0]
-        if plugin or re.search(r"(^|::)\s*pipe:", settings) or _calls_resolver(settings):
+        if plugin or _is_pipe(settings) or _calls_resolver(settings):
             yield path, settings
+
+
+def _is_pipe(text: str) -> bool:
+    """Whether data are read from a command, also where braces would unfold to one: ``{p,}ipe:``."""
+    schemes = (part.partition(":")[0] for part in text.split("::") if ":" in part)
+    return any(re.search("p.*i.*p.*e" if set("{}") & set(scheme) else r"^\s*pipe$", scheme) for scheme in schemes)
 
 
 def _calls_resolver(text: str) -> bool:

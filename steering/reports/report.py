@@ -215,7 +215,7 @@ def _picture(folder: Path, name: str) -> bytes:
     """The file of a plot, which no report can have outside its folder."""
     if Path(name).name != name:
         raise ValueError(f"a plot named {name!r}")
-    return (folder / "plots" / f"{name}.png").read_bytes()
+    return atomic_files.read_bytes(folder / "plots" / f"{name}.png")
 
 
 def _plain(value: Any) -> Any:

@@ -118,6 +118,14 @@ def test_a_run_that_cannot_be_written_is_one_line_and_exit_code_one(steer, tmp_p
     assert err[0] == "steer: cannot make a/b: Not a directory. Choose another folder with --out"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected, code", [("> /dev/full", 1), (">&-", 0), ("2>&-", 0), ("| head -c 1", 0)])
+def test_an_output_that_takes_no_more_is_one_line_at_most(redirected, code):
+    line = f"{sys.executable} -m steering list {redirected}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={"RANK": "x", "LC_ALL": "C"})
+    assert done.returncode == code and len(done.stderr.splitlines()) <= 1, done.stderr
+
+
 def test_a_process_that_cannot_meet_the_others_is_told_how_to_start_them(steer, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = steer("run", "digits")

@@ -18,6 +18,7 @@ def no_code(monkeypatch, tmp_path):
     """An empty working folder with a module whose import is seen, and nothing allowed before or after."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "path", [*sys.path])
     Path("evil_module.py").write_text(WITNESS)
     yield
     trust.allow_code(False)
@@ -40,6 +41,10 @@ IN_FILES = [  # settings that would run code, import something, or read what nob
     "name: oc\ndevice: '${${name}.env:HOME}'",
     "options: {data: 'pipe:touch ran'}",
     "options: {data: 'a.tar::pipe:touch ran; cat'}",
+    "options: {data: {a: [1, '{p,q}ipe:touch ran']}}",
+    "options: {data: '{a.tar::,}pipe:touch ran'}",
+    "options: {x: 'os:system'}\nrecipe: {arms: {a: {rule: '${options.x}'}}, baseline: a}",
+    "a: pi\noptions: {data: '${a}pe:touch ran'}",
 ]
 
 
@@ -139,6 +144,23 @@ def test_a_function_may_make_a_plugin_if_it_says_so(monkeypatch):
     assert registry.build("rules", "evil_module:rule(rho=5)").rho == 5
     with pytest.raises(UserError, match="annotated to return one"):
         registry.build("rules", "evil_module:silent")
+
+
+def test_what_lies_in_the_working_folder_stands_behind_what_is_installed(monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    registry.build("rules", "kl(rho=1)")
+    assert str(Path.cwd()) not in sys.path
+    with pytest.raises(UserError):
+        registry.build("rules", "evil_module:X")
+    assert sys.path[-1] == str(Path.cwd())
+
+
+HARMLESS = ["shards/{000..099}.tar::s3://x/pipe{0..3}.tar", "runs/${recipe.steps}: 2", "a:b", "pipeline:x", "{a,b}.tar"]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_other_settings_with_colons_and_braces_are_left_alone(text):
+    trust.refuse_code({"options": {"data": text}}, "file")
 
 
 def test_a_run_with_code_of_ones_own_is_resumed_by_the_command_that_it_names(monkeypatch, capsys):
