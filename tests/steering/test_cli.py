@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+import command_line
 import pytest
 
-from steering import cli, registry
+from steering import registry
 from steering.runs import config as configs
 from steering.runs import run as runs
 from steering.runs.folder import Stopped
@@ -25,14 +27,7 @@ def steer(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(runs, "write_report", lambda *_: None)
 
-    def call(*words: str) -> tuple[int, list[str], list[str]]:
-        monkeypatch.setattr(sys, "argv", ["steer", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out.splitlines(), err.splitlines()
-
-    return call
+    return partial(command_line.steer, monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------------------- what it prints

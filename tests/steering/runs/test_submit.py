@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import command_line
 import pytest
-
-from steering import cli
 
 pytest.importorskip("submitit")
 TEMPLATE = Path(__file__).parents[3] / "docs/slurm.sh"
@@ -33,11 +32,8 @@ def steer(monkeypatch, capsys, tmp_path):
         stand_in(tmp_path / "bin", name, "echo Submitted batch job 77")
 
     def call(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["steer", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out + said.err
+        code, out, err = command_line.steer(monkeypatch, capsys, *words)
+        return code, "".join(f"{line}\n" for line in (*out, *err))
 
     return call
 
