@@ -134,27 +134,14 @@ class RunFolder:
             RunError: a file in it cannot be read or written.
             Stopped: SIGINT or SIGTERM came.
         """
-        lock, holder = FileLock(path / LOCK), path / HOLDER
+        lock = FileLock(path / LOCK)
         typed = ["steer", *sys.argv[1:]] if command is None else command
         advice = f"all that is finished is saved. Go on with: {resume or with_folder(typed, path)}"
 
         def claim() -> None:
             _refuse_foreign(path, settings)
             text = None if settings is None or compare is None else compare(path / settings)
-            atomic_files.make_folder(path)
-            if not atomic_files.is_plain(path / LOCK):
-                raise UserError(f"{path / LOCK} is no file: delete it, or choose another --out")
-            try:
-                lock.acquire(timeout=PATIENCE)
-            except Timeout:
-                who = ""
-                with suppress(OSError):
-                    who = f" ({atomic_files.read_text(holder, 10_000).strip()})"
-                raise UserError(
-                    f"another process is at work in {path}{who}: wait for it, or choose another --out"
-                ) from None
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            atomic_files.write(holder, f"process {os.getpid()} of {socket.gethostname()} since {started}\n")
+            started = _locked(lock, path)
             atomic_files.sweep(path, deep=settings is not None)
             if settings is not None and text is not None:
                 atomic_files.write(path / settings, text)
@@ -172,7 +159,7 @@ class RunFolder:
             raise _logged(error, path) from error
         finally:
             if lock.is_locked:
-                holder.unlink(missing_ok=True)
+                (path / HOLDER).unlink(missing_ok=True)
             lock.release()
 
     def part(self, name: str, model: type[Part], make: Callable[[], Part]) -> Part:
@@ -224,6 +211,23 @@ def _parsed(path: Path, text: str, model: type[Part]) -> Part:
         return model.model_validate_json(text)
     except ValueError:
         raise UserError(f"{path} is damaged: delete it, and that part is made again") from None
+
+
+def _locked(lock: FileLock, path: Path) -> str:
+    """Makes the folder and takes its lock, beside which it says who has it; the time at which it was taken."""
+    atomic_files.make_folder(path)
+    if not atomic_files.is_plain(path / LOCK):
+        raise UserError(f"{path / LOCK} is no file: delete it, or choose another --out")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        who = ""
+        with suppress(OSError):
+            who = f" ({atomic_files.read_text(path / HOLDER, 10_000).strip()})"
+        raise UserError(f"another process is at work in {path}{who}: wait for it, or choose another --out") from None
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    atomic_files.write(path / HOLDER, f"process {os.getpid()} of {socket.gethostname()} since {started}\n")
+    return started
 
 
 def _logged(error: Exception, path: Path) -> RunError:
