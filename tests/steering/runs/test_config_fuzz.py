@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steering import UserError
+from steering.errors import clean
 from steering.runs import config as configs
 from steering.runs.config import RunConfig
 from steering.settings import Arm, Recipe
@@ -69,7 +70,7 @@ def outcome(text: str, path: Path) -> str:
         said = ""
     except UserError as error:
         said = str(error)
-    assert "\n" not in said and len(said) < 1100 and said.isprintable(), said
+    assert "\n" not in said and len(said) < 1100 and said == clean(said), said
     assert time.monotonic() - began < 20, text
     return said
 
