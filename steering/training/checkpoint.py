@@ -104,11 +104,18 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or holds anything but plain data.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
+            raise ValueError("it is no file")
         with ZipFile(path) as archive:  # torch itself does not look at the check sums
+            if any(entry.compress_type for entry in archive.infolist()):
+                raise ValueError("it is compressed, which no checkpoint is")
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"wrong check sum of {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("done"), int):
+            raise ValueError("it does not say how many steps were done")
+        return state
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except Exception as error:  # what reading a damaged file raises has no common type

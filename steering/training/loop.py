@@ -1,7 +1,9 @@
 """The one training loop: every task, rule, selector and baseline goes through it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from steering.errors import RunError, UserError
 from steering.task import Task
 from steering.training import checkpoint, seeds
 from steering.training.checkpoint import trained as trained
+from steering.training.state_check import check_state
 from steering.training.step import Record, Training
 
 
@@ -84,25 +87,36 @@ def _save(saver: checkpoint.Saver, training: Training) -> None:
     fail_on_all_ranks(lambda: saver.save(state) if rank() == 0 else None)
 
 
-_DOES_NOT_FIT = AssertionError, KeyError, TypeError, ValueError, RuntimeError  # torch's ways to say that shapes differ
-
-
 def _restore(training: Training, path: Path) -> None:
-    state = checkpoint.load(path)
-    if state.get("format", 1) != checkpoint.FORMAT:
-        raise UserError(
-            f"the checkpoint {path} has format {state.get('format', 1)}, this version goes on from format "
-            f"{checkpoint.FORMAT}: finish that run with the version that began it, or delete the checkpoint to start "
-            f"that arm anew"
-        )
-    try:
+    """Goes on from a checkpoint, of which nothing is used before all of it was seen to fit."""
+
+    def read() -> dict[str, Any]:
+        state = checkpoint.load(path)
+        if (number := state.get("format", 1)) != checkpoint.FORMAT:
+            raise UserError(
+                f"the checkpoint {path} has format {number}, this version goes on from format {checkpoint.FORMAT}: "
+                f"finish that run with the version that began it, or delete the checkpoint to start that arm anew"
+            )
+        with _fitting(path):
+            check_state(state, training)
+        return state
+
+    state = fail_on_all_ranks(lambda: read() if rank() == 0 else None)
+    state = fail_on_all_ranks(lambda: checkpoint.load(path)) if state is None else state
+    with _fitting(path):
         training.load_state_dict(state)
-    except UserError:
-        raise
-    except _DOES_NOT_FIT as error:
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Says in one line what of a checkpoint does not fit; torch has many ways to say so."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the checkpoint {path} does not fit the model or optimiser ({' '.join(str(error).split())[:200]}): was "
-            f"the code changed? Delete it to start that arm anew"
+            f"the checkpoint {path} does not fit this arm ({reason}): was the code changed, or the file exchanged? "
+            f"Delete it to start that arm anew"
         ) from None
 
 

@@ -27,6 +27,7 @@ from steering.training import checkpoint, parallel, seeds
 from steering.training.counters import Counters
 from steering.training.forward import Forward, score
 from steering.training.schedules import GammaSchedule, learning_rate
+from steering.training.state_check import identity
 
 Record = dict[str, Any]
 
@@ -235,8 +236,13 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, whole whatever the number of ranks, on the first; every rank has to ask for it."""
-        return parallel.full_state_dict(self.model, self.optimizer) | {
+        return parallel.full_state_dict(self.model, self.optimizer) | self.progress()
+
+    def progress(self) -> dict[str, Any]:
+        """The state but for the weights and the optimiser's, the same on every rank."""
+        return {
             "format": checkpoint.FORMAT,
+            "of": identity(self.task, self.arm),
             "done": self.done,
             "steerer": self.steerer.state_dict(),
             "stream": self.stream.state_dict(),
@@ -247,7 +253,6 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
         parallel.load_full_state_dict(self.model, self.optimizer, state)
         self.steerer.load_state_dict(state["steerer"])
         self.stream.load_state_dict(state["stream"])
@@ -256,6 +261,7 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.reference.load_state_dict(state["reference"])
+        self.done = state["done"]
 
 
 def _target(task: Task, arm: Arm, recipe: Recipe, seed: int) -> nn.Module:

@@ -148,13 +148,13 @@ def test_a_stop_in_the_last_step_is_no_stop(make_training, tmp_path):
 
 def test_a_memory_of_more_samples_is_refused(make_training, toy, tmp_path):
     finish(make_training(toy(duals=5), **ARMS["memory"]), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match=r"remembers 5 duals, this run 3: was it made with another data set\?"):
+    with pytest.raises(UserError, match=r"does not fit this arm .it is of duals 5, not 3"):
         finish(make_training(toy(duals=3), **ARMS["memory"]), tmp_path / "c.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(make_training, toy, tmp_path):
     finish(make_training(toy(noisy=False)), tmp_path / "c.pt", 2)
-    with pytest.raises(UserError, match=r"does not fit the model or optimiser .*was the code changed") as caught:
+    with pytest.raises(UserError, match=r"does not fit this arm .*was the code changed") as caught:
         finish(make_training(toy()), tmp_path / "c.pt")
     assert "\n" not in str(caught.value)
 
@@ -241,7 +241,7 @@ def test_evaluating_often_changes_no_bit_of_the_training(make_training, tmp_path
 def test_scoring_candidates_leaves_batch_norm_dropout_and_generators_alone(make_training, tmp_path):
     finish(choosing := make_training(selector=f"{__name__}:KeepAll", rule="kl(rho=8)"), tmp_path / "a.pt")
     finish(plain := make_training(rule="kl(rho=8)"), tmp_path / "b.pt")
-    assert same(state(choosing), state(plain))
+    assert same(state(choosing) | {"of": None}, state(plain) | {"of": None})
 
 
 def test_a_reference_that_draws_random_numbers_does_not_disturb_the_target(make_training, tmp_path):
