@@ -227,6 +227,12 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
         if task is None:
             raise UserError("a module has losses under a task only: as_reference(module, task)")
         model = trained(task, Path(reference.path)) if isinstance(reference, Checkpoint) else reference
+        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise UserError(
+                    f"the reference's weights {name} are not finite: the model is damaged, or its training diverged; "
+                    f"use another one"
+                )
         return of_model(model.to(device).eval().requires_grad_(False), task)
     if isinstance(reference, CrossFitted):
         return replace(reference, references=[as_reference(x, task, device) for x in reference.references])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from steering.contrastive.pairs import leaves_of, with_leaves
-from steering.distributed import rank
+from steering.distributed import rank, world_size
+from steering.errors import UserError
 from steering.settings import Recipe
 from steering.task import Batch, Losses, Task
 from steering.training import seeds
@@ -62,8 +63,17 @@ class Forward:
 
     def _run(self, part: Batch, step: int, number: int) -> Losses:
         seeds.seed_everything(seeds.derive(self.seed, "step", step, rank(), number))  # so there is no state to save
-        with autocast(self.recipe, part.ids.device):
-            return call_wrapped(self.model, self.task.losses, part)
+        try:
+            with autocast(self.recipe, part.ids.device):
+                return call_wrapped(self.model, self.task.losses, part)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # in the words of torch
+                raise
+            raise UserError(
+                f"batch norm needs more than one sample, and here it trains on {len(part)} (batch {self.recipe.batch}, "
+                f"{world_size()} processes, recipe.micro_batch {self.recipe.micro_batch}): use a larger --batch, or a "
+                f"micro-batch that leaves no single sample over"
+            ) from None
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

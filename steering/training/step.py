@@ -117,6 +117,8 @@ class Training:
         loss = float(all_reduce_sum(objective.detach()) / world_size())
         if not math.isfinite(loss):
             ids = _not_finite(losses, batch)
+            for answers in () if len(ids) else (reference, teacher):
+                self._check_reference(answers, batch)
             raise self._error(loss, ids if len(ids) else all_gather(batch.ids))
         backward(self.scaler.scale(objective))
         figures = {"learning_rate": self._update()} | self._figures(steered, distillation)
@@ -129,23 +131,32 @@ class Training:
 
     def _select(self, candidates: Batch) -> Batch:
         """The samples worth a gradient step, scored without side effects."""
-        if self.selector is None:
+        if (selector := self.selector) is None:
             return candidates
         parallel.broadcast_buffers(self.model)  # with which every rank scores
         losses = score(self.task, self.model, candidates, self.recipe)
         if len(ids := _not_finite(losses, candidates)):
             raise self._error(math.nan, ids)
         reference = None
-        if self.selector.uses_reference:
-            reference = _one_each(fail_on_all_ranks(lambda: self.reference(candidates)), len(candidates))
+        if selector.uses_reference:
+            scored = fail_on_all_ranks(lambda: self.reference(candidates))
+            self._check_reference(scored, candidates)
+            reference = _one_each(scored, len(candidates))
         number = self.recipe.batch // world_size()
         chance = seeds.generator(self.seed, "selection", self.done, rank())  # so there is no state to save
         losses = _one_each(losses, len(candidates))
-        return candidates.take(self.selector(losses, reference, number=number, generator=chance))
+        return fail_on_all_ranks(lambda: candidates.take(selector(losses, reference, number=number, generator=chance)))
 
     def _error(self, loss: float, ids: Tensor) -> RunError:
-        names = ", ".join(map(str, ids[:20].tolist())) + (", ..." if len(ids) > 20 else "")
-        return RunError(f"the loss became {loss} in step {self.done + 1}; sample ids {names}")
+        return RunError(f"the loss became {loss} in step {self.done + 1}; sample ids {_names(ids)}")
+
+    def _check_reference(self, losses: Losses | None, batch: Batch) -> None:
+        """What the reference did is not the samples' fault."""
+        if losses is not None and len(ids := _not_finite(losses, batch)):
+            raise UserError(
+                f"the reference's own losses are not finite, of sample ids {_names(ids)} say: its weights or stored "
+                f"losses are damaged, or it cannot tell these samples; use another reference"
+            )
 
     def _reference_and_teacher(self, batch: Batch) -> tuple[Losses | None, Losses | None]:
         """The losses of the reference and of the teacher, of each that the arm uses."""
@@ -333,6 +344,10 @@ def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
             f"{size} training samples: use a smaller batch or keep a larger share"
         )
     return candidates
+
+
+def _names(ids: Tensor) -> str:
+    return ", ".join(map(str, ids[:20].tolist())) + (", ..." if len(ids) > 20 else "")
 
 
 def _one_each(losses: Losses, n: int) -> Tensor | Pairs:

@@ -15,6 +15,7 @@ from steering import RunError, UserError, registry
 from steering.distributed import rank, world_size
 from steering.references.store import ReferenceLosses
 from steering.settings import Arm
+from steering.task import exchange
 from steering.training import checkpoint, loop, seeds
 
 ARMS = {
@@ -261,6 +262,31 @@ def test_nan_in_the_loss_stops_the_run_and_names_step_and_samples(make_training,
     kept = checkpoint.load(tmp_path / "c.pt")
     assert kept["done"] == training.done - training.done % 4
     assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+@pytest.mark.parametrize("arm", ["steered", "reference chooses"])
+def test_a_reference_whose_losses_are_no_numbers_is_blamed_and_not_the_samples(make_training, toy, arm):
+    task = exchange(toy(), reference=lambda: lambda batch: torch.where(batch.ids == 5, torch.nan, batch.ids / 24))
+    with pytest.raises(
+        UserError, match=r"^the reference's own losses are not finite, of sample ids 5 say: its weights"
+    ):
+        for _ in range(3):
+            make_training(task, **ARMS[arm], recipe={"batch": 12}).step()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_var"])
+def test_a_reference_whose_weights_are_no_numbers_is_refused_by_name(make_training, toy, name, value):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model.state_dict()[f"0.{name}"][1] = value
+    with pytest.raises(UserError, match=rf"the reference's weights 0\.{name} are not finite: the model is damaged"):
+        make_training(exchange(toy(), reference=lambda: model), **ARMS["steered"]).step()
+
+
+@pytest.mark.parametrize("settings", [{"batch": 1}, {"micro_batch": 1}, {"batch": 9, "micro_batch": 4}], ids=str)
+def test_batch_norm_with_one_sample_is_explained(make_training, settings):
+    with pytest.raises(UserError, match=r"batch norm needs more than one sample.*: use a larger --batch, or a micro-b"):
+        make_training(recipe=settings).step()
 
 
 @pytest.mark.parametrize("settings", [{"steps": 1}, {"checkpoint_every": 1}])
