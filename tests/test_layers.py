@@ -28,7 +28,7 @@ ORDER = [
     ],
     ["steering.training.seeds"],
     ["steering.curvature"],
-    ["steering.distributed"],
+    ["steering.distributed", "steering.heartbeat"],
     ["steering.dual_memory", "steering.running_variance", "steering.rules", "steering.steered", "steering.groups"],
     ["steering.agreement"],
     ["steering.loss_rows", "steering.arrange", "steering.contrastive.pairs"],

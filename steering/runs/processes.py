@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from steering.distributed import all_gather_numbers, communication_device, rank, world_size
 from steering.errors import RunError, UserError
+from steering.heartbeat import watched
 
 PATIENCE = timedelta(hours=2)  # the first process may evaluate or export for a while
 
@@ -76,10 +77,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot meet ({error}): start them with "
             "torchrun --nproc-per-node N -m steering run ..., or unset WORLD_SIZE"
         ) from None
-    try:
+    with watched():
         yield device
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()  # not after an error: a process that is gone would be waited for
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from steering.distributed import rank, world_size
 from steering.errors import RunError, UserError
 from steering.task import Batch
 from steering.training.sampler import Permutation, Sampler
 from steering.training.seeds import generator
+from steering.training.workers import Workers
 
 Load = Callable[..., Batch]
 
@@ -90,7 +90,9 @@ class ShuffledLoader:
         try:
             batch = next(self._batches)
         except (UserError, RunError) as error:  # a worker's comes wrapped in its traceback
-            last = str(error).strip().splitlines()[-1]
+            if "\n" not in (text := str(error).strip()):
+                raise
+            last = text.splitlines()[-1]
             raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None
         self.position += 1
         return batch
@@ -99,8 +101,7 @@ class ShuffledLoader:
         numbers = count(self.position)
         if self.workers == 0:
             return map(self.plan.__getitem__, numbers)
-        plan = cast(Any, self.plan)  # all that a DataLoader asks of a data set is to be indexed
-        return iter(DataLoader(plan, batch_size=None, sampler=numbers, num_workers=self.workers))
+        return Workers(self.plan, numbers, self.workers)
 
     def state_dict(self) -> dict:
         return {"position": self.position} | self._data()

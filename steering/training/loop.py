@@ -15,6 +15,7 @@ from steering.training import checkpoint, seeds
 from steering.training.checkpoint import trained as trained
 from steering.training.state_check import check_state
 from steering.training.step import Record, Training
+from steering.training.workers import explained
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def run(
         RunError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
     recipe = training.recipe
-    with checkpoint.Saver(path, keep=recipe.keep_checkpoints) as saver:
+    with explained(), checkpoint.Saver(path, keep=recipe.keep_checkpoints) as saver:
         if _any_rank(path.exists(), training.device):
             _restore(training, path)
         else:
