@@ -146,7 +146,7 @@ class Heart:
                     if beat.decode() != self.last[r][0]:
                         self.last[r] = beat.decode(), time.monotonic()
             self._judge()
-            if self.gone and not self.handled.is_set() and time.monotonic() - self.since > GRACE:
+            if self.gone and not self.handled.is_set() and time.monotonic() - self.since > min(GRACE, self.patience):
                 error = self._error()
                 if error.local:
                     sys.stderr.write(f"steer: {error}\n")

@@ -118,6 +118,19 @@ def widths(kind: dict) -> list[int]:
     return [math.prod(shape) * getattr(torch, dtype).itemsize for *shape, dtype in kind["parts"].values()]
 
 
+def check_kind(kind: Any, names: Sequence[str]) -> dict:
+    """The form of answers as a file has it, if it is one that answers can have; raises ValueError or TypeError."""
+    parts = kind["parts"]
+    for name, (*shape, dtype) in parts.items():
+        allowed = name in names and dtype in ("float32", "float64", "float16", "bfloat16", "bool", "int64", "int32")
+        if not allowed or not all(type(length) is int and 0 < length < 2**31 for length in shape) or len(shape) > 8:
+            raise ValueError(f"no part of answers: {name}")
+    number = kind["scale"] is None or isinstance(kind["scale"], float | int)
+    if not parts or not number or not isinstance(kind["ragged"], bool) or sum(widths(kind)) > 2**31:
+        raise ValueError("no form of answers")
+    return kind
+
+
 def check_alike(kinds: Sequence[dict]) -> None:
     """Raises a UserError where answers differ in their form, as where columns are padded to the longest of a batch."""
     forms = sorted({str(kind) for kind in kinds})

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from steering import atomic_files
 from steering.errors import RunError, UserError
-from steering.references.answers import Answers, check_alike, spread, widths
+from steering.heartbeat import VARIABLE, patience
+from steering.references.answers import Answers, check_alike, check_kind, spread, widths
 
 MOST_STORED = 2 << 30  # bytes of the answers to all samples; where they are more, none are stored
 VERSION = 2  # of the files
@@ -85,13 +86,17 @@ class Records:
         self._start[ids], self._count[ids] = start, answers.counts
 
     def _layout(self, path: Path) -> dict:
+        reason = "is damaged"
         try:
-            layout = json.loads(path.read_text())
-            if (layout["version"], layout["size"]) == (VERSION, self.size):
-                return layout
-            reason = f"is of version {layout['version']} and {layout['size']} samples, not {VERSION} and {self.size}"
-        except (ValueError, KeyError, TypeError):
-            reason = "is damaged"
+            names = path, *(path.with_name(name) for name in ("index.bin", "entries.bin"))
+            if all(name.is_file() for name in names if name.exists()):  # a pipe would be waited for
+                layout = json.loads(path.read_text())
+                if (layout["version"], layout["size"]) == (VERSION, self.size):
+                    return layout | {"kind": check_kind(layout["kind"], self.names), "stored": layout["stored"] is True}
+                numbers = f"version {layout['version']!s:.20} and {layout['size']!s:.20} samples"
+                reason = f"is of {numbers}, not {VERSION} and {self.size}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
         raise UserError(f"{path} {reason}: delete {path.parent}, and the reference's losses are scored anew")
 
     def _open(self, layout: dict) -> None:
@@ -116,6 +121,7 @@ class Records:
             self._map()
         for number, (start, count, checksum) in zip(ids[written].tolist(), index[written].tolist(), strict=True):
             inside = 0 <= start <= len(self._entries) and 0 <= count <= len(self._entries) - start
+            inside = inside and (count == 1 or self.kind["ragged"])
             if inside and _checksum(self._entries[start : start + count], number) == checksum:
                 self._start[number], self._count[number] = start, count
 
@@ -125,12 +131,16 @@ class Records:
             self._memory += content
             return (len(self._memory) - len(content)) // self._width
         try:
-            with FileLock(self.folder / ".lock"), self._file.open("r+b") as file:
+            with FileLock(self.folder / ".lock", timeout=patience()), self._file.open("r+b") as file:
                 start = -(-self._file.stat().st_size // self._width)  # behind an entry that a killed process tore
                 file.seek(start * self._width)
                 file.write(content)
         except OSError as error:
             reason = f"{error.strerror}. Free some space or choose another folder with --out"
+            if isinstance(error, Timeout):
+                reason = (
+                    f"another process holds {self.folder / '.lock'}. Is it stopped? End it, or wait longer ({VARIABLE})"
+                )
             raise RunError(f"cannot write {self._file}: {reason}") from None
         self._map()
         return start

@@ -40,14 +40,17 @@ class LossTable:
     keep = False  # a look-up is no work that should be stored
 
     def __init__(self, values: Any, ids: Any = None, offsets: Any = None, provenance: Mapping[str, Any] | None = None):
-        self.values = _numbers("losses", values).float().cpu()
+        values = _numbers("losses", values)
+        self.values = values.float().cpu()
+        if self.values.isinf().sum() > values.isinf().sum():
+            raise UserError("losses are numbers of float32, which ends at 3.4e38, got larger ones")
         self.ids = None if ids is None else _numbers("ids", ids).cpu()
         self.offsets = None if offsets is None else _numbers("offsets", offsets).cpu()
         self.provenance = dict(provenance or {})
         if self.values.shape[1:] == (1,):
             self.values = self.values[:, 0]
         if self.offsets is not None:
-            ends, flat = self.offsets[[0, -1]].tolist(), self.values.dim() == 1
+            ends, flat = self.offsets[:1].tolist() + self.offsets[-1:].tolist(), self.values.dim() == 1
             if not flat or ends != [0, len(self.values)] or (self.offsets.diff() < 0).any():
                 raise UserError(f"offsets rise from 0 to {len(self.values)}, the number of flat losses, got {ends}")
         self.size = len(self.values) if self.offsets is None else len(self.offsets) - 1
@@ -141,7 +144,7 @@ class LossTable:
         except ImportError:
             raise UserError(f"{path} needs pyarrow: pip install pyarrow, or save the losses as .npz") from None
         except Exception as error:  # what reading a damaged file raises has no common type
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
             raise UserError(f"{path} cannot be read as losses: {reason}") from None
 
 
@@ -152,14 +155,17 @@ def _refuse(ids: Tensor, why: str) -> None:
         raise UserError(f"reference losses of ids {shown} {why}: every sample needs one loss of its own")
 
 
+_INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64
+
+
 def _numbers(name: str, values: Any) -> Tensor:
     """A tensor of losses ``[size]`` or ``[size, columns]``, or of ``[size]`` integers."""
     try:
         tensor = values.detach() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
-        if tensor.dim() == 1 and not tensor.is_floating_point():
-            return tensor.long()
-        if name == "losses" and tensor.dim() in (1, 2):
+        if name == "losses" and tensor.dim() in (1, 2) and not tensor.is_complex() and tensor.dtype != torch.bool:
             return tensor
+        if tensor.dim() == 1 and tensor.dtype in _INTEGERS:
+            return tensor.long()
         got = f"{list(tensor.shape)} {tensor.dtype}"
     except (TypeError, ValueError):  # of text, or of lists of unlike lengths
         got = f"a {type(values).__name__} that is no array of numbers"
@@ -174,13 +180,18 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict]:
     """What a file has by name, and its provenance."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
+        raise UserError("it is no ordinary file")
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if about.get("checksum", _checksum(tensors)) != _checksum(tensors):
             raise UserError("its checksum is wrong")
-        return tensors, json.loads(about.get("provenance", "{}"))
+        provenance = json.loads(about.get("provenance", "{}"))
+        if not isinstance(provenance, dict):
+            raise UserError(f"its provenance is a {type(provenance).__name__}, not a mapping")
+        return tensors, provenance
     if path.suffix in (".npz", ".npy"):
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)

@@ -1,7 +1,11 @@
 """Reference losses by id: scored once, looked up ever after, the same bits in the next process."""
 
+import json
+import os
+
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from steering import Batch, Losses, Pairs, RunError, UserError
@@ -132,10 +136,44 @@ def test_what_a_crash_tore_is_scored_anew(tmp_path, damage, file):
     assert task.scored == []
 
 
-@pytest.mark.parametrize("text", ['{"version": 2, "size": 9}', "{", '{"version": 1, "size": 10}'])
-def test_files_of_other_data_or_of_another_version_are_refused(tmp_path, text):
+GOOD = {"version": 2, "size": 10, "stored": True, "kind": {"parts": {"values": ["float32"]}, "ragged": False}}
+GOOD["kind"]["scale"] = None  # type: ignore[index]
+LAYOUTS = [
+    *({**GOOD, "version": x} for x in (1, None, 10**400)),
+    *({**GOOD, "size": x} for x in (9, 10**12, "10", [10])),
+    *({**GOOD, "kind": x} for x in (None, [], {}, "kind")),
+    *({**GOOD, "kind": {**GOOD["kind"], "parts": x}} for x in ({}, [], None, {"values": []}, {"values": "float32"})),
+    *({**GOOD, "kind": {**GOOD["kind"], "parts": {"values": x}}} for x in ([10**12, "float32"], [-1, "float32"])),
+    *({**GOOD, "kind": {**GOOD["kind"], "parts": {"values": x}}} for x in (["__class__"], [True, "float32"], [[1], 2])),
+    {**GOOD, "kind": {**GOOD["kind"], "parts": {"values": [2] * 9 + ["float32"]}}},
+    {**GOOD, "kind": {**GOOD["kind"], "parts": {"code": ["float32"]}}},
+    {**GOOD, "kind": {**GOOD["kind"], "ragged": 3}},
+    {**GOOD, "kind": {**GOOD["kind"], "scale": "x"}},
+]
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "null", "9" * 5000, "\0", *map(json.dumps, LAYOUTS)])
+def test_a_layout_that_is_another_or_damaged_is_refused(tmp_path, text):
     (tmp_path / "layout.json").write_text(text)
-    with pytest.raises(UserError, match=r"layout.json is .*: delete \S+, and the reference's losses are scored anew$"):
+    refused = r"layout.json is .*: delete \S+, and the reference's losses are scored anew$"
+    with pytest.raises(UserError, match=refused) as caught:
+        store(Counting(), folder=tmp_path)(batch(1))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["layout.json", "index.bin", "entries.bin"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pipe_a_device_or_a_folder_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name, make):
+    store(Counting(), folder=tmp_path)(batch(1))
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=r"layout.json is damaged: delete \S+, and the reference's losses are scored"):
+        store(Counting(), folder=tmp_path)(batch(1))
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEER_PATIENCE", "0.1")
+    with FileLock(tmp_path / ".lock"), pytest.raises(RunError, match=r"another process holds \S+lock. Is it stopped\?"):
         store(Counting(), folder=tmp_path)(batch(1))
 
 

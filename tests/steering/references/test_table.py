@@ -1,5 +1,6 @@
 """Losses by id, in memory and in files: every id has its own, or an error names it."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_tokens_of_any_number_are_flat_with_their_rows():
         (lambda: LossTable(VALUES, ids=[0.0, 1.0, 2.0]), "ids are \\[size\\] integers, got \\[3\\] torch.float64"),
         (lambda: LossTable(VALUES, offsets=[0, 2]), "offsets rise from 0 to 3, the number of flat losses, got"),
         (lambda: LossTable(VALUES, offsets=[0, 2, 1, 3]), "offsets rise from 0 to 3"),
+        (
+            lambda: LossTable(VALUES, offsets=np.zeros(0, int)),
+            "offsets rise from 0 to 3, the number of flat losses, got",
+        ),
+        (lambda: LossTable([1e300, 1.0]), "losses are numbers of float32, which ends at 3.4e38"),
+        (lambda: LossTable(np.array([1j, 2.0])), "losses are .* got \\[2\\] torch.complex128"),
+        (lambda: LossTable([True, False]), "losses are .* got \\[2\\] torch.bool"),
+        (lambda: LossTable([True, False], ids=[True, False]), "are .* got \\[2\\] torch.bool"),
+        (lambda: LossTable(np.array(["2020-01-01"], "datetime64[D]")), "got a ndarray that is no array of numbers"),
+        (lambda: LossTable(np.array([0.5, None], object)), "got a ndarray that is no array of numbers"),
+        (lambda: LossTable([]), "each of 0 samples has an id and a loss"),
         (lambda: LossTable(0.5), "losses are \\[size\\] or \\[size, columns\\], .* got \\[\\]"),
         (lambda: LossTable(["a", "b"]), "got a list that is no array of numbers"),
         (lambda: LossTable([[1.0], [1.0, 2.0]]), "got a list that is no array of numbers"),
@@ -110,8 +122,30 @@ def test_files_that_are_no_losses_are_refused_in_one_line(tmp_path, monkeypatch)
     content[-1] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(content)
     (tmp_path / "losses.csv").touch()
+    os.mkfifo(tmp_path / "fifo.npz")
+    (tmp_path / "zero.npy").symlink_to("/dev/zero")
+    (tmp_path / "folder.safetensors").mkdir()
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + f"{header:<117}\n".encode() + bytes(64))
+    claim = b'{"losses":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "huge.safetensors").write_bytes(len(claim).to_bytes(8, "little") + claim + bytes(64))
+    (tmp_path / "long.safetensors").write_bytes((10**12).to_bytes(8, "little") + claim)
+    save_file({"losses": torch.tensor(VALUES)}, tmp_path / "deep.safetensors", {"provenance": "[" * 100_000})
+    save_file({"losses": torch.tensor(VALUES)}, tmp_path / "list.safetensors", {"provenance": "[1]"})
+    np.savez(tmp_path / "twice.npz", losses=np.array(VALUES), ids=np.array([1, 1, 2]))
+    np.savez(tmp_path / "text.npz", losses=np.array(["a", "b"]))
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     for name, message in {
+        "fifo.npz": "it is no ordinary file",
+        "zero.npy": "it is no ordinary file",
+        "folder.safetensors": "it is no ordinary file",
+        "huge.npy": "",
+        "huge.safetensors": "",
+        "long.safetensors": "",
+        "deep.safetensors": "",
+        "list.safetensors": "its provenance is a list, not a mapping",
+        "twice.npz": "of ids 1 are there twice",
+        "text.npz": "that is no array of numbers",
         "none.npz": "No such file or directory",
         "other.npz": "has no losses, but loss",
         "code.npz": "Object arrays cannot be loaded when allow_pickle=False",
