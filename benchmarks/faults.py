@@ -1,175 +1,172 @@
-"""Kills a training of several processes again and again, and counts how often every sample was seen.
+"""Kills a training again and again, in every way that befalls one, and counts how often every sample was seen.
 
-    python -m benchmarks.faults --kills 60
+    python -m benchmarks.faults --kills 1000 --folder faults
 
 Writes shards of very different sizes, indexes them, then loses one, cuts one short and spoils some pictures. A run of a
-few epochs begins; at random steps all its processes are killed (SIGKILL), and it is resumed with another number of
-processes and of loading workers. What counts as seen are the batches of the steps that stayed: a step that was taken
-again after a kill counts once, with the last batch. Prints, for every epoch, for how many samples their turn
-came 0, 1 and 2 times, and why 0: the sample cannot be used (another stood in for it, which is not its own turn), or it
-was left over at the end, where less than a batch remains.
+few epochs begins on one to four processes with none to two loading workers each. At random steps something happens:
+all processes are killed, or a single one, or a loading worker; one of them is stopped (SIGSTOP); the disk or the shared
+memory is full. The processes that are left have to end by themselves, in one line that says what it was. Then the run
+is resumed with other numbers; once it is finished the next one begins, until there were as many kills as asked for.
+
+What counts as seen are the batches of the steps that stayed: a step that was taken again after a kill counts once, with
+the last batch. Prints, for every run and epoch, for how many samples their turn came 0, 1 and 2 times, and why 0: the
+sample cannot be used (another stood in for it, which is not its own turn), or it was left over at the end, where less
+than a batch remains. With --folder it can be stopped at any time; the same line goes on.
 """
 
 import argparse
-import io
+import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
-import tarfile
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from rich.console import Console
-from torch import nn
 
-from benchmarks.harness import Goal, Report
-from steering import Pairs
+from benchmarks.harness import RESULTS, Goal, Report
+from benchmarks.watched import BATCH, Watched, can_fill_shared_memory, last_batches, live, spoil, usable, write_shards
 from steering.clip import task as clip
-from steering.clip.data.images import Undecodable, decode
 from steering.clip.data.shards import Shards
-from steering.runs import config
-from steering.runs.processes import process_group
-from steering.runs.run import Run
-from steering.settings import Arm, Metric, Recipe
-from steering.task import Losses
+from steering.heartbeat import process_state
 from steering.training.seeds import derive
 
-BATCH = 24  # divides by 1, 2, 3 and 4
-
-
-class Towers(nn.Module):
-    """As little as has features of pictures and texts."""
-
-    def __init__(self):
-        super().__init__()
-        self.image, self.text = nn.Linear(3 * 4 * 4, 8), nn.Embedding(50_000, 8)
-
-    def forward(self, image, text) -> Pairs:
-        left = self.image(nn.functional.adaptive_avg_pool2d(image, 4).flatten(1))
-        right = self.text(text).mean(1)
-        return Pairs(*(nn.functional.normalize(side, dim=-1) for side in (left, right)))
+LIMIT = 60.0  # seconds in which those that are left have to end by themselves
+BLOWS = {  # how often, and what the line has to say
+    "killed run": (8, ""),
+    "killed rank": (4, r"rank \d \(pid \d+ on \S+\) has gone"),
+    "killed worker": (4, r"loading worker .*has gone"),
+    "stopped rank": (1, r"rank \d \(pid \d+ on \S+\) is stopped"),
+    "stopped worker": (1, r"loading worker .* was stopped"),
+    "full disk": (1, r"cannot write"),
+    "full shared memory": (1, r"shared memory"),
+}
 
 
 @dataclass(frozen=True)
-class Watched(clip.Clip):
-    """The real data path under a toy model, writing down what every rank was given in every step."""
+class Kill:
+    """What happened once.
 
-    log: str = ""
-    steps: int = 10
+    Attributes:
+        run: number of the run that it befell.
+        blow: one of BLOWS.
+        ranks, workers: processes, and loading workers of each.
+        steps: that were taken since the run was resumed.
+        seconds: until all that were left had ended, from the blow on.
+        line: what was said.
+        fault: what went wrong with the ending, "" where nothing did.
+    """
+
+    run: int
+    blow: str
+    ranks: int
+    workers: int
+    steps: int
+    seconds: float
+    line: str
+    fault: str
+
+
+class Life:
+    """The processes of a run from one start to its end."""
+
+    def __init__(self, number: int, folder: Path, options: dict, ranks: int, blow: str):
+        self.log, self.errors = Path(options["log"]) / f"{number}-0.txt", folder / "errors"
+        self.errors.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"LIFE": str(number), "STEER_PATIENCE": "3"}
+        self.codes: dict[int, int] = {}
+        self.pids = [self._fork(rank, folder / "run", options, blow) for rank in range(ranks)]
+
+    def _fork(self, rank: int, folder: Path, options: dict, blow: str) -> int:
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)  # loading workers are swept with it
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.dup2(os.open(self.errors / str(rank), os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
+            live(rank, options, folder, blow)
+        return pid
 
     @property
-    def recipe(self) -> Recipe:
-        arm = Arm(rule="kl(temperature=0.5)", subtract=False, gamma=0.5)
-        return Recipe(steps=self.steps, batch=BATCH, arms={"only": arm}, baseline="only", checkpoint_every=5)
+    def steps(self) -> int:
+        return self.log.read_text().count("\n") if self.log.exists() else 0
 
-    @property
-    def metrics(self):
-        return {"nothing": Metric(label="nothing")}
+    def left(self) -> list[int]:
+        """Processes that have not ended yet."""
+        for pid in [pid for pid in self.pids if pid not in self.codes]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self.codes[pid] = status
+        return [pid for pid in self.pids if pid not in self.codes]
 
-    def target(self) -> Any:
-        return Towers()
+    def wait(self, condition, seconds: float) -> bool:
+        """Waits until a condition holds or all have ended; False if it took too long."""
+        until = time.monotonic() + seconds
+        while self.left() and not condition():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
 
-    def reference(self) -> Any:
-        return Towers()
+    def wait_for_steps(self, number: int) -> None:
+        self.wait(lambda: self.steps >= number, 600)
 
-    def losses(self, model, batch) -> Losses:
-        return Losses(model(batch["image"], batch["text"]))
+    def workers(self) -> list[int]:
+        """Loading workers of all ranks."""
+        workers = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            workers += [int(stat.parent.name)] if parent in self.pids else []
+        return sorted(workers)
 
-    def evaluate(self, model):
-        return {"nothing": 0.0}
+    def sweep(self) -> None:
+        for pid in self.pids:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        self.wait(lambda: False, LIMIT)
 
-    def export(self, model, folder):
-        pass
-
-    def exhibits(self, models):
-        return []
-
-    def stream(self, batch, *, seed):
-        stream = clip.Clip.stream(self, batch, seed=seed)
-        take, file = stream.__next__, Path(self.log) / f"{os.environ['LIFE']}-{os.environ['RANK']}.txt"
-
-        class Noted(type(stream)):
-            def __next__(self):
-                step, batch = self.position, take()
-                with file.open("a") as out:
-                    out.write(f"{step} {' '.join(map(str, batch.ids.tolist()))}\n")
-                return batch
-
-        stream.__class__ = Noted
-        return stream
-
-
-def write_shards(folder: Path, shards: int, chance: random.Random) -> None:
-    for number in range(shards):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-            for sample in range(chance.choice([1, 3, 40, 120, 250, 400])):
-                image, picture = np.full((8, 8, 3), (number + sample) % 256, dtype=np.uint8), io.BytesIO()
-                Image.fromarray(image).save(picture, "PNG")
-                for kind, data in (("png", picture.getvalue()), ("txt", f"pair {number} {sample}".encode())):
-                    member = tarfile.TarInfo(f"{sample:06d}.{kind}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+    def said(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted(self.errors.iterdir()))
 
 
-def spoil(folder: Path, chance: random.Random) -> None:
-    """Breaks what is indexed already: single pictures, a shard that is cut short, a shard that is gone."""
-    shards = sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_size)
-    for path in chance.sample(shards, 10):
-        data = bytearray(path.read_bytes())
-        offset = data.find(b"\x89PNG", chance.randrange(len(data) // 2))
-        if offset >= 0:
-            data[offset : offset + 40] = bytes(40)
-            path.write_bytes(bytes(data))
-    middle = [path for path in shards if path.stat().st_size > 60_000]
-    middle[0].unlink()
-    middle[1].write_bytes(middle[1].read_bytes()[:40_000])
-
-
-def one_process(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> None:
-    """One rank of the run, in a process of its own; never returns."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LIFE": str(life)}
-    code = 1
-    try:
-        settings, task = config.resolve("benchmarks.faults:Watched", typed={"options": options})
-        with process_group(torch.device("cpu")) as device:
-            Run(settings, task, folder, Console(quiet=True), ["faults"], device).execute()
-        code = 0
-    except Exception as error:  # what a rank sees when another one is killed first
-        if not isinstance(error, RuntimeError):
-            print(f"rank {rank}: {error!r}", file=sys.stderr)
-    os._exit(code)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def steps_taken(log: Path) -> dict[int, dict[int, list[int]]]:
-    """The ids of every step, by the life of the run that took it."""
-    taken: dict[int, dict[int, list[int]]] = {}
-    for file in log.glob("*.txt"):
-        for line in file.read_text().splitlines():
-            step, *ids = map(int, line.split())
-            taken.setdefault(step, {}).setdefault(int(file.name.partition("-")[0]), []).extend(ids)
-    return taken
-
-
-def last_batches(log: Path) -> list[list[int]]:
-    """The ids of every step, in the last life in which all ranks took it."""
-    taken = [lives for _, lives in sorted(steps_taken(log).items())]
-    return [lives[max(life for life, ids in lives.items() if len(ids) == BATCH)] for lives in taken]
+def strike(life: Life, blow: str, chance: random.Random) -> str:
+    """Does to the processes what shall befall them and waits for their end; gives what went wrong with it."""
+    victims = []
+    if blow == "killed run":
+        life.sweep()
+    elif blow.endswith("rank"):
+        victims = [chance.choice(life.pids)]
+    elif blow.endswith("worker"):
+        life.wait(lambda: bool(life.workers()), LIMIT)
+        victims = [chance.choice(life.workers() or life.pids)]
+    for victim in victims:
+        os.kill(victim, signal.SIGSTOP if blow.startswith("stopped") else signal.SIGKILL)
+    others = [pid for pid in life.pids if pid not in victims]
+    in_time = life.wait(lambda: not set(others) & set(life.left()), LIMIT)
+    alive = [f"{pid} {process_state(pid)}" for pid in others if pid in life.left()]
+    life.sweep()
+    said = life.said()
+    if not in_time:
+        return f"{len(alive)} processes had not ended after {LIMIT:g} s: {', '.join(alive)}"
+    if "Traceback" in said:
+        return f"a traceback: {said.strip().splitlines()[-1][:200]}"
+    if not re.search(BLOWS[blow][1], said):
+        return f"no line that says it: {said[-200:]!r}"
+    return ""
 
 
 def main() -> None:
@@ -179,127 +176,120 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--windows", action="store_true", help="the order for data that are too many to permute")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=list(BLOWS), action="append", help="nothing else befalls the runs")
+    parser.add_argument("--folder", type=Path, help="where to work and go on; a temporary one by default")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
     torch.set_num_threads(1)
     if arguments.windows:
         clip.MOST_WHOLE = 0
-    with tempfile.TemporaryDirectory() as folder:
-        kill_again_and_again(Path(folder), arguments, chance)
+    with tempfile.TemporaryDirectory() as temporary:
+        sys.exit(kill_again_and_again((arguments.folder or Path(temporary)).absolute(), arguments))
 
 
-def kill_again_and_again(folder: Path, arguments: argparse.Namespace, chance: random.Random) -> None:
-    for name in ("shards", "val", "log"):
-        (folder / name).mkdir()
-    write_shards(folder / "shards", arguments.shards, chance)
-    write_shards(folder / "val", 1, chance)
-    data = f"{folder}/shards/*.tar"
-    size = len(Shards.open(data))
-    spoil(folder / "shards", chance)
+def prepare(folder: Path, arguments: argparse.Namespace) -> dict:
+    """Shards, some of them broken, and the options of a run on them."""
     data = f"{folder}/shards/{{00000..{arguments.shards - 1:05d}}}.tar"
-    steps = arguments.epochs * (size // BATCH)
-    options = {"data": data, "val": f"{folder}/val/*.tar", "log": str(folder / "log"), "steps": steps}
-    options |= {"bad_share": 0.5, "bad_shards": True, "window": 64, "model": "emoji-rn32", "ref": "none"}
-    print(
-        f"{size:,} samples in {arguments.shards} shards, batch {BATCH}, {steps} steps in {arguments.epochs} epochs",
-        flush=True,
-    )
-    kills, ranks_used = 0, Counter()
+    if not (folder / "size").exists():
+        chance = random.Random(arguments.seed)
+        for name in ("shards", "val"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        write_shards(folder / "shards", arguments.shards, chance)
+        write_shards(folder / "val", 1, chance)
+        size = len(Shards.open(data))
+        spoil(folder / "shards", chance)
+        (folder / "size").write_text(str(size))
+    size = int((folder / "size").read_text())
+    options = {"data": data, "val": f"{folder}/val/*.tar", "steps": arguments.epochs * (size // BATCH)}
+    return options | {"bad_share": 0.5, "bad_shards": True, "window": 64, "model": "emoji-rn32", "ref": "none"}
+
+
+def kill_again_and_again(folder: Path, arguments: argparse.Namespace) -> int:
+    options = prepare(folder, arguments)
+    records = folder / "kills.jsonl"
+    kills = [Kill(**json.loads(line)) for line in records.read_text().splitlines()] if records.exists() else []
+    possible = {blow: often for blow, (often, _) in BLOWS.items() if blow in (arguments.only or BLOWS)}
+    if not can_fill_shared_memory():
+        possible.pop("full shared memory", None)
+    runs = max((kill.run for kill in kills), default=0)
+    starts = 1000 * len(list(folder.glob("start-*")))  # numbers of lives that no earlier start has used
+    (folder / f"start-{starts}").touch()
     while True:
-        ranks, workers = chance.choice([2, 4]), chance.choice([0, 1, 2])
-        ranks_used[ranks, workers] += 1
-        port = free_port()
-        taken = len(steps_taken(folder / "log"))
-        pids = [fork(kills, rank, ranks, port, options | {"workers": workers}, folder / "run") for rank in range(ranks)]
-        target = taken + chance.randint(1, 2 * steps // arguments.kills)
-        finished = wait(pids, folder / "log", target if kills < arguments.kills else steps + 1)
-        if finished:
-            break
-        kills += 1
-    write_report(folder, size, options, arguments.epochs, kills, ranks_used)
+        place = folder / f"run-{runs:03d}"
+        (place / "log").mkdir(parents=True, exist_ok=True)
+        if (place / "run" / "summary.json").exists():
+            if len(kills) >= arguments.kills:
+                return write_report(folder, options, kills, runs + 1, arguments)
+            runs += 1
+            continue
+        chance = random.Random(f"{arguments.seed}/{len(kills)}/{starts}")
+        blow = chance.choices(list(possible), list(possible.values()))[0] if len(kills) < arguments.kills else ""
+        ranks = chance.choice([2, 3, 4]) if blow.endswith("rank") else chance.choice([1, 2, 3, 4])
+        workers = chance.choice([1, 2]) if blow.endswith(("worker", "memory")) else chance.choice([0, 1, 2])
+        typed = options | {"workers": workers, "log": str(place / "log")}
+        life = Life(starts + len(kills), place, typed, ranks, blow)
+        steps = chance.randint(1, 12)
+        life.wait_for_steps(steps if blow else sys.maxsize)
+        if not life.left() and not any(life.codes.values()):
+            continue  # it was finished before anything happened
+        began = time.monotonic()
+        fault = strike(life, blow, chance) if blow else f"it ended by itself: {life.said()[-200:]!r}"
+        lines = [line for line in life.said().splitlines() if line.startswith("steer: ")]
+        line = next((line for line in lines if re.search(BLOWS[blow][1], line)), "") if blow else ""
+        kills.append(Kill(runs, blow, ranks, workers, life.steps, round(time.monotonic() - began, 1), line, fault))
+        with records.open("a") as file:
+            file.write(json.dumps(asdict(kills[-1])) + "\n")
+        what = f"{len(kills)}/{arguments.kills}: {blow}, {ranks} ranks, {workers} workers, {life.steps} steps"
+        print(f"{what}, {kills[-1].seconds:.1f} s: {fault and f'FAULT {fault} '}{line[:110]}", flush=True)
 
 
-def fork(life: int, rank: int, ranks: int, port: int, options: dict, folder: Path) -> int:
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)  # loading workers are killed with it
-        one_process(life, rank, ranks, port, options, folder)
-    return pid
-
-
-def wait(pids: list[int], log: Path, steps: int) -> bool:
-    """Kills all once so many steps were taken; True when they ended by themselves first."""
-    alive = set(pids)
-    while len(steps_taken(log)) < steps:
-        time.sleep(0.02)
-        for pid in list(alive):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                alive.discard(pid)
-                if status:
-                    raise SystemExit("a process ended by itself before the run was finished")
-        if not alive:
-            return True
-    for pid in alive:
-        os.killpg(pid, signal.SIGKILL)
-    for pid in alive:
-        os.waitpid(pid, 0)
-    return False
-
-
-def write_report(folder: Path, size: int, options: dict, epochs: int, kills: int, used: Counter) -> None:
-    batches = last_batches(folder / "log")
-    assert len(batches) == epochs * (size // BATCH), f"{len(batches)} steps were taken"
-    taken = sum(len(file.read_text().splitlines()) for file in (folder / "log").glob("*.txt"))
-    ways = ", ".join(f"{n} x {ranks} ranks with {workers} workers" for (ranks, workers), n in sorted(used.items()))
-    task = Watched(**options)
+def write_report(folder: Path, options: dict, kills: list[Kill], runs: int, arguments: argparse.Namespace) -> int:
+    size = int((folder / "size").read_text())
+    task = Watched(**options | {"log": ""})
     unusable = {number for number in range(size) if not usable(task, number)}
     result = Report("faults-windows" if clip.MOST_WHOLE == 0 else "faults", torch.device("cpu"))
     result.notes = [
         f"{size:,} samples, {len(unusable)} of which cannot be used (spoilt, cut off, or of a shard that is gone).",
-        f"{kills} kills; started {ways}.",
-        f"{taken:,} batches of a rank were taken for {len(batches):,} steps that count.",
+        f"{len(kills):,} kills in {runs} runs of {options['steps']} steps; the last of each run was not killed.",
     ]
-    rows = [["epoch", "turn came 0 times", "once", "twice", "0: unusable", "0: left over", "0: neither", "stand-ins"]]
+    rows = [["what happened", "times", "seconds to the end, median", "longest", "faults"]]
+    for blow in BLOWS:
+        those = [kill for kill in kills if kill.blow == blow]
+        seconds = sorted(kill.seconds for kill in those) or [0.0]
+        faults = sum(bool(kill.fault) for kill in those)
+        rows.append([blow, f"{len(those):,}", f"{seconds[len(seconds) // 2]:.1f}", f"{seconds[-1]:.1f}", str(faults)])
+    result.table("Kills", rows)
+    used = Counter((kill.ranks, kill.workers) for kill in kills)
+    sizes = [[str(ranks), *(f"{used[ranks, workers]:,}" for workers in range(3))] for ranks in range(1, 5)]
+    result.table("Processes", [["ranks", "0 workers", "1 worker", "2 workers"], *sizes])
+    rows = [["run", "epoch", "turn came 0 times", "once", "twice", "0: unusable", "0: left over", "0: neither"]]
     order = clip.Clip.stream(task, BATCH, seed=derive(0, "data")).plan.order
-    for epoch in range(epochs):
-        part = batches[epoch * (size // BATCH) : (epoch + 1) * (size // BATCH)]
-        planned = order.ids(epoch, 0, len(part) * BATCH).split(BATCH)
-        turns, stand_ins = Counter(), 0
-        for ids, expected in zip(part, planned, strict=True):
-            own_turn = set(ids) & set(expected.tolist())
-            turns.update(own_turn)
-            stand_ins += len(ids) - len(own_turn)
-        never = set(range(size)) - set(turns)
-        over = never - set(torch.cat(planned).tolist())
-        often = Counter(turns.values())
-        cells = (
-            len(never),
-            often[1],
-            often[2],
-            len(never & unusable),
-            len(over - unusable),
-            len(never - over - unusable),
-        )
-        rows.append([f"{cell:,}" for cell in (epoch + 1, *cells, stand_ins)])
+    for run in range(runs):
+        batches = last_batches(folder / f"run-{run:03d}" / "log")
+        assert len(batches) == options["steps"], f"{len(batches)} steps were taken"
+        for epoch in range(arguments.epochs):
+            part = batches[epoch * (size // BATCH) : (epoch + 1) * (size // BATCH)]
+            planned = order.ids(epoch, 0, len(part) * BATCH).split(BATCH)
+            turns: Counter = Counter()
+            for ids, expected in zip(part, planned, strict=True):
+                turns.update(set(ids) & set(expected.tolist()))
+            never, often = set(range(size)) - set(turns), Counter(turns.values())
+            over = never - set(torch.cat(planned).tolist()) - unusable
+            cells = len(never), often[1], often[2], len(never & unusable), len(over), len(never - over - unusable)
+            rows.append([f"{cell:,}" for cell in (run + 1, epoch + 1, *cells)])
     result.table("Samples", rows)
-    print(*result.notes, sep="\n")
+    faults = [kill.fault for kill in kills if kill.fault]
+    result.notes += [f"Faults: {'; '.join(faults[:10])}"] * bool(faults)
     result.goals = [
-        Goal("kills", kills, least=50),
-        Goal("samples whose turn came twice in an epoch", max(int(row[3]) for row in rows[1:]), most=0),
-        Goal("usable samples that were left out without being left over", max(int(row[6]) for row in rows[1:]), most=0),
+        Goal("kills", len(kills), least=arguments.kills),
+        Goal("kills after which the others did not end in one line that says why", len(faults), most=0),
+        Goal(
+            "samples whose turn came twice in an epoch", max(int(row[4].replace(",", "")) for row in rows[1:]), most=0
+        ),
+        Goal("usable samples left out without being left over", max(int(row[7]) for row in rows[1:]), most=0),
     ]
-    result.save()
-
-
-def usable(task: Watched, number: int) -> bool:
-    shards = task.shards
-    try:
-        decode(shards.picture(number))
-        shards.caption(number)
-    except Undecodable:
-        return False
-    return True
+    result.save(arguments.out)
+    return int(any(goal.verdict != "met" for goal in result.goals))
 
 
 if __name__ == "__main__":

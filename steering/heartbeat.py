@@ -108,11 +108,11 @@ class Heart:
         return socket.gethostname()
 
     def reason(self) -> RunError | None:
-        """Why a collective failed: who is gone, or failed; None where all are alive. Takes a few beats."""
+        """Why a collective failed: who is gone, or failed; None where all are alive, which takes a while."""
         self.handled.set()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher, which sends it before this is said
-        until = time.monotonic() + 6 * BEAT
+        until = time.monotonic() + GRACE
         while time.monotonic() < until and not self.gone and "failed" not in self._beats():
             time.sleep(BEAT / 4)
         if self.gone:
@@ -126,6 +126,8 @@ class Heart:
         self.thread.join(GRACE)
         with suppress(RuntimeError):
             self.store.set(f"beat{rank()}", word)
+        if word == "failed" and rank() == 0:
+            time.sleep(4 * BEAT)  # the others read it from this process, as a rule
 
     def _beats(self) -> list[str]:
         return [beat for beat, _ in self.last.values()]

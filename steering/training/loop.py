@@ -102,8 +102,8 @@ def _restore(training: Training, path: Path) -> None:
             check_state(state, training)
         return state
 
-    state = fail_on_all_ranks(lambda: read() if rank() == 0 else None)
-    state = fail_on_all_ranks(lambda: checkpoint.load(path)) if state is None else state
+    checked = fail_on_all_ranks(lambda: read() if rank() == 0 else None)
+    state = fail_on_all_ranks(lambda: checkpoint.load(path) if checked is None else checked)
     with _fitting(path):
         training.load_state_dict(state)
 

@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,41 +36,71 @@ class Workers:
         self.patience = patience()
         poll = min(POLL, self.patience)
         loader = DataLoader(plan, batch_size=None, sampler=numbers, num_workers=workers, timeout=poll)
-        self._batches = iter(loader)
+        try:
+            self._batches = iter(loader)
+        except OSError as error:  # their queues are in shared memory
+            raise _explanation(f"shared memory: {error.strerror}") from None
+        self._began: float | None = None  # when a batch was asked for that has not come yet
+        self._stopped: list[str] = []
+        threading.Thread(target=_watch, args=(weakref.ref(self), poll / 2), daemon=True).start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        began = time.monotonic()
-        while True:
-            try:
-                return next(self._batches)
-            except (UserError, RunError):
+        self._began = time.monotonic()
+        try:
+            while True:
+                batch = self._batch()
+                silent = time.monotonic() - self._began
+                if self._stopped:
+                    names = f"{', '.join(self._stopped)} was stopped for {self.patience:g} s"
+                elif batch is not None:
+                    return batch
+                elif silent > SLOW * self.patience:
+                    names = f"{', '.join(self._processes()[:3])} has given no batch for {silent:.0f} s"
+                else:
+                    continue
+                raise _lost(f"loading worker {names} ({VARIABLE}); {ADVICE}")
+        finally:
+            self._began = None
+
+    def _batch(self) -> Batch | None:
+        """The next batch, None if it has not come for a while."""
+        try:
+            return next(self._batches)
+        except (UserError, RunError):
+            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            if "timed out after" in str(error):
+                return None
+            codes = [process.exitcode for process in getattr(self._batches, "_workers", ())]
+            signals = [str(signal.strsignal(-code)) for code in codes if code is not None and code < 0]
+            if not signals and not isinstance(error, RuntimeError):
                 raise
-            except RuntimeError as error:
-                if "timed out after" not in str(error):
-                    raise _explanation(f"{error} {self._signals()}") from None
-            self._check(time.monotonic() - began)
+            raise _explanation(f"{error} {' killed by signal '.join(['', *signals])}") from None
 
-    def _processes(self) -> list[Any]:
-        return list(getattr(self._batches, "_workers", ()))
+    def _processes(self) -> list[str]:
+        return [f"{n} (pid {process.pid})" for n, process in enumerate(getattr(self._batches, "_workers", ()))]
 
-    def _signals(self) -> str:
-        """Names of the signals that ended processes, in words such as torch has for them."""
-        codes = [process.exitcode or 0 for process in self._processes()]
-        return " ".join(str(signal.strsignal(-code)) for code in codes if code < 0)
+    def go_on(self) -> None:
+        """Continues workers that are stopped while the run has waited for long, which then ends it.
 
-    def _check(self, silent: float) -> None:
-        processes = [(f"{number} (pid {process.pid})", process) for number, process in enumerate(self._processes())]
-        stopped = [(name, process) for name, process in processes if process_state(process.pid) in ("T", "t")]
-        if silent < self.patience or (not stopped and silent < SLOW * self.patience):
+        A batch is taken over from a worker that has to answer, so that nothing but the worker can end the waiting.
+        """
+        if self._began is None or time.monotonic() - self._began < self.patience:
             return
-        for _, process in stopped:
-            os.kill(process.pid, signal.SIGCONT)  # so that it ends with the others
-        names = ", ".join(name for name, _ in stopped or processes[:3])
-        what = "is stopped" if stopped else "has given no batch"
-        raise _lost(f"loading worker {names} {what} since {silent:.0f} s ({VARIABLE}); {ADVICE}")
+        for n, process in enumerate(getattr(self._batches, "_workers", ())):
+            if process_state(process.pid) in ("T", "t"):
+                self._stopped.append(f"{n} (pid {process.pid})")
+                os.kill(process.pid, signal.SIGCONT)
+
+
+def _watch(reference: "weakref.ref[Workers]", poll: float) -> None:
+    while (workers := reference()) is not None:
+        workers.go_on()
+        del workers
+        time.sleep(poll)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_tokens_of_any_number_are_flat_with_their_rows():
         (lambda: LossTable(VALUES, ids=[1, 2, 1]), "of ids 1 are there twice"),
         (lambda: LossTable(VALUES, ids=[1, 2]), "each of 3 samples has an id and a loss, got 2 ids"),
         (lambda: LossTable(VALUES, ids=[0.0, 1.0, 2.0]), "ids are \\[size\\] integers, got \\[3\\] torch.float64"),
-        (lambda: LossTable(VALUES, offsets=[0, 2]), "offsets rise from 0 to 3, the number of flat losses, got"),
+        (lambda: LossTable(VALUES, offsets=[0, 2]), "offsets rise from 0 to 3, the number of flat"),
         (lambda: LossTable(VALUES, offsets=[0, 2, 1, 3]), "offsets rise from 0 to 3"),
         (
             lambda: LossTable(VALUES, offsets=np.zeros(0, int)),
