@@ -37,7 +37,7 @@ from steering.clip.data.shards import Shards
 from steering.heartbeat import process_state
 from steering.training.seeds import derive
 
-LIMIT = 60.0  # seconds in which those that are left have to end by themselves
+LIMIT = 120.0  # seconds in which those that are left have to end by themselves
 BLOWS = {  # how often, and what the line has to say
     "killed run": (8, ""),
     "killed rank": (4, r"rank \d \(pid \d+ on \S+\) has gone"),
@@ -83,7 +83,7 @@ class Life:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"LIFE": str(number), "STEER_PATIENCE": "3"}
+        os.environ |= {"LIFE": str(number), "STEER_PATIENCE": os.environ.get("STEER_PATIENCE", "3")}
         self.codes: dict[int, int] = {}
         self.pids = [self._fork(rank, folder / "run", options, blow) for rank in range(ranks)]
 
