@@ -115,13 +115,13 @@ class Records:
 
     def _verify(self, ids: Tensor) -> None:
         """Finds what other processes, or an earlier one, have written."""
-        index = self._index[ids.numpy()]
+        index, ragged = self._index[ids.numpy()], self.kind is not None and self.kind["ragged"]
         written = (index[:, 2] > 0).nonzero()[0]
         if len(written):
             self._map()
         for number, (start, count, checksum) in zip(ids[written].tolist(), index[written].tolist(), strict=True):
             inside = 0 <= start <= len(self._entries) and 0 <= count <= len(self._entries) - start
-            inside = inside and (count == 1 or self.kind["ragged"])
+            inside = inside and (count == 1 or ragged)
             if inside and _checksum(self._entries[start : start + count], number) == checksum:
                 self._start[number], self._count[number] = start, count
 
