@@ -83,9 +83,7 @@ class Heart:
     def __init__(self, patience: float):
         self.patience = patience
         store: Any = distributed_c10d._get_default_store()
-        store = distributed_c10d.PrefixStore(
-            "heartbeat", store.underlying_store if hasattr(store, "underlying_store") else store
-        )
+        store = distributed_c10d.PrefixStore("heartbeat", getattr(store, "underlying_store", store))
         self.store: Any = store.clone() if hasattr(store, "clone") else store
         here = self._machine()
         self.store.set(f"who{rank()}", f"{os.getpid()} {socket.gethostname()} {here}")
