@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -133,10 +134,8 @@ class Life:
 
     def sweep(self) -> None:
         for pid in self.pids:
-            try:
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
         self.wait(lambda: False, LIMIT)
 
     def said(self) -> str:
@@ -154,7 +153,8 @@ def strike(life: Life, blow: str, chance: random.Random) -> str:
         life.wait(lambda: bool(life.workers()), LIMIT)
         victims = [chance.choice(life.workers() or life.pids)]
     for victim in victims:
-        os.kill(victim, signal.SIGSTOP if blow.startswith("stopped") else signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP if blow.startswith("stopped") else signal.SIGKILL)
     others = [pid for pid in life.pids if pid not in victims]
     in_time = life.wait(lambda: not set(others) & set(life.left()), LIMIT)
     alive = [f"{pid} {process_state(pid)}" for pid in others if pid in life.left()]
@@ -194,8 +194,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict:
         chance = random.Random(arguments.seed)
         for name in ("shards", "val"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        write_shards(folder / "shards", arguments.shards, chance)
-        write_shards(folder / "val", 1, chance)
+        write_shards(folder / "shards", range(arguments.shards), chance)
+        write_shards(folder / "val", range(90_000, 90_001), chance)
         size = len(Shards.open(data))
         spoil(folder / "shards", chance)
         (folder / "size").write_text(str(size))
@@ -239,6 +239,8 @@ def kill_again_and_again(folder: Path, arguments: argparse.Namespace) -> int:
         kills.append(Kill(runs, blow, ranks, workers, life.steps, round(time.monotonic() - began, 1), line, fault))
         with records.open("a") as file:
             file.write(json.dumps(asdict(kills[-1])) + "\n")
+        if fault:
+            (place / f"fault-{len(kills)}.txt").write_text(life.said())
         what = f"{len(kills)}/{arguments.kills}: {blow}, {ranks} ranks, {workers} workers, {life.steps} steps"
         print(f"{what}, {kills[-1].seconds:.1f} s: {fault and f'FAULT {fault} '}{line[:110]}", flush=True)
 

@@ -93,8 +93,8 @@ class Watched(clip.Clip):
         return stream
 
 
-def write_shards(folder: Path, shards: int, chance: random.Random) -> None:
-    for number in range(shards):
+def write_shards(folder: Path, numbers: range, chance: random.Random) -> None:
+    for number in numbers:
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for sample in range(chance.choice([1, 3, 40, 120, 250, 400])):
                 image, picture = np.full((8, 8, 3), (number + sample) % 256, dtype=np.uint8), io.BytesIO()

@@ -46,6 +46,9 @@ def process_state(pid: int) -> str:
         return "" if Path("/proc/self/stat").exists() else "?"
 
 
+_hearts: list["Heart"] = []  # of the group of processes that this one is in, if any
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Within it a process that goes missing ends the others in one line that names it.
@@ -58,19 +61,23 @@ def watched() -> Iterator[None]:
         yield
         return
     heart = Heart(patience())
-    failed = True
+    _hearts.append(heart)
+    word = "failed"
     try:
         yield
-        failed = False
-    except (UserError, RunError):
-        raise
-    except RuntimeError as error:  # of gloo or NCCL, as a rule
-        trouble = heart.reason()
-        if trouble is None:
-            raise
-        raise trouble from error
+        word = "left"
+    except Exception as error:
+        raise lost(error) or error from None
     finally:
-        heart.stop("failed" if failed else "left")
+        _hearts.remove(heart)
+        heart.stop(word)
+
+
+def lost(error: Exception) -> RunError | None:
+    """Why an error of gloo or NCCL came: which rank has gone, or that one failed; None for any other error."""
+    if isinstance(error, UserError | RunError) or not isinstance(error, RuntimeError) or not _hearts:
+        return None
+    return _hearts[-1].reason()
 
 
 class Heart:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from steering import atomic_files
 from steering.distributed import rank, world_size
 from steering.errors import RunError, UserError, explained
+from steering.heartbeat import lost
 from steering.reports.report import environment
 from steering.runs.processes import on_rank_zero
 
@@ -156,7 +157,7 @@ class RunFolder:
         except (UserError, RunError):
             raise
         except Exception as error:  # of a library, a task, or a mistake of ours
-            raise _logged(error, path) from error
+            raise lost(error) or _logged(error, path) from error
         finally:
             if lock.is_locked:
                 (path / HOLDER).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from steering.distributed import SHARED
 from steering.errors import RunError, UserError
@@ -74,11 +75,24 @@ class Workers:
         except (RuntimeError, OSError, EOFError) as error:
             if "timed out after" in str(error):
                 return None
-            codes = [process.exitcode for process in getattr(self._batches, "_workers", ())]
-            signals = [str(signal.strsignal(-code)) for code in codes if code is not None and code < 0]
-            if not signals and not isinstance(error, RuntimeError):
-                raise
-            raise _explanation(f"{error} {' killed by signal '.join(['', *signals])}") from None
+            raise self._death(error) from None
+
+    def _death(self, error: Exception) -> Exception:
+        """What became of a process, in one line; the error itself where all are alive."""
+        processes, signals, until = getattr(self._batches, "_workers", ()), [], time.monotonic() + 2
+        try:
+            while not signals and not isinstance(error, RuntimeError) and time.monotonic() < until:
+                time.sleep(0.05)  # a pipe breaks before the process is known to have ended
+                signals = [process.exitcode for process in processes if process.exitcode]
+        except RuntimeError as later:  # torch raises it in the middle of anything, once
+            error = later
+        if getattr(self._batches, "_worker_pids_set", False):
+            signal_handling._remove_worker_pids(id(self._batches))  # so that it does not do so from here on
+            self._batches._worker_pids_set = False  # type: ignore[attr-defined]
+        signals = [signal.strsignal(-process.exitcode) or "" for process in processes if (process.exitcode or 0) < 0]
+        if not signals and not isinstance(error, RuntimeError):
+            return error
+        return _explanation(f"{error} {' killed by signal '.join(['', *signals])}")
 
     def _processes(self) -> list[str]:
         return [f"{n} (pid {process.pid})" for n, process in enumerate(getattr(self._batches, "_workers", ()))]
