@@ -86,7 +86,7 @@ class SharedCounts:
     def add_shard(self, which: int) -> list[int]:
         """Notes that a shard cannot be read, and returns all of them."""
         self.lost[which] = 1
-        return self.lost.nonzero()[:, 0].tolist()
+        return self.lost.clone().nonzero()[:, 0].tolist()
 
     def totals(self) -> tuple[int, Counter[str], list[int], int]:
         """Samples looked at, skipped ones by reason, up to three that were, and how often one stood in."""
