@@ -80,6 +80,8 @@ class Life:
     def __init__(self, number: int, folder: Path, options: dict, ranks: int, blow: str):
         self.log, self.errors = Path(options["log"]) / f"{number}-0.txt", folder / "errors"
         self.errors.mkdir(exist_ok=True)
+        for path in self.errors.iterdir():  # of an earlier life with more ranks
+            path.unlink()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -104,8 +104,10 @@ class Heart:
         self.gone: dict[int, str] = {}
         self.since = 0.0  # when the first was gone
         self.handled, self.ended = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-        self.thread.start()
+        self.exchanged = time.monotonic()  # when beats were last heard at all
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
+        for thread in self.threads:
+            thread.start()
 
     @staticmethod
     def _machine() -> str:
@@ -130,7 +132,8 @@ class Heart:
         """Ends the thread and tells the others that this process has gone by itself."""
         self.handled.set()
         self.ended.set()
-        self.thread.join(GRACE)
+        for thread in self.threads:
+            thread.join(GRACE / 5)
         with suppress(RuntimeError):
             self.store.set(f"beat{rank()}", word)
         if word == "failed" and rank() == 0:
@@ -145,15 +148,20 @@ class Heart:
         return error
 
     def _beat(self) -> None:
+        """Beats, and hears the others; waits without end where the process that keeps the beats is stopped."""
         count = 0
         while not self.ended.wait(BEAT):
             count += 1
             with suppress(RuntimeError):  # of a store whose process is gone; then nobody's beat comes
                 self.store.set(f"beat{rank()}", str(count))
                 beats = self.store.multi_get([f"beat{r}" for r in self.others])
+                self.exchanged = time.monotonic()
                 for r, beat in zip(self.others, beats, strict=True):
                     if beat.decode() != self.last[r][0]:
                         self.last[r] = beat.decode(), time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(BEAT):
             self._judge()
             if self.gone and not self.handled.is_set() and time.monotonic() - self.since > min(GRACE, self.patience):
                 error = self._error()
@@ -164,14 +172,16 @@ class Heart:
 
     def _judge(self) -> None:
         """Who is gone: at once where a process has ended, after a while where it is silent."""
+        now = time.monotonic()
+        deaf = now - self.exchanged > self.patience  # then the first rank is, which keeps the beats
         for r, (beat, when) in self.last.items():
             if beat in ("left", "failed") or r in self.gone:
                 continue
             state = process_state(self.local[r]) if r in self.local else "?"
-            if state in ("", "Z", "X") and time.monotonic() - when > 2 * BEAT:  # it may just be leaving
+            if state in ("", "Z", "X") and now - when > 2 * BEAT:  # it may just be leaving
                 self.gone[r] = "has gone: it was killed, by the system if memory ran out"
-            elif time.monotonic() - when > self.patience:
+            elif now - when > self.patience and (r == 0 or not deaf):
                 why = "is stopped" if state in ("T", "t") else "is silent"
                 self.gone[r] = f"{why} since {self.patience:g} s ({VARIABLE}): its machine is lost or it was suspended"
             if r in self.gone and not self.since:
-                self.since = time.monotonic()
+                self.since = now
