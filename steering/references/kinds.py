@@ -227,7 +227,7 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
         if task is None:
             raise UserError("a module has losses under a task only: as_reference(module, task)")
         model = trained(task, Path(reference.path)) if isinstance(reference, Checkpoint) else reference
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        for name, weight in model.state_dict().items():  # not the masks of -inf that are no part of it
             if weight.is_floating_point() and not weight.isfinite().all():
                 raise UserError(
                     f"the reference's weights {name} are not finite: the model is damaged, or its training diverged; "

@@ -141,7 +141,8 @@ def test_all_faulty_shards_are_named_and_the_good_ones_remembered(tmp_path, monk
     with pytest.raises(UserError) as error:
         Shards.open(f"{tmp_path}/*.tar")
     assert one_line(error).startswith(f"4 of 6 shards cannot be used: {tmp_path}/1.tar is not a tar")
-    assert all(f"/{name}.tar" in one_line(error) for name in (1, 2, 4, 5)) and "/3.tar" not in one_line(error)
+    # A message is cut to 600 characters, whatever the length of its paths.
+    assert "/2.tar" in one_line(error) and "/3.tar" not in one_line(error)
     monkeypatch.setattr(index, "scan", None)
     assert captions(f"{tmp_path}/{{0,3}}.tar") == ["0", "3"]
 
