@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -139,6 +139,23 @@ def check_alike(kinds: Sequence[dict]) -> None:
             f"a reference's losses have one form, got {' and '.join(forms)}: pad all batches alike, or give flat "
             f"losses with their rows (Losses.rows)"
         )
+
+
+def same_entries(losses: Losses, reference: Losses, ids: Tensor) -> Tensor | Pairs:
+    """The reference's losses of the target's entries, of ``[n]`` ids; nothing may stand for one that is missing.
+
+    Raises:
+        UserError: the reference lacks an entry that the target has.
+    """
+    reference = reference.in_order_of(losses.rows)
+    if reference.mask is None:
+        return reference.values
+    missing = ~reference.mask if losses.mask is None else losses.mask.bool() & ~reference.mask
+    if missing.any():
+        sums = Losses(missing.double(), rows=losses.rows).per_sample(len(ids))
+        shown = ", ".join(map(str, ids[cast(Tensor, sums) > 0][:3].tolist()))
+        raise UserError(f"the reference has no loss for entries that the target has, of sample ids {shown}")
+    return reference.values
 
 
 def spread(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from steering.engine import Steerer
 from steering.errors import RunError, UserError
 from steering.groups import GroupWeights
 from steering.loss_rows import Average
+from steering.references.answers import same_entries
 from steering.references.store import ReferenceLosses
 from steering.rules.rule import Tempered
 from steering.selectors.selector import Selector
@@ -170,7 +171,7 @@ class Training:
 
     def _steer(self, losses: Losses, reference: Losses | None, batch: Batch) -> Steered:
         self.steerer.memory.gamma = self.gamma(self.done)
-        values = None if reference is None else fail_on_all_ranks(lambda: _same_entries(losses, reference, batch))
+        values = None if reference is None else fail_on_all_ranks(lambda: same_entries(losses, reference, batch.ids))
         scores = self._scores(losses, values)
         values = values if self.arm.subtract else None
         options = {"mask": losses.mask, "rows": losses.rows, "groups": losses.groups, "scores": scores}
@@ -315,19 +316,6 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.adam_epsilon)
-
-
-def _same_entries(losses: Losses, reference: Losses, batch: Batch) -> Tensor | Pairs:
-    """The reference's losses of the target's entries; nothing may stand in the place of one that is missing."""
-    reference = reference.in_order_of(losses.rows)
-    if reference.mask is None:
-        return reference.values
-    missing = ~reference.mask if losses.mask is None else losses.mask.bool() & ~reference.mask
-    if missing.any():
-        sums = Losses(missing.double(), rows=losses.rows).per_sample(len(batch))
-        ids = ", ".join(map(str, batch.ids[cast(Tensor, sums) > 0][:3].tolist()))
-        raise UserError(f"the reference has no loss for entries that the target has, of sample ids {ids}")
-    return reference.values
 
 
 def candidates_needed(arm: Arm, recipe: Recipe, size: int) -> int:
