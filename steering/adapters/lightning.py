@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
@@ -16,6 +15,11 @@ from steering.adapters.entries import as_losses, ids_of, reference_losses, refer
 from steering.distributed import fail_on_all_ranks
 from steering.engine import Steerer
 from steering.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule
+
+KEY = "Steerer"  # in the callbacks of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class MicroBatches:
         return [self.collate(samples[start : start + self.size]) for start in range(0, len(samples), self.size)]
 
 
-class Steering(Callback):
+class Steering:
     """The loss of a ``training_step``, with weights over all micro-batches that it is given, on all processes.
 
-    As a callback of the Trainer it keeps the steerer in checkpoints. ``accumulate_grad_batches`` would weigh every
-    micro-batch alone, which is another method, and is refused: a batch of the loader is a list of micro-batches
-    instead (``MicroBatches``), of which one at a time is held for the gradient.
+    ``accumulate_grad_batches`` would weigh every micro-batch alone, which is another method, and is refused: a batch of
+    the loader is a list of micro-batches instead (``MicroBatches``). Each goes through the model twice, so that the
+    activations of one at a time are held.
 
     Args:
         steerer: what weighs.
@@ -48,15 +52,18 @@ class Steering(Callback):
             ``batch["index"]``. None takes ``batch["reference_loss"]``.
 
     Example:
-        >>> class Model(LightningModule):
+        >>> def losses(model, batch): return (model(batch["x"])[:, 0] - batch["y"]).square()
+        >>> steering = Steering(Steerer("cvar(alpha=0.6)"), losses, reference=nn.Linear(3, 1))
+        >>> class Model(LightningModule):  # doctest: +SKIP
         ...     def training_step(self, batches, index):
-        ...         return self.steering.loss(self, batches)
+        ...         return steering.loss(self, batches)
+        >>> Trainer(callbacks=[steering.callback()]).fit(Model(), loader)  # doctest: +SKIP
     """
 
     def __init__(self, steerer: Steerer, losses: Callable[[Any, Any], Any], reference: Any = None):
         self.steerer, self.losses, self.reference = steerer, losses, reference
 
-    def loss(self, model: LightningModule, batches: Sequence[Any]) -> Tensor:
+    def loss(self, model: "LightningModule", batches: Sequence[Any]) -> Tensor:
         """The steered loss of a list of micro-batches; its value is the weighted loss, which is what to log.
 
         Raises:
@@ -64,9 +71,10 @@ class Steering(Callback):
         """
         if not isinstance(batches, list) or not batches:
             raise UserError(f"micro-batches are a list, as MicroBatches(8) collates it, got {type(batches).__name__}")
-        if model.trainer.accumulate_grad_batches != 1 or self not in model.trainer.callbacks:  # type: ignore[attr-defined]
+        trainer: Any = model.trainer
+        if trainer.accumulate_grad_batches != 1 or KEY not in [x.state_key for x in trainer.callbacks]:
             raise UserError(
-                "steering weighs all micro-batches of a step together: Trainer(callbacks=[steering]) with "
+                "steering weighs all micro-batches of a step together: Trainer(callbacks=[steering.callback()]) with "
                 "accumulate_grad_batches=1, and DataLoader(batch_size=32, collate_fn=MicroBatches(8)) to accumulate"
             )
         self.reference = reference_of(self.reference, model)
@@ -77,15 +85,24 @@ class Steering(Callback):
         parts = [window.loss(answer.values, index) for answer, index in zip(answers, indices, strict=True)]
         return torch.stack(parts).sum()
 
-    @property
-    def state_key(self) -> str:
-        return "Steerer"
+    def callback(self) -> "Callback":
+        """What keeps the steerer in the checkpoints of a Trainer."""
+        try:
+            from lightning.pytorch import Callback
+        except ImportError:
+            raise UserError("steering needs Lightning 2.6 or newer: pip install 'model-steering[lightning]'") from None
+        steerer = self.steerer
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.steerer.state_dict()
+        class KeepSteerer(Callback):
+            state_key = KEY  # type: ignore[assignment]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steerer.load_state_dict(state_dict)
+            def state_dict(self) -> dict[str, Any]:
+                return steerer.state_dict()
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                steerer.load_state_dict(state_dict)
+
+        return KeepSteerer()
 
 
 def _run_again(losses: Callable[[Any, Any], Any], model: nn.Module, batch: Any) -> Any:

@@ -49,7 +49,7 @@ def trained(model: Model, size: int = BATCH, ranks: int = 1, resume: str | None 
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
     order = DistributedSampler(Points(), num_replicas=ranks, rank=rank, shuffle=False)  # Lightning's own would shuffle
     loader = torch.utils.data.DataLoader(Points(), BATCH // ranks, sampler=order, collate_fn=MicroBatches(size))
-    callbacks = options.pop("callbacks", [model.steering])
+    callbacks = options.pop("callbacks", [model.steering.callback()])
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -147,7 +147,7 @@ def test_pairs_are_weighed_over_the_window():
     "options, message",
     [
         ({"accumulate_grad_batches": 2}, r"steering weighs all micro-batches of a step together: Trainer\(callbacks="),
-        ({"callbacks": []}, r"Trainer\(callbacks=\[steering\]\) with accumulate_grad_batches=1"),
+        ({"callbacks": []}, r"Trainer\(callbacks=\[steering.callback\(\)\]\) with accumulate_grad_batches=1"),
     ],
 )
 def test_a_mistake_is_one_line(options, message):
