@@ -40,6 +40,7 @@ ORDER = [
     ["steering.distillation"],
     ["steering.task", "steering.training.checkpoint"],
     ["steering.references"],
+    ["steering.adapters"],
     ["steering.training"],
     ["steering.auto"],
     ["steering.reports"],

@@ -91,6 +91,8 @@ def entry_losses(target: nn.Module, model: nn.Module, inputs: Any) -> Tensor:
     unused = COLUMNS if _is_encoder_decoder(target) else (*COLUMNS, "labels")  # a decoder is fed the labels
     outputs = model(**{name: x for name, x in inputs.items() if name not in unused})
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if logits is not None and outputs.get("aux_loss") is not None and torch.is_grad_enabled():
+        raise UserError("the auxiliary loss of a mixture of experts would be lost: set output_router_logits=False")
     mask, labels = label_mask(target, inputs), inputs["labels"]
     if predicts_next(target) and isinstance(logits, Tensor):
         logits, labels, mask = logits[:, :-1], labels[:, 1:], mask[:, 1:]
