@@ -108,7 +108,8 @@ def _classes(model: nn.Module) -> int | None:
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         return None
-    return config.num_labels if model.get_output_embeddings() is None else config.get_text_config().vocab_size
+    head: Any = model.get_output_embeddings
+    return config.num_labels if head() is None else config.get_text_config().vocab_size
 
 
 def reference_losses(reference: Any, losses: Callable[[Any, Any], Any], batch: Any) -> Losses | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,7 @@ from steering.engine import Steerer
 from steering.errors import UserError
 from steering.task import Losses
 
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
-
+Base: Any = object  # the Trainer stands behind the mixin
 STATE = "steerer.pt"  # in every checkpoint of the Trainer
 SHARE = "steering_share"  # under which a micro-batch carries what makes its losses a part of its window's loss
 
@@ -59,7 +55,7 @@ class SteeredTrainerMixin(Base):
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise UserError("compute_loss_func and label_smoothing_factor give one loss a batch: override entry_losses")
-        size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # type: ignore[arg-type]
+        size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         self.steerer, self.reference = steerer, reference_of(reference, self.model, size)
 
     def entry_losses(self, model: nn.Module, inputs: Any) -> Tensor:

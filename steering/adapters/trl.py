@@ -1,7 +1,7 @@
 """Steering in TRL's SFTTrainer: tokens are weighed without a ``[batch, length, vocabulary]`` tensor."""
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,15 +10,8 @@ from steering.adapters.transformers import SHARE, SteeredTrainerMixin
 from steering.engine import Steerer
 from steering.errors import UserError
 
-if TYPE_CHECKING:
-    from trl import SFTTrainer
 
-    class Base(SteeredTrainerMixin, SFTTrainer): ...
-else:
-    Base = SteeredTrainerMixin
-
-
-class SteeredSFTMixin(Base):
+class SteeredSFTMixin(SteeredTrainerMixin):
     """Steers an ``SFTTrainer`` by the token losses of its fused head, for data that are padded, packed or padding-free.
 
     See ``SteeredTrainerMixin`` for the arguments. A reference model gets a fused head, too. Where the trainer packs, a
@@ -47,7 +40,7 @@ class SteeredSFTMixin(Base):
         outputs = model(**inputs, fused_lm_head=True)
         return -outputs.log_probs[outputs.label_mask]
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
         """A micro-batch's part of the steered loss, with the trainer's own metrics; its own loss in evaluation."""
         share = inputs.pop(SHARE, None)
         if share is None:
@@ -60,20 +53,20 @@ class SteeredSFTMixin(Base):
             return outputs
 
         inputs = {name: x for name, x in inputs.items() if name not in COLUMNS}
-        super().compute_loss(forward, inputs, False, num_items_in_batch)
+        super().compute_loss(forward, inputs, False, num_items_in_batch)  # type: ignore[arg-type]
         loss = share(-outputs.log_probs[outputs.label_mask])
         if self.aux_loss_enabled:  # of a mixture of experts: a mean of every micro-batch
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return loss
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *others: Any) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any, **named: Any):
         if not packing or "reference_loss" not in (dataset.column_names or ()):
-            return super()._prepare_dataset(dataset, processing_class, args, packing, *others)
-        from trl import pack_dataset
+            return super()._prepare_dataset(dataset, processing_class, args, packing, *rest, **named)
+        from trl.data_utils import pack_dataset
 
         whole = copy(args)  # packing cuts and shuffles, and would keep but tokens and labels
         whole.max_length, whole.shuffle_dataset = None, False
-        dataset = super()._prepare_dataset(dataset, processing_class, whole, False, *others)
+        dataset = super()._prepare_dataset(dataset, processing_class, whole, False, *rest, **named)
         dataset = dataset.select_columns(["input_ids", "labels", "reference_loss"])
         dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return pack_dataset(dataset, args.max_length, args.packing_strategy)

@@ -36,7 +36,8 @@ def accelerated(steps: int, reference: Any, steerer: Steerer, ranks: int = 1, ep
                 made += accelerator.sync_gradients
                 optimizer.step()
                 optimizer.zero_grad()
-            logged.append(accelerator.reduce(value.detach(), reduction="mean").item())
+            mean: Any = accelerator.reduce(value.detach(), reduction="mean")
+            logged.append(float(mean))
     if "save" in folders:
         accelerator.save_state(folders["save"])
     assert made == 2 * epochs

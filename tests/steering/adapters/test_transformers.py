@@ -140,8 +140,9 @@ def test_every_kind_of_reference_says_the_same(tmp_path, expected):
     kept = [x[1:][torch.tensor(sample["labels"][1:]) != -100] for x, sample in zip(losses, samples, strict=True)]
     scored = LossTable(torch.cat(kept), offsets=torch.tensor([0] + [len(x) for x in kept]).cumsum(0))
     numbered = data().add_column("index", list(range(len(samples))))
-    left = lambda batch: padded(batch, left=True)  # noqa: E731
-    results = {left: weights_of(trained(Steerer(rule), table, numbered, arguments(tmp_path), collate=left).model)}
+    left: Any = lambda batch: padded(batch, left=True)  # noqa: E731
+    on_the_left = trained(Steerer(rule), table, numbered, arguments(tmp_path), collate=left)
+    results: dict[Any, torch.Tensor] = {padded: expected[rule][0], left: weights_of(on_the_left.model)}
     for source, dataset, collate in (
         (None, data(reference), padded),
         (table, numbered, padded),
@@ -149,8 +150,7 @@ def test_every_kind_of_reference_says_the_same(tmp_path, expected):
         (None, data(reference), left),
     ):
         trainer = trained(Steerer(rule), source, dataset, arguments(tmp_path, 2), collate=collate)
-        result = results.get(collate, expected[rule][0])
-        assert torch.allclose(weights_of(trainer.model), result, rtol=1e-4, atol=1e-6)  # losses are kept as float32
+        assert torch.allclose(weights_of(trainer.model), results[collate], rtol=1e-4, atol=1e-6)  # kept in float32
 
 
 def test_documents_are_weighed_alone_and_averaged_as_asked(tmp_path):
