@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering import atomic_files
 from steering.adapters.entries import first_pass, reference_losses, reference_of, weigh
 from steering.adapters.tokens import COLUMNS, Collator, entry_losses, label_mask, reference_entries, row_numbers
 from steering.distributed import fail_on_all_ranks
 from steering.engine import Steerer
 from steering.errors import UserError
 from steering.task import Losses
+from steering.training.checkpoint import load, save
 
 Base: Any = object  # the Trainer stands behind the mixin
 STATE = "steerer.pt"  # in every checkpoint of the Trainer
@@ -130,22 +130,19 @@ class SteeredTrainerMixin(Base):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any):
         """The Trainer's own; a checkpoint brings its steerer."""
-        if resume_from_checkpoint:
-            folder = resume_from_checkpoint
-            if folder is True:
-                from transformers.trainer_utils import get_last_checkpoint
+        folder = resume_from_checkpoint
+        if folder is True:
+            from transformers.trainer_utils import get_last_checkpoint
 
-                folder = get_last_checkpoint(self.args.output_dir)
-            self._load(Path(folder or self.args.output_dir) / STATE)
+            folder = get_last_checkpoint(self.args.output_dir)  # without any the Trainer says so
+        if folder:
+            if not (path := Path(folder) / STATE).exists():
+                raise UserError(f"{path} is missing: resume from a checkpoint that was saved with steering")
+            self.steerer.load_state_dict(load(path))
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _load(self, path: Path) -> None:
-        if not path.exists():
-            raise UserError(f"{path} is missing: resume from a checkpoint that was saved with steering")
-        self.steerer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            atomic_files.write(folder / STATE, lambda path: torch.save(self.steerer.state_dict(), path))
+            save(folder / STATE, self.steerer.state_dict())
