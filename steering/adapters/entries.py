@@ -91,10 +91,10 @@ def reference_of(reference: Any, model: nn.Module, size: int | None = None) -> A
     if reference is model:
         raise UserError("the reference is another model than the target, got the target itself: copy.deepcopy it")
     if isinstance(reference, nn.Module):
-        if (own := _classes(model)) != (other := _classes(reference)):
+        if (classes := _classes(model)) != (other := _classes(reference)):
             raise UserError(
-                f"target and reference have one vocabulary (or classes), got {own} and {other}: take the losses of the "
-                f"target's tokens from a column reference_loss"
+                f"target and reference have one vocabulary (or classes), got {classes} and {other}: score the "
+                f"target's tokens and give a column reference_loss"
             )
         return reference.to(next(model.parameters()).device).eval().requires_grad_(False)
     answers = None if reference is None else as_reference(reference)

@@ -1,9 +1,11 @@
 """Steering in a LightningModule."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,14 +89,15 @@ class Steering:
 
     def callback(self) -> "Callback":
         """What keeps the steerer in the checkpoints of a Trainer."""
+        package = "pytorch_lightning" if "lightning.pytorch" not in sys.modules else "lightning.pytorch"  # as was used
         try:
-            from lightning.pytorch import Callback
+            base: Any = import_module(package).Callback
         except ImportError:
             raise UserError("steering needs Lightning 2.6 or newer: pip install 'model-steering[lightning]'") from None
         steerer = self.steerer
 
-        class KeepSteerer(Callback):
-            state_key = KEY  # type: ignore[assignment]
+        class KeepSteerer(base):
+            state_key = KEY
 
             def state_dict(self) -> dict[str, Any]:
                 return steerer.state_dict()

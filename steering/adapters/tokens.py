@@ -22,6 +22,8 @@ class Collator:
     collate: Callable[[list[dict]], Any]
 
     def __call__(self, features: list[dict]) -> Any:
+        if not isinstance(features[0], Mapping):
+            return self.collate(features)
         columns = {name: [sample[name] for sample in features] for name in COLUMNS if name in features[0]}
         batch = self.collate([{name: x for name, x in sample.items() if name not in columns} for sample in features])
         if "index" in columns:

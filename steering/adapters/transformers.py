@@ -62,7 +62,7 @@ class SteeredTrainerMixin(Base):
         """Losses ``[entries]`` of a micro-batch: of its samples, or of its tokens that have a label, in their order."""
         return entry_losses(self.model, model, inputs)
 
-    def _beside(self, inputs: Any) -> tuple[Losses | None, Tensor | None, Tensor | None]:
+    def _reference_rows_ids(self, inputs: Any) -> tuple[Losses | None, Tensor | None, Tensor | None]:
         """The reference's losses of a micro-batch's entries, the row of every entry, and the ids of its samples."""
         mask = label_mask(self.model, inputs)
         rows = row_numbers(inputs, mask) if self.steerer.over == "rows" and mask.dim() == 2 else None
@@ -72,9 +72,9 @@ class SteeredTrainerMixin(Base):
             answer = reference_entries(answer, mask, inputs)
         return None if answer is None else answer._replace(rows=rows), rows, inputs.get("index")
 
-    def _window(self, losses: list[Tensor], beside: list) -> list[Callable[[Tensor], Tensor]]:
+    def _window(self, losses: list[Tensor], details: list) -> list[Callable[[Tensor], Tensor]]:
         """What makes the losses of each micro-batch, with gradient, its part of the loss of all of them."""
-        references, rows, ids = zip(*beside, strict=True)
+        references, rows, ids = zip(*details, strict=True)
         entries = [Losses(values, rows=index) for values, index in zip(losses, rows, strict=True)]
         window, indices = weigh(self.steerer, entries, references, ids)
         return [partial(window.loss, index=index) for index in indices]
@@ -87,13 +87,13 @@ class SteeredTrainerMixin(Base):
             return batches, number
         self.model.train()
         inputs = [self._prepare_inputs(batch) for batch in batches]
-        beside = fail_on_all_ranks(lambda: [self._beside(part) for part in inputs])
+        details = fail_on_all_ranks(lambda: [self._reference_rows_ids(part) for part in inputs])
         if self.args.gradient_accumulation_steps == 1:
-            batches[0][SHARE] = lambda losses: self._window([losses.detach()], beside)[0](losses)
+            batches[0][SHARE] = lambda losses: self._window([losses.detach()], details)[0](losses)
             return batches, number
         with first_pass(self.model), self.accelerator.autocast():
             losses = [self.entry_losses(self.model, part) for part in inputs]
-        for batch, share in zip(batches, self._window(losses, beside), strict=True):
+        for batch, share in zip(batches, self._window(losses, details), strict=True):
             batch[SHARE] = share
         return batches, number
 

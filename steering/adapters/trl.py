@@ -64,9 +64,9 @@ class SteeredSFTMixin(SteeredTrainerMixin):
             return super()._prepare_dataset(dataset, processing_class, args, packing, *rest, **named)
         from trl.data_utils import pack_dataset
 
-        whole = copy(args)  # packing cuts and shuffles, and would keep but tokens and labels
-        whole.max_length, whole.shuffle_dataset = None, False
-        dataset = super()._prepare_dataset(dataset, processing_class, whole, False, *rest, **named)
+        uncut = copy(args)  # packing cuts and shuffles, and would keep but tokens and labels
+        uncut.max_length, uncut.shuffle_dataset = None, False
+        dataset = super()._prepare_dataset(dataset, processing_class, uncut, False, *rest, **named)
         dataset = dataset.select_columns(["input_ids", "labels", "reference_loss"])
         dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         return pack_dataset(dataset, args.max_length, args.packing_strategy)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from steering import Steerer
 
-VOCABULARY, SAMPLES, BATCH, RATE = 32, 64, 32, 0.5
+VOCABULARY, SAMPLES, BATCH, LEARNING_RATE = 32, 64, 32, 0.5
 
 
 def language_model(seed: int, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float64) -> Any:
@@ -59,22 +59,26 @@ def token_losses(model: nn.Module, samples: list[dict[str, list[int]]]) -> list[
     for sample in samples:
         tokens = torch.tensor([sample["input_ids"]])
         logits = model(input_ids=tokens).logits[0, :-1]
-        each = cross_entropy(logits, tokens[0, 1:], reduction="none")
-        losses.append(torch.cat([each.new_tensor([torch.nan]), each]))
+        values = cross_entropy(logits, tokens[0, 1:], reduction="none")
+        losses.append(torch.cat([values.new_tensor([torch.nan]), values]))
     return losses
 
 
 def of_labels(losses: list[Tensor], samples: list[dict[str, list[int]]]) -> Tensor:
     """Those of tokens that have a label, ``[entries]``."""
     kept = [torch.tensor(sample["labels"][1:]) != -100 for sample in samples]
-    return torch.cat([each[1:][mask] for each, mask in zip(losses, kept, strict=True)])
+    return torch.cat([values[1:][mask] for values, mask in zip(losses, kept, strict=True)])
 
 
 def by_hand(model: nn.Module, reference: nn.Module, steerer: Steerer, steps: int, **options: Callable) -> list[float]:
-    """Gradient descent on whole batches, in the order of the data; gives the weighted losses."""
-    optimizer, data, weighted = torch.optim.SGD(model.parameters(), RATE), texts(), []
+    """Gradient descent on whole batches, in the order of the data; gives the weighted losses.
+
+    ``options`` make those of the steerer of the samples of a batch.
+    """
+    optimizer, data, weighted = torch.optim.SGD(model.parameters(), LEARNING_RATE), texts(), []
     for step in range(steps):
-        samples = [data[k % SAMPLES] for k in range(step * BATCH, (step + 1) * BATCH)]
+        numbers = [k % SAMPLES for k in range(step * BATCH, (step + 1) * BATCH)]
+        samples = [{**data[k], "index": k} for k in numbers]
         losses = of_labels(token_losses(model, samples), samples)
         with torch.no_grad():
             reference_losses = of_labels(token_losses(reference, samples), samples)
@@ -84,6 +88,16 @@ def by_hand(model: nn.Module, reference: nn.Module, steerer: Steerer, steps: int
         optimizer.zero_grad()
         weighted.append(float(steered.weighted_loss))
     return weighted
+
+
+def document_rows(samples: list[dict[str, Any]]) -> Tensor:
+    """The sample of every token that has a label, ``[entries]``."""
+    counts = [sum(label != -100 for label in sample["labels"][1:]) for sample in samples]
+    return torch.arange(len(samples)).repeat_interleave(torch.tensor(counts))
+
+
+def indices(samples: list[dict[str, Any]]) -> Tensor:
+    return torch.tensor([sample["index"] for sample in samples])
 
 
 def weights_of(model: nn.Module) -> Tensor:
@@ -100,7 +114,7 @@ def _one_rank(rank: int, function: Callable[[], Any], port: int, folder: str) ->
 
 
 def on_two_ranks(function: Callable[[], Any], folder: Path) -> list[Any]:
-    """What a function of a test module gives on each of two processes, which a host joins by the environment."""
+    """What a function of a test module gives on values of two processes, which a host joins by the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

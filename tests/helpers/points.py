@@ -32,21 +32,21 @@ def losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 
 
-def whole() -> list[dict[str, Any]]:
+def epoch_batches() -> list[dict[str, Any]]:
     """The batches of an epoch."""
     return list(torch.utils.data.DataLoader(Points(), BATCH))
 
 
 def table() -> LossTable:
     with torch.no_grad():
-        return LossTable(torch.cat([losses(network(1), batch) for batch in whole()]))
+        return LossTable(torch.cat([losses(network(1), batch) for batch in epoch_batches()]))
 
 
 def by_hand(steerer: Steerer, epochs: int = 1) -> tuple[torch.Tensor, list[float]]:
     model, weighted = network(0), []
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     for _ in range(epochs):
-        for batch in whole():
+        for batch in epoch_batches():
             with torch.no_grad():
                 reference_losses = losses(network(1), batch)
             steered = steerer(losses(model, batch), reference_losses)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from loops import on_two_ranks, weights_of
-from points import BATCH, RULE, Points, by_hand, losses, network, table, whole
+from points import BATCH, RULE, Points, by_hand, epoch_batches, losses, network, table
 from torch import nn
 
 from steering import DualMemory, Losses, Steerer, UserError
@@ -76,7 +76,7 @@ def test_micro_batches_that_are_weighed_alone_learn_something_else():
             break
     torch.optim.SGD(model.parameters(), 0.5).step()
     first = network(0)
-    Steerer(RULE)(losses(first, whole()[0]), losses(network(1), whole()[0]).detach()).loss.backward()
+    Steerer(RULE)(losses(first, epoch_batches()[0]), losses(network(1), epoch_batches()[0]).detach()).loss.backward()
     torch.optim.SGD(first.parameters(), 0.5).step()
     assert not torch.allclose(weights_of(model), weights_of(first), rtol=1e-2)
 
@@ -91,8 +91,8 @@ def test_what_the_steerer_remembers_is_saved_and_loaded(tmp_path):
 
 def test_losses_may_be_of_tokens_in_rows():
     def rows(model: nn.Module, batch: dict[str, Any]) -> Losses:
-        each = model(batch["x"]).square()
-        return Losses(each.flatten(), rows=torch.arange(len(each)).repeat_interleave(each.shape[1]))
+        errors = model(batch["x"]).square()
+        return Losses(errors.flatten(), rows=torch.arange(len(errors)).repeat_interleave(errors.shape[1]))
 
     results = []
     for steps in (1, 4):

@@ -52,13 +52,13 @@ def test_a_reference_is_asked_by_id_by_column_or_by_model():
     for source, values in (
         (None, torch.tensor([1.0, 2.0])),
         (LossTable([3.0, 4.0, 5.0]), torch.tensor([5.0, 3.0])),
-        (lambda asked: asked["x"], torch.tensor([5.0, 7.0])),
+        (lambda part: part["x"], torch.tensor([5.0, 7.0])),
         (reference, expected),
     ):
         answer = reference_losses(reference_of(source, target), losses, batch)
         assert answer is not None and torch.equal(answer.values, values)  # type: ignore[arg-type]
-    asked = reference_losses(reference_of(LossTable([3.0, 4.0, 5.0]), target), losses, Batch(torch.tensor([1]), {}))
-    assert asked is not None and asked.values.tolist() == [4]  # type: ignore[union-attr]
+    answer = reference_losses(reference_of(LossTable([3.0, 4.0, 5.0]), target), losses, Batch(torch.tensor([1]), {}))
+    assert answer is not None and answer.values.tolist() == [4]  # type: ignore[union-attr]
     assert not next(reference.parameters()).requires_grad and not reference.training
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from loops import on_two_ranks, weights_of
-from points import BATCH, RULE, Points, by_hand, losses, network, table, whole
+from points import BATCH, RULE, Points, by_hand, epoch_batches, losses, network, table
 from torch import nn
 
 from steering import DualMemory, Pairs, Steerer, UserError
@@ -103,11 +103,11 @@ def test_mixed_precision_is_close_to_double():
 
 def test_a_resumed_module_is_one_that_was_never_stopped(tmp_path):
     make = lambda: Steerer("kl(temperature=1)", reference_scale="auto", memory=DualMemory(gamma=0.5))  # noqa: E731
-    whole_run, first, second = (Model(make(), network(1)) for _ in range(3))
-    trained(whole_run, 8, max_epochs=2)
+    uninterrupted, first, second = (Model(make(), network(1)) for _ in range(3))
+    trained(uninterrupted, 8, max_epochs=2)
     trained(first, 8).save_checkpoint(tmp_path / "half.ckpt")
     trained(second, 8, max_epochs=2, resume=str(tmp_path / "half.ckpt"))
-    assert torch.equal(weights_of(whole_run), weights_of(second))
+    assert torch.equal(weights_of(uninterrupted), weights_of(second))
     assert second.steering.steerer.variance.values is not None
     assert "reference" not in "".join(torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"])
 
@@ -155,4 +155,4 @@ def test_a_mistake_is_one_line(options, message):
         trained(Model(Steerer(RULE), network(1)), **options)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"micro-batches are a list, as MicroBatches\(8\) collates it, got dict"):
-        Model(Steerer(RULE), network(1)).steering.loss(Model(Steerer(RULE), None), whole()[0])  # type: ignore[arg-type]
+        Model(Steerer(RULE), network(1)).steering.loss(Model(Steerer(RULE), None), epoch_batches()[0])  # type: ignore[arg-type]

@@ -7,9 +7,12 @@ import pytest
 import torch
 from loops import (
     BATCH,
-    RATE,
+    LEARNING_RATE,
+    SAMPLES,
     VOCABULARY,
     by_hand,
+    document_rows,
+    indices,
     language_model,
     on_two_ranks,
     padded,
@@ -19,7 +22,7 @@ from loops import (
 )
 from torch import nn
 
-from steering import Steerer, UserError
+from steering import DualMemory, Steerer, UserError
 from steering.references import LossTable
 
 pytest.importorskip("transformers", minversion="5")
@@ -68,7 +71,7 @@ def arguments(folder: Any, accumulate: int = 1, ranks: int = 1, **options: Any) 
 def trained(steerer: Steerer | None, reference: Any, dataset: Dataset, args: TrainingArguments, **options: Any) -> Any:
     """A trainer that has trained a target; without a steerer it is the plain one."""
     model = options.pop("model", None) or language_model(0)
-    descent = torch.optim.SGD(model.parameters(), RATE)
+    descent = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     constant = torch.optim.lr_scheduler.LambdaLR(descent, lambda _: 1.0)
     steering = {} if steerer is None else {"steerer": steerer, "reference": reference}
     trainer_class = Trainer if steerer is None else SteeredTrainer
@@ -153,18 +156,14 @@ def test_every_kind_of_reference_says_the_same(tmp_path, expected):
         assert torch.allclose(weights_of(trainer.model), results[collate], rtol=1e-4, atol=1e-6)  # kept in float32
 
 
-def test_documents_are_weighed_alone_and_averaged_as_asked(tmp_path):
-    for average in ("rows", "entries"):
-        steerer = Steerer("cvar(alpha=0.5)", over="rows", average=average)
-        rows = lambda x: torch.arange(len(x)).repeat_interleave(torch.tensor([len(_labels(s)) for s in x]))  # noqa: E731
-        model = language_model(0)
-        by_hand(model, language_model(1), copy.deepcopy(steerer), STEPS, rows=rows)
-        trainer = trained(steerer, language_model(1), data(), arguments(tmp_path, 4))
-        assert torch.allclose(weights_of(trainer.model), weights_of(model), rtol=1e-10, atol=1e-12)
-
-
-def _labels(sample: dict) -> list[int]:
-    return [label for label in sample["labels"][1:] if label != -100]
+@pytest.mark.parametrize("average, gamma", [("rows", 1.0), ("entries", 1.0), ("rows", 0.5)])
+def test_documents_are_weighed_alone_averaged_as_asked_and_remembered_by_index(tmp_path, average, gamma):
+    memory = DualMemory(SAMPLES, gamma=gamma)
+    steerer = Steerer("kl(temperature=0.5)", over="rows", average=average, memory=memory)
+    model, numbered = language_model(0), data().add_column("index", list(range(SAMPLES)))
+    by_hand(model, language_model(1), copy.deepcopy(steerer), STEPS, rows=document_rows, ids=indices)
+    trainer = trained(steerer, language_model(1), numbered, arguments(tmp_path, 4))
+    assert torch.allclose(weights_of(trainer.model), weights_of(model), rtol=1e-10, atol=1e-12)
 
 
 def test_uniform_weights_train_as_the_plain_trainer(tmp_path):
@@ -228,7 +227,7 @@ def test_four_micro_batches_of_8_are_one_batch_of_32_and_not_four(tmp_path):
         for part in parts:
             steered = Steerer("cvar(alpha=0.1)")(losses(model, part), losses(Classifier(1), part).detach())
             (steered.loss / len(parts)).backward()
-        torch.optim.SGD(model.parameters(), RATE).step()
+        torch.optim.SGD(model.parameters(), LEARNING_RATE).step()
         return weights_of(model)
 
     numbers: list[int] = []
@@ -241,7 +240,7 @@ def test_four_micro_batches_of_8_are_one_batch_of_32_and_not_four(tmp_path):
     results = {}
     for accumulate in (1, 4):
         model = Classifier(0)
-        descent = torch.optim.SGD(model.parameters(), RATE)
+        descent = torch.optim.SGD(model.parameters(), LEARNING_RATE)
         args = arguments(tmp_path, accumulate, max_steps=1)
         trainer = Counting(
             model,
@@ -281,7 +280,7 @@ def test_both_passes_draw_the_same_noise_and_leave_running_means_alone(tmp_path)
 def test_a_resumed_trainer_is_one_that_was_never_stopped(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     steerers = [Steerer("kl(temperature=0.5)", reference_scale="auto") for _ in range(3)]
-    whole, _, resumed = (
+    uninterrupted, _, resumed = (
         trained(
             steerer,
             language_model(1),
@@ -290,12 +289,12 @@ def test_a_resumed_trainer_is_one_that_was_never_stopped(tmp_path):
             resume=resume,
         )
         for steerer, folder, steps, resume in (
-            (steerers[0], "whole", 4, None),
+            (steerers[0], "once", 4, None),
             (steerers[1], "parts", 2, None),
             (steerers[2], "parts", 4, True),
         )
     )
-    assert torch.equal(weights_of(whole.model), weights_of(resumed.model))
+    assert torch.equal(weights_of(uninterrupted.model), weights_of(resumed.model))
     first, second = (x.variance.values for x in (steerers[0], steerers[2]))
     assert first is not None and second is not None and torch.equal(first, second)
     (tmp_path / "parts" / "checkpoint-4" / STATE).unlink()
@@ -313,7 +312,7 @@ class Headless(nn.Module):
 
 
 def wrong(name: str) -> dict[str, Any]:
-    """What a trainer is given for each mistake."""
+    """What a trainer is mistake for each mistake."""
     reference, dataset = language_model(1), data(language_model(1))
     short = dataset.map(lambda x: {"reference_loss": x["reference_loss"][:2]})
     strange = dataset.map(lambda x: {"labels": [99] * len(x["labels"])})
@@ -350,9 +349,9 @@ def wrong(name: str) -> dict[str, Any]:
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, name, message):
-    given = {"dataset": data(), "reference": None} | wrong(name)
+    mistake = {"dataset": data(), "reference": None} | wrong(name)
     with pytest.raises(UserError, match=message) as error:
-        trained(Steerer("uniform"), args=arguments(tmp_path, 2), **given)
+        trained(Steerer("uniform"), args=arguments(tmp_path, 2), **mistake)
     assert "\n" not in str(error.value)
 
 

@@ -5,9 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from loops import BATCH, RATE, VOCABULARY, by_hand, language_model, on_two_ranks, texts, token_losses, weights_of
+from loops import (
+    BATCH,
+    LEARNING_RATE,
+    SAMPLES,
+    VOCABULARY,
+    by_hand,
+    document_rows,
+    indices,
+    language_model,
+    on_two_ranks,
+    texts,
+    token_losses,
+    weights_of,
+)
 
-from steering import Steerer, UserError
+from steering import DualMemory, Steerer, UserError
 
 pytest.importorskip("trl", minversion="1.16")
 
@@ -43,10 +56,10 @@ def data(column: bool) -> Dataset:
 
 
 def trainer_of(folder: Any, dataset: Dataset, reference: Any, steerer: Steerer | None, **options: Any) -> Any:
-    words = Tokenizer(models.WordLevel({str(k): k for k in range(VOCABULARY)}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="1", eos_token="2", unk_token="0")
+    vocabulary = Tokenizer(models.WordLevel({str(k): k for k in range(VOCABULARY)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="1", eos_token="2", unk_token="0")
     model = options.pop("model", None) or language_model(0, dtype=torch.float32)
-    descent = torch.optim.SGD(model.parameters(), RATE)
+    descent = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     steering = {} if steerer is None else {"steerer": steerer, "reference": reference}
     evaluation = options.pop("eval_dataset", None)
     defaults = {
@@ -102,6 +115,17 @@ def test_accumulated_and_padded_micro_batches_are_one_batch(tmp_path, expected):
     trainer = trainer_of(tmp_path, data(True), None, Steerer(RULE), **sizes)
     trainer.train()
     assert torch.allclose(weights_of(trainer.model).double(), expected["padded"], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["padded", "padding-free"])
+def test_documents_are_weighed_alone_whether_they_are_padded_or_not(tmp_path, form):
+    """With a memory of each, by its index."""
+    make = lambda: Steerer("kl(temperature=0.5)", over="rows", memory=DualMemory(SAMPLES, gamma=0.5))  # noqa: E731
+    model, numbered = language_model(0), data(True).add_column("index", list(range(SAMPLES)))
+    by_hand(model, language_model(1), make(), STEPS, rows=document_rows, ids=indices)
+    trainer = trainer_of(tmp_path, numbered, None, make(), **FORMS[form])
+    trainer.train()
+    assert torch.allclose(weights_of(trainer.model).double(), weights_of(model), atol=1e-5)
 
 
 def on_a_rank() -> torch.Tensor:
