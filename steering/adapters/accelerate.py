@@ -80,7 +80,7 @@ class Steering:
             return steps * settled.loss(losses(batch).values, index)
 
         def single() -> Tensor:
-            answer = losses(window[0])
+            answer = fail_on_all_ranks(lambda: losses(window[0]))
             return weigh(self.steerer, [answer], references, ids)[0].loss(answer.values, slice(None))
 
         references = fail_on_all_ranks(lambda: [reference_losses(reference, self.losses, batch) for batch in window])
@@ -88,6 +88,6 @@ class Steering:
         if steps == 1:
             return [single]
         with first_pass(model):
-            answers = [losses(batch) for batch in window]
+            answers = fail_on_all_ranks(lambda: [losses(batch) for batch in window])
         settled, indices = weigh(self.steerer, answers, references, ids)
         return [partial(part, batch, index) for batch, index in zip(window, indices, strict=True)]

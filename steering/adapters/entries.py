@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steering.contrastive.pairs import is_pairs
+from steering.distributed import fail_on_all_ranks
 from steering.engine import Steerer
 from steering.errors import UserError
 from steering.references import LossTable, as_reference
@@ -44,28 +46,32 @@ def weigh(
     """Settles the weights of micro-batches together; gives their window, and the index of each in it.
 
     Raises:
-        UserError: some of them lack a reference's losses, or all do and the steerer subtracts them.
+        UserError: some of them lack a reference's losses, or all do and the steerer subtracts them; on all ranks.
     """
-    sizes = [_size(part) if index is None else len(index) for part, index in zip(losses, ids, strict=True)]
-    target = Losses.concatenate([part._replace(outputs=None) for part in losses], sizes)
-    values, indices = (
-        None,
-        None if any(index is None for index in ids) else torch.cat([x for x in ids if x is not None]),
-    )
-    if all(part is not None for part in reference):
-        answers = Losses.concatenate([part._replace(outputs=None) for part in reference if part is not None], sizes)
-        values = same_entries(target, answers, torch.arange(sum(sizes)) if indices is None else indices)
-    elif steerer.reference_scale != 0:
-        raise UserError(
-            "steering needs a reference: reference=..., or a column reference_loss in every batch; with "
-            "Steerer(reference_scale=0) it goes by the loss alone"
-        )
+
+    def joined() -> tuple[Losses, Any, Tensor | None]:
+        """The losses of all, the reference's, and the ids of the samples."""
+        sizes = [_size(part) if index is None else len(index) for part, index in zip(losses, ids, strict=True)]
+        target = Losses.concatenate([part._replace(outputs=None) for part in losses], sizes)
+        present = [index for index in ids if index is not None]
+        indices = torch.cat(present) if len(present) == len(ids) else None
+        answers = [part._replace(outputs=None) for part in reference if part is not None]
+        if len(answers) == len(losses):
+            numbers = torch.arange(sum(sizes)) if indices is None else indices
+            return target, same_entries(target, Losses.concatenate(answers, sizes), numbers), indices
+        if steerer.reference_scale != 0:
+            raise UserError(
+                "steering needs a reference: reference=..., or a column reference_loss in every batch; with "
+                "Steerer(reference_scale=0) it goes by the loss alone"
+            )
+        return target, None, indices
+
+    target, values, indices = fail_on_all_ranks(joined)
     options = {"mask": target.mask, "rows": target.rows, "groups": target.groups}
     window = steerer.weigh(target.values, values, ids=indices, **options)
-    ends = torch.tensor(
-        [0, *(len(x.left) if is_pairs(x) else len(x) for x in (part.values for part in losses))]
-    ).cumsum(0)
-    return window, [slice(start, end) for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+    lengths = [len(part.values.left) if is_pairs(part.values) else len(part.values) for part in losses]
+    ends = list(accumulate(lengths, initial=0))
+    return window, [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _size(losses: Losses) -> int:

@@ -82,7 +82,7 @@ class Steering:
         self.reference = reference_of(self.reference, model)
         references = fail_on_all_ranks(lambda: [reference_losses(self.reference, self.losses, x) for x in batches])
         run: Callable[..., Any] = self.losses if len(batches) == 1 else partial(_run_again, self.losses)
-        answers = [as_losses(run(model, batch)) for batch in batches]
+        answers = fail_on_all_ranks(lambda: [as_losses(run(model, batch)) for batch in batches])
         window, indices = weigh(self.steerer, answers, references, [ids_of(batch) for batch in batches])
         parts = [window.loss(answer.values, index) for answer, index in zip(answers, indices, strict=True)]
         return torch.stack(parts).sum()

@@ -92,7 +92,7 @@ class SteeredTrainerMixin(Base):
             batches[0][SHARE] = lambda losses: self._window([losses.detach()], details)[0](losses)
             return batches, number
         with first_pass(self.model), self.accelerator.autocast():
-            losses = [self.entry_losses(self.model, part) for part in inputs]
+            losses = fail_on_all_ranks(lambda: [self.entry_losses(self.model, part) for part in inputs])
         for batch, share in zip(batches, self._window(losses, details), strict=True):
             batch[SHARE] = share
         return batches, number
@@ -102,7 +102,7 @@ class SteeredTrainerMixin(Base):
         share = inputs.pop(SHARE, None)
         if share is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return share(self.entry_losses(model, inputs))
+        return share(fail_on_all_ranks(lambda: self.entry_losses(model, inputs)))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's own, which must not divide a loss once more by the number of micro-batches."""

@@ -1,6 +1,7 @@
 """A steered Trainer is the loop by hand: accumulated, padded, on two processes, saved and resumed."""
 
 import copy
+import tempfile
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from loops import (
 from torch import nn
 
 from steering import DualMemory, Steerer, UserError
+from steering.errors import RunError
 from steering.references import LossTable
 
 pytest.importorskip("transformers", minversion="5")
@@ -96,16 +98,23 @@ def logged(trainer: Trainer) -> list[float]:
 RULES = ["cvar(alpha=0.3)", "kl(temperature=0.5)"]
 
 
-def on_a_rank() -> dict[str, torch.Tensor]:
-    import tempfile
-
+def on_a_rank() -> dict[str, Any]:
+    """What a process has learnt, and what it says of mistakes that befall one of the two."""
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(folder, accumulate=4, ranks=2, ddp_backend="gloo")
-        assert args.world_size == 2
-        trainers = {rule: trained(Steerer(rule), language_model(1), data(), args) for rule in RULES}
-        return {rule: weights_of(x.model) for rule, x in trainers.items()} | {
-            f"{rule} logged": torch.tensor(logged(x)) for rule, x in trainers.items()
-        }
+        options = {"ranks": 2, "ddp_backend": "gloo"}
+        results = {}
+        for rule in RULES:
+            trainer = trained(Steerer(rule), language_model(1), data(), arguments(folder, 4, **options))
+            results[rule] = weights_of(trainer.model), logged(trainer)
+        strange = data().map(lambda x, k: {"labels": [99 if k == 0 else 0] * len(x["labels"])}, with_indices=True)
+        first = torch.distributed.get_rank() == 0
+        mistakes = {"labels": (strange, language_model(1)), "reference": (data(), language_model(1) if first else None)}
+        for name, (dataset, reference) in mistakes.items():
+            for accumulate in (1, 4):
+                with pytest.raises((UserError, RunError)) as error:
+                    trained(Steerer(RULES[0]), reference, dataset, arguments(folder, accumulate, **options))
+                results[f"{name} {accumulate}"] = str(error.value)
+        return results
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +136,19 @@ def test_a_trainer_is_the_loop_by_hand_also_with_accumulation(tmp_path, expected
     assert logged(trainer) == pytest.approx(expected[rule][1], rel=1e-6) and min(logged(trainer)) > 0
 
 
-def test_two_processes_with_accumulation_are_the_loop_by_hand(tmp_path, expected):
-    for result in on_two_ranks(on_a_rank, tmp_path):
+def test_two_processes_with_accumulation_are_the_loop_by_hand_and_fail_together(tmp_path, expected):
+    results = on_two_ranks(on_a_rank, tmp_path)
+    for result in results:
         for rule in RULES:
-            assert torch.allclose(result[rule], expected[rule][0], rtol=1e-10, atol=1e-12)
-            assert result[f"{rule} logged"].tolist() == pytest.approx(expected[rule][1], rel=1e-6)
+            assert torch.allclose(result[rule][0], expected[rule][0], rtol=1e-10, atol=1e-12)
+            assert result[rule][1] == pytest.approx(expected[rule][1], rel=1e-6)
+    for accumulate in (1, 4):
+        for name, rank, message in (
+            ("labels", 0, "labels are below 32"),
+            ("reference", 1, "steering needs a reference"),
+        ):
+            assert results[rank][f"{name} {accumulate}"].startswith(message)
+            assert results[1 - rank][f"{name} {accumulate}"].startswith("another process of this run failed")
 
 
 def test_every_kind_of_reference_says_the_same(tmp_path, expected):
