@@ -121,12 +121,16 @@ class Heart:
         self.handled.set()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher, which sends it before this is said
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until and not self.gone and "failed" not in self._beats():
+        began, failed = time.monotonic(), None
+        while not self.gone and time.monotonic() - began < GRACE:
+            if any(beat == "failed" for beat, _ in self.last.values()):  # of one that has gone, perhaps
+                failed = failed or time.monotonic()
+                if time.monotonic() - failed > 6 * BEAT:
+                    break
             time.sleep(BEAT / 4)
         if self.gone:
             return self._error()
-        return Elsewhere("another process of this run failed and says why") if "failed" in self._beats() else None
+        return Elsewhere("another process of this run failed and says why") if failed else None
 
     def stop(self, word: str) -> None:
         """Ends the thread and tells the others that this process has gone by itself."""
@@ -138,9 +142,6 @@ class Heart:
             self.store.set(f"beat{rank()}", word)
         if word == "failed" and rank() == 0:
             time.sleep(4 * BEAT)  # the others read it from this process, as a rule
-
-    def _beats(self) -> list[str]:
-        return [beat for beat, _ in self.last.values()]
 
     def _error(self) -> RunError:
         error = RunError(f"{'; '.join(f'{self.names[r]} {why}' for r, why in self.gone.items())}; {ADVICE}")

@@ -42,6 +42,7 @@ def test_a_rank_that_is_killed_or_stopped_is_named_by_the_others(tmp_path, victi
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     lines = re.findall(r"^steer: .*", error, flags=re.MULTILINE)
     assert lines and len(lines) == 1, error
     assert f"rank {victim} (pid {processes[victim].pid} on " in lines[0] and words in lines[0]
