@@ -87,7 +87,7 @@ class Workers:
         except RuntimeError as later:  # torch raises it in the middle of anything, once
             error = later
         if getattr(self._batches, "_worker_pids_set", False):
-            signal_handling._remove_worker_pids(id(self._batches))  # so that it does not do so from here on
+            signal_handling._remove_worker_pids(id(self._batches))  # type: ignore  # so that it does not do so from here on
             self._batches._worker_pids_set = False  # type: ignore[attr-defined]
         signals = [signal.strsignal(-process.exitcode) or "" for process in processes if (process.exitcode or 0) < 0]
         if not signals and not isinstance(error, RuntimeError):
