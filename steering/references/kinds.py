@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steering.errors import UserError
 from steering.references.answers import Answers
+from steering.references.files import read_reference
 from steering.references.table import LossTable
 from steering.task import Batch, Losses, Task
 from steering.training.checkpoint import trained
@@ -77,8 +78,8 @@ class Estimator:
     """
 
     estimator: Any
-    x: str
-    y: str
+    x: str = "x"
+    y: str = "y"
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch.
@@ -88,7 +89,10 @@ class Estimator:
         """
         lacking = [name for name in (self.x, self.y) if name not in batch.fields]
         if lacking:
-            raise UserError(f"an estimator needs the field {lacking[0]}, but a batch has {', '.join(batch.fields)}")
+            raise UserError(
+                f"an estimator needs the field {lacking[0]}, but a batch has {', '.join(batch.fields)}: "
+                f"Estimator(model, x=..., y=...) says what it is about"
+            )
         x, y = (batch[name].detach().cpu().numpy() for name in (self.x, self.y))
         classifies = hasattr(self.estimator, "predict_proba")
         predict = self.estimator.predict_proba if classifies else self.estimator.predict
@@ -210,8 +214,9 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
 
     Args:
         reference: a function ``Batch -> Losses`` (or a tensor of losses); a module, which goes through ``task.losses``;
-            losses by id, ``[size]`` or ``[size, columns]``, or the path of a file of them (``LossTable``); an
-            ``Estimator``, ``OwnPast``, ``Checkpoint`` or ``CrossFitted``.
+            losses by id, ``[size]`` or ``[size, columns]``, or the path of a file of them (``LossTable``); a fitted
+            estimator of the fields x and y, or its file (``sklearn:model.skops``); an ``Estimator``, ``OwnPast``,
+            ``Checkpoint`` or ``CrossFitted``.
         task: which a module and a checkpoint need, and which losses by id are compared with.
         device: of modules.
 
@@ -237,19 +242,18 @@ def as_reference(reference: Any, task: Task | None = None, device: torch.device 
     if isinstance(reference, CrossFitted):
         return replace(reference, references=[as_reference(x, task, device) for x in reference.references])
     if isinstance(reference, str | Path):
-        reference = LossTable.load(reference)
+        reference = read_reference(reference)
     elif isinstance(reference, np.ndarray | Tensor | list):
         reference = LossTable(reference)
     if isinstance(reference, LossTable):
         return reference if task is None else reference.check(task)
     if isinstance(reference, Estimator | OwnPast | Function):
         return reference
-    name = type(reference).__name__
     if hasattr(reference, "predict"):
-        raise UserError(f"an estimator needs the fields that are its x and y: Estimator({name}(...), x='x', y='y')")
+        return Estimator(reference)
     if not callable(reference):
         raise UserError(
             f"a reference is a function of a batch, a module, an array or file of losses by id, an Estimator, OwnPast, "
-            f"a Checkpoint or CrossFitted, got {name}"
+            f"a Checkpoint or CrossFitted, got {type(reference).__name__}"
         )
     return Function(reference)

@@ -113,7 +113,7 @@ def test_a_function_answers_with_losses_of_any_form():
         (3, "a reference is a function of a batch, a module, an array or file of losses by id, an .* got int"),
         (nn.Linear(1, 1), "a module has losses under a task only"),
         (Checkpoint("x.pt"), "a module has losses under a task only"),
-        (Softmax(nn.Linear(1, 1)), "needs the fields that are its x and y: Estimator\\(Softmax\\(...\\), x='x', y='y'"),
+        (Softmax(nn.Linear(1, 1)), "an estimator needs the field x, but a batch has"),
         (lambda batch: None, "a loss for each of 1 samples, got {'values': 'NoneType'}"),
         (lambda batch: 0.5, "a loss for each of 1 samples, got {'values': 'float'}"),
         ("losses.csv", "losses.csv cannot be read as losses"),
