@@ -112,6 +112,26 @@ def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def logistic_regression(task: str, x: Tensor, y: Tensor, classes: int, c: float) -> nn.Module:
+    """A frozen linear layer with the weights of scikit-learn's LogisticRegression, two classes included.
+
+    Raises:
+        UserError: not every class is among the labels.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(y.unique()) < classes:
+        raise UserError(
+            f"the {len(y)} samples of the reference of {task} show only {len(y.unique())} of {classes} classes: use a "
+            f"larger reference_share, or group rare classes"
+        )
+    fitted = LogisticRegression(C=c, max_iter=2000).fit(x.numpy(), y.numpy())
+    weight, bias = (torch.from_numpy(part).float() for part in (fitted.coef_, fitted.intercept_))
+    if classes == 2:  # of the second one alone
+        weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
+    return frozen_linear(weight, bias)
+
+
 def check_sizes(task: str, samples: int, reference_samples: int, total: int, kind: str) -> None:
     if min(samples, reference_samples) < 1 or samples + reference_samples >= total:
         raise UserError(

@@ -212,8 +212,8 @@ class SteeredClassifier(ClassifierMixin, _Steered):
 class SteeredRegressor(RegressorMixin, _Steered):
     """A regressor that learns what is still to be learned: large squared error, and small one of the reference.
 
-    As ``SteeredClassifier``, but for the loss, which is in squared units of y: a temperature has to be in these too. The
-    default, ``"cvar(alpha=0.9)"``, has no unit.
+    As ``SteeredClassifier``, but for the loss, which is in squared units of y: a temperature has to be in these
+    too. The default, ``"cvar(alpha=0.9)"``, has no unit.
 
     Args:
         estimator: the target, with ``sample_weight``; None is LinearRegression.

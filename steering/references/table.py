@@ -99,7 +99,8 @@ class LossTable:
         Raises:
             UserError: it is of another task, or of more or fewer samples.
         """
-        if self.provenance.get("task", repr(task)) != repr(task):
+        name = repr(task).partition(" with another ")[0]  # what exchange says of a task with another reference
+        if self.provenance.get("task", name) != name:
             raise UserError(f"these losses are of {self.provenance['task']}, got the task {task!r}: score it anew")
         if self.ids is None and self.size != task.size:
             raise UserError(f"got {self.size} losses for {task.size} samples: give the ids that they are of")
@@ -118,12 +119,35 @@ class LossTable:
         values = values if mask is None else values.masked_fill(~mask.bool(), torch.nan)
         return cls(values, torch.cat([batch.ids for batch in batches]), offsets, provenance)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes a safetensors file, with provenance and a checksum, that is whole or not there."""
-        parts = {"losses": self.values, "ids": self.ids, "offsets": self.offsets}
+    def save(self, path: str | Path, **columns: Tensor) -> Path:
+        """Writes a safetensors or Parquet file, with provenance and a checksum, that is whole or not there.
+
+        Args:
+            path: where it shall stand; what ends in ``.parquet`` is Parquet, which needs pyarrow.
+            columns: what else there is to say of every sample, ``[size]``, or of every entry, like the losses.
+        """
+        parts = {"losses": self.values, "ids": self.ids, "offsets": self.offsets, **columns}
         tensors = {name: x.contiguous() for name, x in parts.items() if x is not None}
+        if Path(path).suffix == ".parquet":
+            return self._save_parquet(Path(path), tensors)
         about = {"provenance": json.dumps(self.provenance), "checksum": _checksum(tensors)}
         return atomic_files.write(Path(path), lambda temporary: save_file(tensors, temporary, about))
+
+    def _save_parquet(self, path: Path, tensors: dict[str, Tensor]) -> Path:
+        """Samples in rows; the entries of a sample are a list."""
+        import pyarrow  # optional
+        from pyarrow import parquet
+
+        columns, offsets = {}, tensors.pop("offsets", None)
+        for name, x in tensors.items():
+            column = pyarrow.array(x.flatten().numpy())
+            if offsets is not None and len(x) == int(offsets[-1]):
+                column = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets.numpy()), column)
+            elif x.dim() == 2:
+                column = pyarrow.FixedSizeListArray.from_arrays(column, x.shape[1])
+            columns[name] = column
+        table = pyarrow.table(columns).replace_schema_metadata({"provenance": json.dumps(self.provenance)})
+        return atomic_files.write(path, lambda temporary: parquet.write_table(table, temporary))
 
     @classmethod
     def load(cls, path: str | Path) -> "LossTable":
@@ -202,7 +226,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict]:
 
     table = parquet.read_table(path)
     parts: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
-    if hasattr(losses := parts.get("losses", np.empty(0)), "value_lengths"):  # of lists
+    losses = parts.get("losses", np.empty(0))
+    if columns := getattr(getattr(losses, "type", None), "list_size", 0):  # of lists of one length
+        parts["losses"] = losses.flatten().to_numpy(zero_copy_only=False).reshape(-1, columns)
+    elif hasattr(losses, "value_lengths"):  # of lists of any lengths
         parts["offsets"] = np.concatenate([[0], losses.value_lengths().to_numpy(zero_copy_only=False).cumsum()])
         parts["losses"] = losses.flatten()
-    return {n: x if isinstance(x, np.ndarray) else x.to_numpy(zero_copy_only=False) for n, x in parts.items()}, {}
+    provenance = json.loads((table.schema.metadata or {}).get(b"provenance", b"{}"))
+    arrays = {n: x if isinstance(x, np.ndarray) else x.to_numpy(zero_copy_only=False) for n, x in parts.items()}
+    return arrays, provenance
