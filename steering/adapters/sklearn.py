@@ -88,7 +88,7 @@ class _Steered(MetaEstimatorMixin, BaseEstimator):
         return self._default() if self.estimator is None else self.estimator
 
     def _fitted(self, X: Any, y: Any, weights: np.ndarray) -> Any:
-        target = clone(self._target())
+        target: Any = clone(self._target())
         return target.fit(X, y, **{_weight_parameter(target): weights})
 
     def _losses(self, X: Any, y: Any, weights: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ class _Steered(MetaEstimatorMixin, BaseEstimator):
         method = "predict_proba" if hasattr(target, "predict_proba") else "predict"
         folds = check_cv(self.cv, y, classifier=hasattr(target, "predict_proba"))
         options = {"cv": folds, "method": method, "params": {_weight_parameter(target): weights}}
-        return self._losses_of(cross_val_predict(target, X, y, **options), y)
+        return self._losses_of(np.asarray(cross_val_predict(target, X, y, **options)), y)
 
     def _reference_losses(self, X: Any, y: Any, losses: Any) -> np.ndarray | None:
         if losses is None:
@@ -124,7 +124,7 @@ class _Steered(MetaEstimatorMixin, BaseEstimator):
         """A clone whose reference is the same fitted one: scikit-learn would hand on one that is not fitted."""
         bare = copy.copy(self)
         bare.reference = None
-        made = super(_Steered, bare).__sklearn_clone__()
+        made: Any = super(_Steered, bare).__sklearn_clone__()
         made.reference = self.reference
         return made
 

@@ -74,7 +74,7 @@ class _SteeredNet(NeuralNet):
     def __sklearn_clone__(self):
         bare = copy.copy(self)
         bare.reference = None
-        made = super(_SteeredNet, bare).__sklearn_clone__()
+        made: Any = super(_SteeredNet, bare).__sklearn_clone__()
         made.reference = self.reference
         return made
 

@@ -31,4 +31,5 @@ def compare(task: Task, out: str | Path | None = None, *, quiet: bool = False, *
     settings = {"task": name, "options": {"task": repr(task)}, "recipe": task.recipe.model_dump() | recipe}
     folder = Path(out) if out is not None else new_folder(name)
     command = ["compare", repr(task)]
-    return Run(configs.validate(settings), task, folder, Console(quiet=quiet), command).execute()
+    resume = f"the same compare(task, {str(folder)!r})"
+    return Run(configs.validate(settings), task, folder, Console(quiet=quiet), command, resume=resume).execute()

@@ -203,9 +203,10 @@ class _Scored:
 
 def every_sample(task: Task, batch: int) -> Iterator[Batch]:
     """All samples once: by their ids where the task has ``load``, else as its stream brings them."""
-    load = getattr(task, "load", None)
+    load: Any = getattr(task, "load", None)
     if callable(load):
-        yield from (load(ids, generator(0, "score")) for ids in torch.arange(task.size).split(batch))
+        for ids in torch.arange(task.size).split(batch):
+            yield load(ids, generator(0, "score"))
         return
     size, idle = task.size, 0
     seen, stream = torch.zeros(size, dtype=torch.bool), iter(task.stream(min(batch, size), seed=0))
@@ -222,9 +223,8 @@ def _on_cpu(losses: Losses, n: int) -> Answers:
     values = losses.values
     if isinstance(values, Pairs):
         losses = Losses(1 - cosine_similarity(values.left.float(), values.right.float()))
-    losses = losses._replace(outputs=None, groups=None)
-    parts = [x if x is None else x.detach().cpu() for x in losses]
-    return Answers.of(Losses(*parts), n)
+    moved: Any = [x if x is None else x.detach().cpu() for x in (losses.values, losses.mask, losses.rows)]
+    return Answers.of(Losses(moved[0], moved[1], rows=moved[2]), n)
 
 
 def _values(answers: Answers) -> Tensor:

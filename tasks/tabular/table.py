@@ -41,7 +41,8 @@ class Table:
         from pandas.util import hash_pandas_object
 
         digest = hashlib.sha256(repr([str(name) for name in self.frame.columns]).encode())
-        digest.update(hash_pandas_object(self.frame.assign(**{"label of the table": self.label}), index=False).values)
+        everything = self.frame.assign(**{"label of the table": self.label})
+        digest.update(np.asarray(hash_pandas_object(everything, index=False)).tobytes())
         return digest.hexdigest()[:16]
 
     def kind(self) -> Kind:

@@ -108,7 +108,7 @@ def test_scikit_learns_own_checks_pass_but_for_those_of_repeated_samples(model):
         (SteeredClassifier(LinearSVC()), {}, "needs predict_proba, which LinearSVC"),
         (SteeredClassifier(reference=LogisticRegression()), {}, "fitted before it answers"),
         (
-            SteeredClassifier(reference=LogisticRegression().fit(X[:99], Y[:99] > 4)),
+            SteeredClassifier(reference=LogisticRegression(max_iter=1000).fit(X[:99], Y[:99] > 4)),
             {},
             "never saw the label",
         ),

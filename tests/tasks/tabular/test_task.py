@@ -1,5 +1,7 @@
 """Tables: splits, losses and references of a task on one's own data, and bad input in one line."""
 
+from typing import Any
+
 import numpy as np
 import pandas
 import pytest
@@ -21,6 +23,10 @@ from steering.testing import check_task
 
 X, Y = load_breast_cancer(return_X_y=True)
 FOREST = RandomForestClassifier(5, random_state=0).fit(X[:100], Y[:100])
+
+
+def values(losses: Any) -> Any:
+    return losses.values
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_rows_are_split_without_overlap_and_the_reference_of_the_task_is_fitted_
 def test_losses_under_a_fitted_reference_are_its_log_losses_by_row():
     task = from_arrays(X, Y, reference=FOREST)
     batch = next(task.stream(50, seed=0))
-    losses, ids = ReferenceLosses(task)(batch).values, batch.ids.numpy()
+    losses, ids = values(ReferenceLosses(task)(batch)), batch.ids.numpy()
     np.testing.assert_allclose(losses, prediction_losses(FOREST, X[ids], Y[ids]), atol=1e-5)
     assert task.evaluate(task.reference())["error"] == pytest.approx(
         (FOREST.predict(X[task.split["test"]]) != Y[task.split["test"]]).mean()
@@ -67,7 +73,7 @@ def test_a_regression_is_in_variances_and_its_reference_answers_alike():
     task = from_arrays(x, y, reference=fitted)
     batch = next(task.stream(50, seed=0))
     expected = prediction_losses(fitted, x[batch.ids], y[batch.ids]) / y[task.split["train"]].var()
-    np.testing.assert_allclose(ReferenceLosses(task)(batch).values, expected, rtol=1e-4)
+    np.testing.assert_allclose(values(ReferenceLosses(task)(batch)), expected, rtol=1e-4)
     test = task.split["test"]
     assert task.evaluate(task.reference())["r2"] == pytest.approx(fitted.score(x[test], y[test]), abs=1e-5)
 
@@ -85,7 +91,7 @@ def test_texts_are_features_and_a_pipeline_takes_the_columns_by_name(frame, tmp_
         task = Tabular(str(tmp_path / name), label="bought", ref=f"sklearn:{tmp_path / 'model.skops'}")
         check_task(task)
         assert task.x.shape == (200, 5) and task.classes.tolist() == ["no", "yes"]
-        losses.append(ReferenceLosses(task)(task.load(torch.arange(200))).values)
+        losses.append(values(ReferenceLosses(task)(task.load(torch.arange(200)))))
     expected = prediction_losses(fitted, frame.drop(columns="bought"), frame["bought"].to_numpy())
     for part in losses:
         np.testing.assert_allclose(part, expected, atol=1e-5)
@@ -95,7 +101,7 @@ def test_a_table_of_losses_by_row_is_a_reference_and_one_of_other_data_is_refuse
     values = prediction_losses(FOREST, X, Y)
     task = from_arrays(X, Y, reference=LossTable(values))
     batch = next(task.stream(20, seed=0))
-    np.testing.assert_allclose(ReferenceLosses(task)(batch).values, values[batch.ids], rtol=1e-6)
+    np.testing.assert_allclose(values(ReferenceLosses(task)(batch)), values[batch.ids], rtol=1e-6)
     other = LossTable(values, provenance={"data": "0123"}).save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"are of other data \(0123\)"):
         from_arrays(X, Y, reference=str(other)).reference()
