@@ -1,9 +1,11 @@
 """scikit-learn: weights against those by hand, clones, grids and scikit-learn's own checks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import sklearn.base
 from scipy.special import logsumexp
-from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -19,6 +21,7 @@ from steering import UserError
 from steering.adapters.sklearn import SteeredClassifier, SteeredRegressor
 from steering.references.predictions import prediction_losses
 
+clone: Any = sklearn.base.clone  # of the type that it is given
 X, Y = load_digits(return_X_y=True)
 REFERENCE = LogisticRegression(C=0.01, max_iter=1000).fit(X[:150], Y[:150])
 TARGET = LogisticRegression(C=0.001, max_iter=1000)
@@ -48,7 +51,7 @@ def test_losses_of_a_regression_are_cross_fitted_as_by_hand():
     folds, reference = KFold(3), Ridge().fit(x[:60], y[:60])
     model = SteeredRegressor(LinearRegression(), reference, rule="kl(temperature=5000)", rounds=1, cv=folds)
     model.fit(x[60:], y[60:])
-    losses = (cross_val_predict(LinearRegression(), x[60:], y[60:], cv=folds) - y[60:]) ** 2
+    losses = (np.asarray(cross_val_predict(LinearRegression(), x[60:], y[60:], cv=folds)) - y[60:]) ** 2
     np.testing.assert_allclose(model.losses_, losses, rtol=1e-12)
     excess = losses - (reference.predict(x[60:]) - y[60:]) ** 2
     np.testing.assert_allclose(model.weights_, kl_by_hand(excess, 5000), rtol=1e-12)
@@ -83,7 +86,7 @@ def test_wrong_labels_weigh_little_and_text_labels_are_labels():
     model = SteeredClassifier(tree, reference, cv=3).fit(x[:300], labels)
     assert model.weights_[wrong].mean() < 0.5 * model.weights_[~wrong].mean()
     assert model.score(x[400:], names[400:]) >= clone(tree).fit(x[:300], labels).score(x[400:], names[400:])
-    assert list(model.classes_) == ["benign", "malignant"]
+    assert list(model.estimator_.classes_) == ["benign", "malignant"]
 
 
 # A weight of 2 is not the same as two samples: the rows of a rule are samples, and so are the folds.

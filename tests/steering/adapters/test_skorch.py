@@ -1,9 +1,11 @@
 """skorch: the same steps as a loop by hand, and a reference that clones share."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import sklearn.base
 import torch
-from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
@@ -15,6 +17,7 @@ from steering.references.predictions import prediction_losses
 pytest.importorskip("skorch")
 from steering.adapters.skorch import SteeredNetClassifier, SteeredNetRegressor
 
+clone: Any = sklearn.base.clone  # of the type that it is given
 X, Y = load_digits(return_X_y=True)
 X = (X / 16).astype(np.float32)
 REFERENCE = LogisticRegression(max_iter=500).fit(X[:200], Y[:200])
@@ -38,7 +41,7 @@ def net(reference=REFERENCE, **options):
 
 def test_it_trains_as_the_loop_by_hand():
     torch.manual_seed(0)
-    trained = net(rule="kl(temperature=0.5)").fit(X[SHARE], Y[SHARE])
+    trained: Any = net(rule="kl(temperature=0.5)").fit(X[SHARE], Y[SHARE])
     torch.manual_seed(0)
     model, steerer = Linear(), Steerer("kl(temperature=0.5)")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -62,13 +65,14 @@ def test_the_reference_survives_clone_and_a_grid_over_rules():
 
 
 def test_a_module_as_reference_a_validation_split_and_a_regression():
-    x, y = load_diabetes(return_X_y=True)
+    bunch: Any = load_diabetes()
+    x, y = bunch.data, bunch.target
     x, y = x.astype(np.float32), ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
     options = OPTIONS | {"train_split": None, "module__inputs": 10, "module__outputs": 1, "max_epochs": 2}
     for reference in (Ridge().fit(x[:60], y[:60]), Linear(10, 1)):
         model = SteeredNetRegressor(Linear, reference=reference, rule="cvar(alpha=0.9)", **options).fit(x[60:], y[60:])
         assert len(model.history) == 2
-    checked = net(**{"train_split": SteeredNetClassifier(Linear).train_split}).fit(X[SHARE], Y[SHARE])
+    checked: Any = net(**{"train_split": SteeredNetClassifier(Linear).train_split}).fit(X[SHARE], Y[SHARE])
     assert all(loss >= 0 for loss in checked.history[:, "valid_loss"])
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_what_would_run_code_or_is_no_estimator_is_one_line(skops, tmp_path, cap
     assert "this runs" not in capsys.readouterr().out
 
 
-def net():
+def net() -> Any:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 

@@ -97,7 +97,7 @@ def test_tokens_padded_packed_and_pairs_are_scored(suffix, out):
         pytest.importorskip("pyarrow")
     out = out.with_suffix(f".{suffix}")
 
-    def padded(batch):
+    def padded(batch) -> Any:
         mask = torch.arange(3) <= batch.ids[:, None] % 3
         return Losses((batch.ids[:, None] + torch.arange(3.0)), mask)
 
@@ -112,7 +112,7 @@ def test_tokens_padded_packed_and_pairs_are_scored(suffix, out):
 
     for reference in (padded, packed):
         run(exchange(BLOBS, reference=lambda r=reference: r), out, Choice(keep=0.1), batch=16)
-        losses = LossTable.load(out).look_up(torch.tensor([5, 3]))
+        losses: Any = LossTable.load(out).look_up(torch.tensor([5, 3]))
         values = losses.values if losses.mask is None else losses.values[losses.mask]
         assert values.tolist() == [5, 6, 7, 3]
         assert out.with_suffix(".chosen.txt").read_text().split() == ["0", "1", "2", "3", "4", "5"]

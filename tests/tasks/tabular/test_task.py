@@ -98,15 +98,15 @@ def test_texts_are_features_and_a_pipeline_takes_the_columns_by_name(frame, tmp_
 
 
 def test_a_table_of_losses_by_row_is_a_reference_and_one_of_other_data_is_refused(tmp_path):
-    values = prediction_losses(FOREST, X, Y)
-    task = from_arrays(X, Y, reference=LossTable(values))
+    by_row = prediction_losses(FOREST, X, Y)
+    task = from_arrays(X, Y, reference=LossTable(by_row))
     batch = next(task.stream(20, seed=0))
-    np.testing.assert_allclose(values(ReferenceLosses(task)(batch)), values[batch.ids], rtol=1e-6)
-    other = LossTable(values, provenance={"data": "0123"}).save(tmp_path / "other.safetensors")
+    np.testing.assert_allclose(values(ReferenceLosses(task)(batch)), by_row[batch.ids], rtol=1e-6)
+    other = LossTable(by_row, provenance={"data": "0123"}).save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"are of other data \(0123\)"):
         from_arrays(X, Y, reference=str(other)).reference()
     with pytest.raises(UserError, match="got 569 losses for 500 samples"):
-        ReferenceLosses(from_arrays(X[:500], Y[:500], reference=LossTable(values))).reference  # noqa: B018
+        ReferenceLosses(from_arrays(X[:500], Y[:500], reference=LossTable(by_row))).reference  # noqa: B018
 
 
 @pytest.mark.slow
