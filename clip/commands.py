@@ -73,3 +73,25 @@ def eval_(
     work = Work(shared=True, block=batch, workers=workers)
     reading = {"caption_field": caption_field, "bad_share": bad_share}
     run(target, data=data, zeroshot=zeroshot, arms=arms, out=out, device=device, work=work, **reading)
+
+
+def data(
+    name: Annotated[str, typer.Argument(help="icons: drawings of @iconify/json with their names.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    package: Annotated[Path | None, typer.Option(help="The package as a .tgz, instead of fetching it by npm.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many icons at most.")] = None,
+    seed: options.Seed = 0,
+    side: Annotated[int, typer.Option(min=8, max=512, help="Pixels of a picture's side.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 2,
+) -> None:
+    """Make image-caption shards of a public package: 230,000 icons under free licences.
+
+    Started again, a stopped one continues. The same package gives the same bytes.
+    """
+    from steering.errors import UserError, did_you_mean
+
+    if name != "icons":
+        raise UserError(f"no data are named {name!r}; known: icons{did_you_mean(name, ['icons'])}")
+    from steering.clip.icons.command import run
+
+    run(out, package, limit=limit, seed=seed, side=side, workers=workers)

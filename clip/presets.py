@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from steering.clip.emoji_data import BUNDLE
+
 YOURS = {"data": "YOUR_SHARDS"}  # has to be typed: without it a preset would train on the bundled pairs
 ADAM_OF_CLIP = {"betas": [0.9, 0.98], "adam_epsilon": 1e-6}
 DRRHO = {"rule": "kl(temperature=0.01, epsilon=1e-4)", "reference_scale": 1.0}
@@ -16,6 +18,10 @@ PLAIN = {"rule": "info_nce()", "subtract": False}
 OPENCLIP = {**PLAIN, "temperature": 0.07}  # where it begins to be learned
 FASTCLIP = "weight_decay=0.1 warmup=10000 precision=fp16 checkpoint_every=2000"
 JEST = {**OPENCLIP, "selector": "jest(keep=0.2, chunks=2)"}
+
+KL = {"rule": "kl(temperature=0.07)"}
+ICONS = {"model": "emoji-rn32", "temperature": 0.07}  # 32 pixels, 1.3 million parameters
+ICONS_SETTINGS = "batch=128 learning_rate=2e-3 weight_decay=0.1 warmup=100 clip_norm=1.0 checkpoint_every=250"
 
 
 def fastclip(radius: float, gamma: float = 1.0, decay: float = 0.5, epsilon: float = 1e-14) -> dict[str, Any]:
@@ -87,5 +93,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         {"openclip": PLAIN, "drrho_clip": DRRHO, "drrho_clip_distill": {**DRRHO, "distill": 1.0}},
         {"openclip_distill": {**PLAIN, "distill": 1.0}},
         "learning_rate=1e-5 scalar_lr_factor=0.25 weight_decay=0.1 warmup=100 clip_norm=1.0",
+    ),
+    # steer run clip --preset icons-reference --data 'icons/reference/*.tar' --val icons/held-out-concepts/000.tar \
+    #     --out icon-reference
+    # A reference for icons, see docs/icons.md: a small model trained on a part that its targets never see. The bundled
+    # one, of emoji, is evaluated beside it.
+    "icons-reference": preset(
+        {**ICONS, "ref": f"local-dir:{BUNDLE}"},
+        {"plain": {**KL, "subtract": False}},
+        {"openclip": OPENCLIP},
+        f"steps=1000 evaluate_every=250 {ICONS_SETTINGS}",
+    ),
+    # steer run clip --preset icons --data 'icons/train/*.tar' --val icons/held-out-concepts/000.tar \
+    #     --ref icon-reference
+    # A target as small, from other icons with their names as they are. Measured in docs/icons.md.
+    "icons": preset(
+        {**ICONS, "ref": "YOUR_REFERENCE"},
+        {
+            "unsteered": {**KL, "subtract": False},
+            "drrho_clip": {**KL, "reference_scale": 0.3},
+            "jest": {**KL, "subtract": False, "selector": "jest(keep=0.5, chunks=4)"},
+        },
+        {"openclip": OPENCLIP, "fastclip": fastclip(6.5, gamma=0.2)},
+        f"steps=1500 evaluate_every=300 {ICONS_SETTINGS}",
     ),
 }

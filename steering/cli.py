@@ -66,6 +66,7 @@ def run(
     batch: Annotated[int | None, typer.Option(help="Samples in a gradient step.")] = None,
     seeds: options.Seeds = None,
     data: options.Data[str | None] = None,
+    val: options.Val = None,
     label: Annotated[str | None, typer.Option(help="Column of --data to predict.", rich_help_panel="Files")] = None,
     config: options.Config = None,
     sets: options.Sets = None,
@@ -84,7 +85,8 @@ def run(
 
     from steering.runs import config as configs
 
-    recipe, taken = _typed(steps=steps, batch=batch, seeds=seeds), _typed(ref=ref, model=model, data=data, label=label)
+    recipe = _typed(steps=steps, batch=batch, seeds=seeds)
+    taken = _typed(ref=ref, model=model, data=data, val=val, label=label)
     typed = _typed(device=device, threads=threads) | {"recipe": recipe, "options": taken}
     method = _typed(rule=rule, selector=selector, reference_scale=reference_scale)
     console = Console(soft_wrap=not sys.stdout.isatty(), quiet=_rank() > 0)

@@ -16,6 +16,7 @@ Seeds = Annotated[int | None, Option("--seeds", min=1, help="Repetitions.")]
 Seed = Annotated[int, Option("--seed", help="Of all draws.")]
 
 Data = Annotated[Type, _file("--data", help="Your shards, 'shards/{000..099}.tar'.")]
+Val = Annotated[str | None, _file("--val", help="Shards to evaluate on.")]
 MeasuredPairs = Annotated[str | None, _file("--data", help="Pairs to measure on, 'val/*.tar', or emoji.")]
 CaptionField = Annotated[str | None, _file("--caption-field", help="JSON field with the caption.")]
 AllowBadShards = Annotated[bool, _file(help="Use what can be read of faulty shards.")]

@@ -49,7 +49,13 @@ ORDER = [
     ["steering.theory_checks"],
     ["steering.cli", "steering.__main__"],
 ]
-DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "resvg_py": "resvg-py",
+}
 APART = [("steering.tasks", "steering.clip"), ("steering.clip", "steering.tasks")]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="only a checkout has the tree")

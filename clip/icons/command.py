@@ -1,0 +1,216 @@
+"""``steer data icons``: the package to shards, with what one has to know of them."""
+
+import sys
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from steering import atomic_files
+from steering.clip.icons import package as npm
+from steering.clip.icons.package import Package
+from steering.clip.icons.render import make_shard, stats_path
+from steering.clip.icons.selection import SPLITS, Icon, Selection, select
+from steering.errors import UserError
+from steering.runs.folder import RunFolder, read_part, write_part
+
+SETTINGS = "icons.json"
+SHARD = 2000  # samples
+LAYOUT = 1  # count up whenever the same package gives other shards
+EVERY = 15.0  # seconds between lines on something that is no terminal
+
+
+class Settings(BaseModel):
+    """What decides the bytes of the shards."""
+
+    package: str
+    integrity: str
+    renderer: str
+    layout: int = LAYOUT
+    seed: int
+    limit: int | None
+    side: int
+
+
+class ShardStats(BaseModel):
+    """What ``render`` writes beside a shard."""
+
+    successes: int
+    bytes: int
+    sha256: str
+    left_out: dict[str, int]
+
+
+class Manifest(BaseModel):
+    """What is in the folder, once it is complete."""
+
+    version: str
+    settings: Settings
+    samples: dict[str, int]
+    bytes: int
+    licenses: dict[str, int]
+    sets: dict[str, dict[str, Any]]
+    left_out: dict[str, int]
+    shards: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to be made."""
+
+    path: Path
+    icons: list[Icon]
+
+
+def run(out: Path, package: Path | None, *, limit: int | None, seed: int, side: int, workers: int) -> None:
+    """Writes the shards that are not there yet, then the manifest, the attributions and a README.
+
+    Raises:
+        UserError: the package cannot be used, ``out`` holds something else, or resvg-py is missing.
+        RunError: npm or the disk failed.
+    """
+    if find_spec("resvg_py") is None:
+        raise UserError("icons are drawn by resvg-py: pip install 'model-steering[icons]'")
+    from resvg_py import __version__ as renderer
+
+    path = npm.fetch() if package is None else package
+    integrity = npm.integrity(path)
+    if package is None and integrity != npm.INTEGRITY:
+        raise UserError(f"{path} is not version {npm.VERSION} as npm published it: delete it, and it is fetched again")
+    settings = Settings(
+        package=npm.NAME, integrity=integrity, renderer=f"resvg-py {renderer}", seed=seed, limit=limit, side=side
+    )
+    with RunFolder.open(out, settings=SETTINGS, compare=lambda file: _compared(file, settings)):
+        finished = read_part(out / "manifest.json", Manifest)
+        if finished is None or any(not (out / name).exists() for name in finished.shards):
+            finished = _make(out, Package(path), settings, workers)
+        print(summary(finished, out))
+
+
+def _compared(file: Path, settings: Settings) -> str:
+    before = read_part(file, Settings)
+    if before is not None and before != settings:
+        old, new = before.model_dump(), settings.model_dump()
+        differing = ", ".join(f"{name} {old[name]} is now {new[name]}" for name in old if old[name] != new[name])
+        raise UserError(f"{file.parent} holds icons that were made otherwise ({differing}): choose another --out")
+    return settings.model_dump_json(indent=1) + "\n"
+
+
+def _make(out: Path, package: Package, settings: Settings, workers: int) -> Manifest:
+    print(f"reading {package.path}", file=sys.stderr, flush=True)
+    selection = select(package.sets(), seed=settings.seed, limit=settings.limit)
+    if not selection.icons["train"]:
+        raise UserError(f"{package.path} has no icons that can be used: left out were {_listed(selection.left_out)}")
+    jobs = [
+        Job(out / split / f"{number:03d}.tar", selection.icons[split][start : start + SHARD])
+        for split in SPLITS
+        for number, start in enumerate(range(0, len(selection.icons[split]), SHARD))
+    ]
+    _draw(jobs, settings.side, workers)
+    manifest = _manifest(out, package, settings, selection, jobs)
+    atomic_files.write(out / "ATTRIBUTIONS.md", attributions(manifest))
+    atomic_files.write(out / "README.md", readme(manifest))
+    write_part(out / "manifest.json", manifest)
+    return manifest
+
+
+def _draw(jobs: list[Job], side: int, workers: int) -> None:
+    """Makes all shards that are not finished, ``workers`` at a time."""
+    left = [job for job in jobs if not (job.path.exists() and stats_path(job.path).exists())]
+    total = sum(len(job.icons) for job in jobs)
+    done = total - sum(len(job.icons) for job in left)
+    console, began, printed, first = Console(stderr=True), time.monotonic(), time.monotonic(), done
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    pool = ThreadPoolExecutor(workers)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("icons", total=total, completed=done)
+        try:
+            running: dict[Future[Counter[str]], int] = {
+                pool.submit(make_shard, job.path, job.icons, side): len(job.icons) for job in left
+            }
+            while running:
+                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    done += running.pop(future)
+                bars.update(bar, completed=done)
+                if not console.is_terminal and done > first and time.monotonic() - printed > EVERY:
+                    printed = time.monotonic()
+                    seconds = (total - done) * (printed - began) / (done - first)
+                    print(f"icons: {done:,} of {total:,}, {seconds:.0f} s left", file=sys.stderr, flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # those that were begun are finished
+
+
+def _manifest(out: Path, package: Package, settings: Settings, selection: Selection, jobs: list[Job]) -> Manifest:
+    samples, left_out, shards, size = Counter[str](), Counter(selection.left_out), {}, 0
+    for job in jobs:
+        stats = read_part(stats_path(job.path), ShardStats)
+        assert stats is not None
+        samples[job.path.parent.name] += stats.successes
+        left_out.update(stats.left_out)
+        size += stats.bytes
+        shards[job.path.relative_to(out).as_posix()] = stats.sha256
+    used = Counter(icon.set for icons in selection.icons.values() for icon in icons)
+    licenses = Counter[str]()
+    for prefix, about in selection.sets.items():
+        licenses[about.license.spdx] += used[prefix]
+    return Manifest(
+        version=package.version,
+        settings=settings,
+        samples=samples,
+        bytes=size,
+        licenses=dict(licenses.most_common()),
+        sets={prefix: {"icons": used[prefix], **about.model_dump()} for prefix, about in selection.sets.items()},
+        left_out=dict(left_out.most_common()),
+        shards=shards,
+    )
+
+
+def summary(manifest: Manifest, out: Path) -> str:
+    """What the command ends with."""
+    lines = [f"{split:<18} {count:>9,} icons" for split, count in manifest.samples.items()]
+    total = f"{sum(manifest.samples.values()):,} icons of {len(manifest.sets)} sets, {manifest.bytes / 1e6:,.0f} MB"
+    return "\n".join([*lines, f"{total}: {out}/README.md"])
+
+
+def attributions(manifest: Manifest) -> str:
+    """Who drew what, and under which licence: one row a set."""
+    rows = "".join(
+        f"| {prefix} | {_cell(about['name'])} | {_cell(about['author']['name'])} {about['author']['url']} "
+        f"| {about['license']['spdx']} {about['license']['url']} | {about['icons']:,} |\n"
+        for prefix, about in manifest.sets.items()
+    )
+    return (
+        f"# Attributions\n\nDrawings of {npm.NAME} {manifest.version}, made into pictures of "
+        f"{manifest.settings.side} pixels and otherwise unchanged. Licences ask for this list to stay with them.\n\n"
+        f"| set | name | author | licence | icons |\n|---|---|---|---|---:|\n{rows}"
+    )
+
+
+def readme(manifest: Manifest) -> str:
+    """What is in the folder, in numbers."""
+    samples = "".join(f"| {split} | {count:,} |\n" for split, count in manifest.samples.items())
+    settings = manifest.settings
+    return (
+        f"# Icons with their names\n\n{npm.NAME} {manifest.version} (`{settings.integrity}`), drawn by "
+        f"{settings.renderer} at {settings.side} pixels; seed {settings.seed}, limit {settings.limit or 'none'}. "
+        f"Webdataset shards, {manifest.bytes:,} bytes; how they are chosen stands in docs/icons.md of model-steering, "
+        f"who drew them in ATTRIBUTIONS.md, digests of all shards in manifest.json.\n\n"
+        f"| part | icons |\n|---|---:|\n{samples}\n"
+        f"Licences: {_listed(manifest.licenses)}.\n\nLeft out: {_listed(manifest.left_out)}.\n"
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
