@@ -1,9 +1,11 @@
 """``steer data icons``: the package to shards, with what one has to know of them."""
 
+import hashlib
+import shutil
 import sys
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,18 +13,19 @@ from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, track
 
 from steering import atomic_files
 from steering.clip.icons import package as npm
 from steering.clip.icons.package import Package
-from steering.clip.icons.render import make_shard, stats_path
-from steering.clip.icons.selection import SPLITS, Icon, Selection, select
+from steering.clip.icons.render import Drawn, draw_all, shard
+from steering.clip.icons.selection import Icon, Selection, select
 from steering.errors import UserError
 from steering.runs.folder import RunFolder, read_part, write_part
 
 SETTINGS = "icons.json"
 SHARD = 2000  # samples
+DRAWN = ".drawn"  # folder of pictures that are not in their shards yet
 LAYOUT = 1  # count up whenever the same package gives other shards
 EVERY = 15.0  # seconds between lines on something that is no terminal
 
@@ -40,12 +43,11 @@ class Settings(BaseModel):
 
 
 class ShardStats(BaseModel):
-    """What ``render`` writes beside a shard."""
+    """What stands beside a finished shard; training reads the number of its samples there."""
 
     successes: int
     bytes: int
     sha256: str
-    left_out: dict[str, int]
 
 
 class Manifest(BaseModel):
@@ -62,11 +64,14 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Job:
-    """A shard to be made."""
+class Pictures:
+    """A file of pictures that are drawn together, and the icons in it."""
 
     path: Path
     icons: list[Icon]
+
+
+Place = tuple[Path, int, int]  # of a picture: its file, first byte and size
 
 
 def run(out: Path, package: Path | None, *, limit: int | None, seed: int, side: int, workers: int) -> None:
@@ -106,35 +111,37 @@ def _compared(file: Path, settings: Settings) -> str:
 def _make(out: Path, package: Package, settings: Settings, workers: int) -> Manifest:
     print(f"reading {package.path}", file=sys.stderr, flush=True)
     selection = select(package.sets(), seed=settings.seed, limit=settings.limit)
-    if not selection.icons["train"]:
-        raise UserError(f"{package.path} has no icons that can be used: left out were {_listed(selection.left_out)}")
-    jobs = [
-        Job(out / split / f"{number:03d}.tar", selection.icons[split][start : start + SHARD])
-        for split in SPLITS
-        for number, start in enumerate(range(0, len(selection.icons[split]), SHARD))
+    files = [
+        Pictures(out / DRAWN / f"{number:03d}.bin", selection.icons[start : start + SHARD])
+        for number, start in enumerate(range(0, len(selection.icons), SHARD))
     ]
-    _draw(jobs, settings.side, workers)
-    manifest = _manifest(out, package, settings, selection, jobs)
+    _draw(files, settings.side, workers)
+    left_out = Counter(selection.left_out)
+    pictures = _distinct(files, left_out)
+    splits = selection.split((icon for icon in selection.icons if (icon.set, icon.name) in pictures), left_out)
+    if not splits["train"]:
+        raise UserError(f"{package.path} has no icons that can be used: left out were {_listed(left_out)}")
+    shards = _write_shards(out, splits, pictures)
+    manifest = _manifest(package, settings, selection, splits, left_out, shards)
     atomic_files.write(out / "ATTRIBUTIONS.md", attributions(manifest))
     atomic_files.write(out / "README.md", readme(manifest))
     write_part(out / "manifest.json", manifest)
+    shutil.rmtree(out / DRAWN, ignore_errors=True)
     return manifest
 
 
-def _draw(jobs: list[Job], side: int, workers: int) -> None:
-    """Makes all shards that are not finished, ``workers`` at a time."""
-    left = [job for job in jobs if not (job.path.exists() and stats_path(job.path).exists())]
-    total = sum(len(job.icons) for job in jobs)
-    done = total - sum(len(job.icons) for job in left)
-    console, began, printed, first = Console(stderr=True), time.monotonic(), time.monotonic(), done
+def _draw(files: list[Pictures], side: int, workers: int) -> None:
+    """Makes all files of pictures that are not finished, ``workers`` at a time."""
+    left = [file for file in files if not (file.path.exists() and file.path.with_suffix(".json").exists())]
+    total = sum(len(file.icons) for file in files)
+    done = first = total - sum(len(file.icons) for file in left)
+    console, began, printed = Console(stderr=True), time.monotonic(), time.monotonic()
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     pool = ThreadPoolExecutor(workers)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("icons", total=total, completed=done)
         try:
-            running: dict[Future[Counter[str]], int] = {
-                pool.submit(make_shard, job.path, job.icons, side): len(job.icons) for job in left
-            }
+            running = {pool.submit(draw_all, file.path, file.icons, side): len(file.icons) for file in left}
             while running:
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     future.result()
@@ -148,28 +155,73 @@ def _draw(jobs: list[Job], side: int, workers: int) -> None:
             pool.shutdown(cancel_futures=True)  # those that were begun are finished
 
 
-def _manifest(out: Path, package: Package, settings: Settings, selection: Selection, jobs: list[Job]) -> Manifest:
-    samples, left_out, shards, size = Counter[str](), Counter(selection.left_out), {}, 0
-    for job in jobs:
-        stats = read_part(stats_path(job.path), ShardStats)
-        assert stats is not None
-        samples[job.path.parent.name] += stats.successes
-        left_out.update(stats.left_out)
-        size += stats.bytes
-        shards[job.path.relative_to(out).as_posix()] = stats.sha256
-    used = Counter(icon.set for icons in selection.icons.values() for icon in icons)
-    licenses = Counter[str]()
-    for prefix, about in selection.sets.items():
-        licenses[about.license.spdx] += used[prefix]
+def _distinct(files: list[Pictures], left_out: Counter[str]) -> dict[tuple[str, str], Place]:
+    """Where the picture of an icon stands, by set and name, its file, first byte and size; each picture once."""
+    pictures, seen = {}, set[bytes]()
+    for file in files:
+        drawn, content, position = read_part(file.path.with_suffix(".json"), Drawn), file.path.read_bytes(), 0
+        if drawn is None or sum(drawn.sizes) != len(content) or len(drawn.sizes) != len(file.icons):
+            raise UserError(f"{file.path} is damaged: delete {file.path.parent}, and it is made again")
+        left_out.update(drawn.left_out.values())
+        for icon, size in zip(file.icons, drawn.sizes, strict=True):
+            digest = hashlib.sha256(content[position : position + size]).digest()[:16]
+            if size and digest in seen:
+                left_out["picture of another icon"] += 1
+            elif size:
+                seen.add(digest)
+                pictures[icon.set, icon.name] = file.path, position, size
+            position += size
+    return pictures
+
+
+def _write_shards(
+    out: Path, splits: dict[str, list[Icon]], pictures: dict[tuple[str, str], Place]
+) -> dict[Path, ShardStats]:
+    """All shards, those that are there already as they are."""
+
+    def picture(icon: Icon) -> bytes:
+        path, position, size = pictures[icon.set, icon.name]
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read(size)
+
+    parts = {
+        out / split / f"{number:03d}.tar": icons[start : start + SHARD]
+        for split, icons in splits.items()
+        for number, start in enumerate(range(0, len(icons), SHARD))
+    }
+    console, shards = Console(stderr=True), {}
+    for path in track(parts, "shards", console=console, disable=not console.is_terminal):
+        stats_path = path.with_name(f"{path.stem}_stats.json")
+        stats = read_part(stats_path, ShardStats) if path.exists() else None
+        if stats is None:
+            tar = shard((icon, picture(icon)) for icon in parts[path])
+            stats = ShardStats(successes=len(parts[path]), bytes=len(tar), sha256=hashlib.sha256(tar).hexdigest())
+            atomic_files.write(path, tar)
+            write_part(stats_path, stats)
+        shards[path.relative_to(out)] = stats
+    return shards
+
+
+def _manifest(
+    package: Package,
+    settings: Settings,
+    selection: Selection,
+    splits: dict[str, list[Icon]],
+    left_out: Counter[str],
+    shards: dict[Path, ShardStats],
+) -> Manifest:
+    used = Counter(icon.set for icons in splits.values() for icon in icons)
+    licenses = Counter(icon.license for icons in splits.values() for icon in icons)
     return Manifest(
         version=package.version,
         settings=settings,
-        samples=samples,
-        bytes=size,
+        samples={split: len(icons) for split, icons in splits.items()},
+        bytes=sum(stats.bytes for stats in shards.values()),
         licenses=dict(licenses.most_common()),
-        sets={prefix: {"icons": used[prefix], **about.model_dump()} for prefix, about in selection.sets.items()},
+        sets={prefix: {"icons": used[prefix], **selection.sets[prefix].model_dump()} for prefix in sorted(used)},
         left_out=dict(left_out.most_common()),
-        shards=shards,
+        shards={path.as_posix(): stats.sha256 for path, stats in shards.items()},
     )
 
 

@@ -1,6 +1,5 @@
-"""Drawings to shards. Every shard is made by a process of its own, which may be ended: a drawing can be a trap."""
+"""Drawings to pictures, in processes that may be ended since a drawing can be a trap; and pictures to shards."""
 
-import hashlib
 import io
 import json
 import multiprocessing
@@ -8,10 +7,12 @@ import os
 import signal
 import tarfile
 import time
-from collections import Counter
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from steering import atomic_files
 from steering.clip.icons.selection import Icon, unsafe
@@ -38,8 +39,20 @@ def draw(icon: Icon, side: int) -> bytes:
     return svg_to_bytes(svg_string=svg, skip_system_fonts=True, resources_dir=os.devnull)
 
 
-def make_shard(path: Path, icons: list[Icon], side: int) -> Counter[str]:
-    """Writes a shard and the ``_stats.json`` beside it; returns why icons are not in it.
+class Drawn(BaseModel):
+    """What a file of pictures holds, which are one behind the other.
+
+    Attributes:
+        sizes: bytes of every icon's picture, 0 where there is none.
+        left_out: why there is none, by the icon's index.
+    """
+
+    sizes: list[int]
+    left_out: dict[int, str]
+
+
+def draw_all(path: Path, icons: list[Icon], side: int) -> None:
+    """Writes a file of pictures, and ``Drawn`` beside it, as ``.json``.
 
     A drawing that takes more than ``SECONDS`` or ``MEMORY`` ends the process that draws it; another one goes on
     without it.
@@ -52,26 +65,25 @@ def make_shard(path: Path, icons: list[Icon], side: int) -> Counter[str]:
     while True:
         position: Any = context.Value("l", -1, lock=False)
         receiver, sender = context.Pipe(duplex=False)
-        options = {"args": (sender, position, path, icons, side, refused), "daemon": True}
-        process = context.Process(target=_work, **options)
+        process = context.Process(target=_work, args=(sender, position, path, icons, side, refused), daemon=True)
         process.start()
         sender.close()
         try:
-            answer = _answer(receiver, position, process)
+            trouble = _answer(receiver, position, process)
         finally:
             receiver.close()
             process.join()
-        if isinstance(answer, Counter):
-            return answer
-        if isinstance(answer, str):
-            raise RunError(answer)
+        if trouble == "":
+            return
+        if trouble:
+            raise RunError(trouble)
         if position.value < 0:
             raise RunError(f"a process that draws ended with code {process.exitcode}: is there memory left?")
         refused.add(position.value)
 
 
-def _answer(receiver: Connection, position: Any, process: Any) -> Counter[str] | str | None:
-    """What a process sends when it is done, None if it ended before; one that is stuck is ended."""
+def _answer(receiver: Connection, position: Any, process: Any) -> str | None:
+    """What went wrong, nothing as a rule; None if the process ended in a drawing. One that is stuck is ended."""
     last, since = -1, time.monotonic()
     while not receiver.poll(WAIT):
         if position.value != last:
@@ -85,7 +97,7 @@ def _answer(receiver: Connection, position: Any, process: Any) -> Counter[str] |
 
 
 def _work(sender: Connection, position: Any, path: Path, icons: list[Icon], side: int, refused: set[int]) -> None:
-    """The process of a shard. Ctrl-C is the parent's: what was begun is finished."""
+    """The process that draws. Ctrl-C is the parent's: what was begun is finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the renderer says when it ends the process
     try:
@@ -95,47 +107,40 @@ def _work(sender: Connection, position: Any, path: Path, icons: list[Icon], side
     except (ImportError, ValueError, OSError):
         pass  # there is no such limit on this system
     try:
-        sender.send(_write(position, path, icons, side, refused))
+        _write(position, path, icons, side, refused)
+        sender.send("")
     except RunError as error:
         sender.send(str(error))
     except Exception as error:
         sender.send(f"cannot draw {path.name} ({type(error).__name__}: {error})")
 
 
-def _write(position: Any, path: Path, icons: list[Icon], side: int, refused: set[int]) -> Counter[str]:
-    left_out, pictures = Counter[str](), []
+def _write(position: Any, path: Path, icons: list[Icon], side: int, refused: set[int]) -> None:
+    pictures, left_out = [], {index: "drawing takes too long or too much memory" for index in refused}
     blank = draw(Icon("", "", "", "", (0, 0, 1, 1)), side)
     for index, icon in enumerate(icons):
-        if index in refused:
-            left_out["drawing takes too long or too much memory"] += 1
-            continue
-        position.value = index
-        try:
-            picture = draw(icon, side)
-        except ValueError:
-            left_out["drawing refused by resvg"] += 1
-            continue
-        if picture == blank:  # an animation that begins with nothing, say
-            left_out["nothing drawn"] += 1
-        else:
-            pictures.append((icon, picture))
-    tar = _tar(pictures)
-    atomic_files.write(path, tar)
-    stats = {"count": len(icons), "successes": len(pictures), "left_out": dict(sorted(left_out.items()))}
-    atomic_files.write_json(stats_path(path), stats | {"bytes": len(tar), "sha256": hashlib.sha256(tar).hexdigest()})
-    return left_out
+        picture, position.value = b"", index
+        if index not in refused:
+            try:
+                picture = draw(icon, side)
+            except ValueError:
+                left_out[index] = "drawing refused by resvg"
+        if picture == blank:
+            picture, left_out[index] = b"", "nothing drawn"
+        pictures.append(picture)
+    atomic_files.write(path, b"".join(pictures))
+    drawn = Drawn(sizes=[len(picture) for picture in pictures], left_out=left_out)
+    atomic_files.write(path.with_suffix(".json"), drawn.model_dump_json())
 
 
-def stats_path(shard: Path) -> Path:
-    """What tells that a shard is finished; training reads the number of its samples there."""
-    return shard.with_name(f"{shard.stem}_stats.json")
+def shard(samples: Iterable[tuple[Icon, bytes]]) -> bytes:
+    """A webdataset tar of icons with their pictures.
 
-
-def _tar(pictures: list[tuple[Icon, bytes]]) -> bytes:
-    """Nothing is taken from the clock or the user, so that two runs give the same bytes."""
+    Nothing is taken from the clock or the user, so that two runs give the same bytes.
+    """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for icon, picture in pictures:
+        for icon, picture in samples:
             about = {"set": icon.set, "license": icon.license, "style": icon.style, "concept": icon.concept}
             members = {"png": picture, "txt": icon.caption.encode(), "json": json.dumps(about).encode()}
             for kind, content in members.items():

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from steering.clip.icons.package import Drawing, IconSet, Info
 
@@ -33,11 +33,11 @@ _BRANDS = re.compile(r"brand|logo", re.IGNORECASE)
 ONE_WORD, WORDS, ANY_WORD = 5, 2, 8
 
 # What drawings consist of. Nothing here can load a file: image, feImage, text, style, script and foreignObject cannot
-# occur, and neither can a DOCTYPE, and with it an entity.
+# occur, and neither can a DOCTYPE, and with it an entity. Animations cannot, whose first moment is not the drawing.
 ELEMENTS = frozenset(
     "path g defs use symbol circle rect ellipse line polygon polyline clipPath mask marker pattern linearGradient "
     "radialGradient stop filter feBlend feColorMatrix feComposite feDropShadow feFlood feGaussianBlur feMerge "
-    "feMergeNode feMorphology feOffset animate animateTransform animateMotion set".split()
+    "feMergeNode feMorphology feOffset".split()
 )
 _TAGS = re.compile(r"<\s*/?\s*([^\s/>]*)")
 _LINKS = re.compile(r"href\s*=\s*[\"']?\s*(?!#)[^\s\"'#]|url\s*\(\s*[\"']?\s*(?!#)[^\s\"'#]", re.IGNORECASE)
@@ -69,20 +69,55 @@ class Icon:
 
 @dataclass(frozen=True)
 class Selection:
-    """Icons by split in a fixed mixed order, what was left out and why, and the sets that are used, by prefix."""
+    """Icons that may be used, in a fixed mixed order.
 
-    icons: dict[str, list[Icon]]
-    left_out: Counter[str] = field(default_factory=Counter)
-    sets: dict[str, Info] = field(default_factory=dict)
+    Attributes:
+        icons: one for every name of a set.
+        left_out: how many icons are not among them, and why.
+        sets: what the package says of the sets that may be used, by prefix.
+        held_out_sets: prefixes of those that nothing is trained on.
+        seed: of the order and of the splits.
+    """
+
+    icons: list[Icon]
+    left_out: Counter[str]
+    sets: dict[str, Info]
+    held_out_sets: set[str]
+    seed: int
+
+    def split(self, icons: Iterable[Icon], left_out: Counter[str]) -> dict[str, list[Icon]]:
+        """Puts every icon on its side; where a model is evaluated, each concept has one drawing.
+
+        Args:
+            icons: of ``icons``, in that order, those that have a picture of their own.
+            left_out: further ones are counted there.
+        """
+        splits: dict[str, list[Icon]] = {name: [] for name in SPLITS}
+        seen = {name: set[str]() for name in SPLITS}
+        for icon in icons:
+            concept = " ".join(sorted(icon.concept.split()))  # "left arrow" is "arrow left"
+            held_out = _draw(self.seed, "concept", concept) < HELD_OUT_CONCEPTS
+            if icon.set in self.held_out_sets:
+                side = "held-out-both" if held_out else "held-out-sets"
+            elif held_out:
+                side = "held-out-concepts"
+            else:  # together with the other drawings of the concept in its set, which may look alike
+                side = "reference" if _draw(self.seed, "reference", icon.set, concept) < REFERENCE else "train"
+            if side.startswith("held-out") and concept in seen[side]:
+                left_out["held out, concept has a drawing already"] += 1
+            else:
+                seen[side].add(concept)
+                splits[side].append(icon)
+        return splits
 
 
 def select(sets: Iterable[IconSet], *, seed: int = 0, limit: int | None = None) -> Selection:
-    """Chooses icons and splits them.
+    """Chooses icons.
 
     Args:
         sets: of the package, in any order.
-        seed: of the splits and the order.
-        limit: so many icons at most; the splits of an icon do not depend on it.
+        seed: of the order and of the splits.
+        limit: so many icons at most; the split of an icon does not depend on it.
     """
     usable, logos, left_out = list[IconSet](), defaultdict[str, set[str]](set), Counter[str]()
     brands = set[str]()
@@ -99,15 +134,13 @@ def select(sets: Iterable[IconSet], *, seed: int = 0, limit: int | None = None) 
     brands |= {name for name, count in counts.items() if count >= (WORDS if "-" in name else ONE_WORD)}
     words = {name for name, count in counts.items() if "-" not in name and len(name) > 1 and count >= ANY_WORD}
 
-    usable.sort(key=lambda icons: icons.prefix)
     info = {icons.prefix: icons.info for icons in usable}
     chosen = list(_drawings(usable, brands, words, left_out))
     authors = _held_out_authors(Counter(info[icon.set].author.name for icon in chosen), seed)
     chosen.sort(key=lambda icon: _draw(seed, "order", icon.set, icon.name))
-    split = _split(chosen[:limit], {prefix for prefix in info if info[prefix].author.name in authors}, seed, left_out)
     left_out["over the limit"] += len(chosen) - len(chosen[:limit])
-    used = {icon.set for icons in split.values() for icon in icons}
-    return Selection(split, +left_out, {prefix: about for prefix, about in info.items() if prefix in used})
+    held_out = {prefix for prefix, about in info.items() if about.author.name in authors}
+    return Selection(chosen[:limit], +left_out, info, held_out, seed)
 
 
 def _refused(icons: IconSet) -> str:
@@ -126,17 +159,12 @@ def _declared_brands(icons: IconSet) -> set[str]:
 
 
 def _drawings(sets: list[IconSet], brands: set[str], words: set[str], left_out: Counter[str]) -> Iterator[Icon]:
-    """Every drawing once, under the first of its names."""
-    seen = set[bytes]()
     for icons in sets:
-        for name, drawing in sorted(icons.icons.items()):
+        for name, drawing in icons.icons.items():
             icon = Icon(icons.prefix, name, icons.info.license.spdx, drawing.body, _box(icons, drawing))
-            drawn = hashlib.sha256(f"{icon.box} {icon.body}".encode(errors="replace")).digest()[:16]
-            reason = _unusable(icon, drawing.hidden, brands, words) or ("drawn before" if drawn in seen else "")
-            if reason:
+            if reason := _unusable(icon, drawing.hidden, brands, words):
                 left_out[reason] += 1
             else:
-                seen.add(drawn)
                 yield icon
 
 
@@ -190,27 +218,6 @@ def _held_out_authors(icons: Counter[str], seed: int) -> set[str]:
             chosen.add(author)
             room -= icons[author]
     return chosen
-
-
-def _split(icons: list[Icon], sets: set[str], seed: int, left_out: Counter[str]) -> dict[str, list[Icon]]:
-    """Puts every icon on its side; where a model is evaluated, each concept has one drawing."""
-    splits: dict[str, list[Icon]] = {name: [] for name in SPLITS}
-    seen = {name: set[str]() for name in SPLITS}
-    for icon in icons:
-        concept = " ".join(sorted(_split_name(icon.name)[0]))  # "left arrow" is "arrow left"
-        held_out = _draw(seed, "concept", concept) < HELD_OUT_CONCEPTS
-        if icon.set in sets:
-            side = "held-out-both" if held_out else "held-out-sets"
-        elif held_out:
-            side = "held-out-concepts"
-        else:  # together with the other drawings of the concept in its set, which may look the same
-            side = "reference" if _draw(seed, "reference", icon.set, concept) < REFERENCE else "train"
-        if side.startswith("held-out") and concept in seen[side]:
-            left_out["held out, concept has a drawing already"] += 1
-        else:
-            seen[side].add(concept)
-            splits[side].append(icon)
-    return splits
 
 
 def _draw(seed: int, *purpose: str) -> float:

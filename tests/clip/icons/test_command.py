@@ -17,6 +17,9 @@ pytest.importorskip("resvg_py")
 @pytest.fixture
 def package(tmp_path) -> Path:
     sets = [icon_set(f"s{n}", drawings(0.3 + n / 100), spdx="ISC" if n else "CC0-1.0") for n in range(20)]
+    icons = sets[0]["icons"]
+    icons["sky-moon"] = {"body": f'<g class="copy">{icons.pop("star-top")["body"]}</g>'}
+    icons["sky-sun"] = {"body": icons["sky-moon"]["body"] + " "}
     return write_package(tmp_path / "p.tgz", sets)
 
 
@@ -32,14 +35,21 @@ def make(out: Path, package: Path, *, limit=None, seed=0, side=32, workers=2) ->
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
+def stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_shards_are_the_same_with_any_workers_and_after_a_stop_and_can_be_trained_on(tmp_path, package, capsys):
+def test_shards_are_the_same_with_any_workers_and_after_a_stop_and_can_be_trained_on(
+    tmp_path, package, capsys, monkeypatch
+):
     made = make(tmp_path / "a", package, workers=3)
     assert "icons of 20 sets" in capsys.readouterr().out
     manifest = Manifest.model_validate_json(made["manifest.json"])
     assert list(manifest.samples) == list(SPLITS) and manifest.version == "1.2.3"
     assert set(manifest.shards) == {name for name in made if name.endswith(".tar")}
-    assert sum(manifest.samples.values()) + sum(manifest.left_out.values()) == 20 * 72
+    assert manifest.left_out["picture of another icon"] == 1
+    assert sum(manifest.samples.values()) + sum(manifest.left_out.values()) == 20 * 72 + 1
     for split, count in manifest.samples.items():
         shards = Shards.open(f"{tmp_path}/a/{split}/*.tar")
         assert len(shards) == count
@@ -51,6 +61,12 @@ def test_shards_are_the_same_with_any_workers_and_after_a_stop_and_can_be_traine
     kept = (interrupted / "train/001.tar").stat().st_mtime_ns
     for name in ("manifest.json", "train/000.tar", "reference/000_stats.json"):
         (interrupted / name).unlink()
+    monkeypatch.setattr(command, "shard", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(interrupted, package)
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "SHARD", 500)
+    (interrupted / ".drawn" / "001.json").unlink()
     assert make(interrupted, package) == made
     assert (interrupted / "train/001.tar").stat().st_mtime_ns == kept
 

@@ -1,4 +1,3 @@
-import hashlib
 import io
 import json
 import tarfile
@@ -9,7 +8,7 @@ from icon_packages import SHAPES
 from PIL import Image
 
 from steering.clip.icons import render
-from steering.clip.icons.render import draw, make_shard, stats_path
+from steering.clip.icons.render import Drawn, draw, draw_all, shard
 from steering.clip.icons.selection import Icon
 from steering.errors import RunError
 
@@ -39,23 +38,13 @@ def test_a_picture_outside_is_not_loaded_even_if_one_came_through(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shard_has_pictures_captions_and_facts_and_always_the_same_bytes(tmp_path):
-    drawn = [icon(body, f"{name}-outline-24") for name, body in SHAPES.items()]
-    icons = [*drawn, icon("", "nothing"), icon("<g>", "unfinished")]
-    left_out = make_shard(tmp_path / "a.tar", icons, 32)
-    assert left_out == {"nothing drawn": 1, "drawing refused by resvg": 1}
-    make_shard(tmp_path / "b.tar", icons, 32)
-    content = (tmp_path / "a.tar").read_bytes()
-    assert content == (tmp_path / "b.tar").read_bytes()
-    stats = json.loads(stats_path(tmp_path / "a.tar").read_text())
-    assert stats["successes"] == 6 and stats["bytes"] == len(content)
-    assert stats["sha256"] == hashlib.sha256(content).hexdigest()
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    assert members["ours/star-outline-24.txt"] == b"star outline 24"
-    about = {"set": "ours", "license": "MIT", "style": "outline 24", "concept": "star"}
-    assert json.loads(members["ours/star-outline-24.json"]) == about
-    assert Image.open(io.BytesIO(members["ours/star-outline-24.png"])).size == (32, 32)
+def test_what_cannot_be_drawn_is_left_out_with_its_reason(tmp_path):
+    icons = [icon(""), icon("<g>"), *(icon(body, name) for name, body in SHAPES.items())]
+    draw_all(tmp_path / "a.bin", icons, 32)
+    drawn = Drawn.model_validate_json((tmp_path / "a.json").read_text())
+    assert drawn.left_out == {0: "nothing drawn", 1: "drawing refused by resvg"} and drawn.sizes[:2] == [0, 0]
+    assert (tmp_path / "a.bin").read_bytes() == b"".join(draw(icon, 32) for icon in icons[2:])
+    assert drawn.sizes[2:] == [len(draw(icon, 32)) for icon in icons[2:]]
 
 
 @pytest.mark.slow
@@ -63,14 +52,26 @@ def test_a_drawing_that_takes_too_long_is_left_out_and_the_others_are_made(tmp_p
     monkeypatch.setattr(render, "SECONDS", 0.5)
     levels = (f'<g id="l{n}">' + f'<use href="#l{n - 1}"/>' * 10 + "</g>" for n in range(1, 7))
     bomb = f'<defs><g id="l0"><path d="M0 0h5v5z"/></g>{"".join(levels)}</defs><use href="#l6"/>'
-    icons = [icon(SHAPES["star"]), icon(bomb, "bomb"), icon(SHAPES["moon"], "moon")]
-    assert make_shard(tmp_path / "a.tar", icons, 32) == {"drawing takes too long or too much memory": 1}
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        assert [name for name in tar.getnames() if name.endswith("png")] == ["ours/star.png", "ours/moon.png"]
+    draw_all(tmp_path / "a.bin", [icon(SHAPES["star"]), icon(bomb, "bomb"), icon(SHAPES["moon"], "moon")], 32)
+    drawn = Drawn.model_validate_json((tmp_path / "a.json").read_text())
+    assert drawn.left_out == {1: "drawing takes too long or too much memory"}
+    assert [size > 0 for size in drawn.sizes] == [True, False, True]
 
 
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*Choose another folder with --out"):
-        make_shard(tmp_path / "file" / "a.tar", [icon(SHAPES["star"])], 32)
+        draw_all(tmp_path / "file" / "a.bin", [icon(SHAPES["star"])], 32)
+
+
+def test_a_shard_has_pictures_captions_and_facts_and_always_the_same_bytes():
+    samples = [(icon(body, f"{name}-outline-24"), name.encode()) for name, body in SHAPES.items()]
+    content = shard(samples)
+    assert content == shard(samples)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    about = {"set": "ours", "license": "MIT", "style": "outline 24", "concept": "star"}
+    assert json.loads(members["ours/star-outline-24.json"]) == about
+    assert members["ours/star-outline-24.txt"] == b"star outline 24"
+    assert members["ours/star-outline-24.png"] == b"star" and len(members) == 18
