@@ -97,6 +97,7 @@ class Clip:
     init: str | None = None
     teacher: str | None = None
     teacher_cache: str | None = field(default=None, metadata=ELASTIC)
+    samples: int | None = None
 
     def __post_init__(self):
         if not 0 <= self.bad_share <= 1 or not 0 <= self.noise <= 1:
@@ -104,6 +105,8 @@ class Clip:
             raise UserError(f"noise and bad_share are shares within 0 and 1, got {got}")
         if not 0 < self._temperature < math.inf:
             raise UserError(f"the temperature is a number above 0, got {self._temperature:g}")
+        if self.samples is not None and self.samples < 1:
+            raise UserError(f"samples is a number of training pairs, 1 or more, got {self.samples}")
         if self.workers < 0:
             raise UserError(f"workers is a number of processes, 0 or more, got {self.workers}")
         if not 0 < self.cache_gb < math.inf or self.window < 1:
@@ -195,9 +198,9 @@ class Clip:
     def _order(self, batch: int, seed: int) -> Sampler:
         shards, name = self.shards, self.shards.fingerprint
         if len(shards) <= MOST_WHOLE and not shards.remote and not self._weights:
-            return Permutation(len(shards), seed=seed, left_out=self._held_out, name=name)
+            return Permutation(len(shards), seed=seed, left_out=self._left_out, name=name)
         weights = [self._weights[shard.part] for shard in shards.index] if self._weights else None
-        options = {"left_out": self._held_out, "weights": weights, "window": self.window, "name": name}
+        options = {"left_out": self._left_out, "weights": weights, "window": self.window, "name": name}
         return Windows([shard.count for shard in shards.index], batch=batch, seed=seed, **options)
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
@@ -237,7 +240,7 @@ class Clip:
     def training_pairs(self, number: int) -> PairSet:
         """So many of the training pairs, chosen at random but always the same."""
         order = torch.randperm(self.size, generator=generator(0, "training pairs")).tolist()
-        left_out = set(self._held_out)
+        left_out = set(self._left_out)
         return PairSet(self.shards, sorted(i for i in order[: number + len(left_out)] if i not in left_out)[:number])
 
     @cached_property
@@ -262,6 +265,24 @@ class Clip:
             few = f"{self.data} has {len(numbers)} pairs, too few to hold some out"
             raise UserError(f"{few}: give --set options.val=SHARDS")
         return held_out
+
+    @cached_property
+    def _left_out(self) -> list[int]:
+        """Numbers of the samples never to train on, in rising order: those held out, and those beyond ``samples``."""
+        if self.samples is None:
+            return self._held_out
+        used = torch.ones(self.size, dtype=torch.bool)
+        used[self._held_out] = False
+        order = torch.randperm(self.size, generator=generator(0, "samples"))
+        order = order[used[order]]
+        if self.samples > len(order):
+            raise UserError(f"{self.samples} training samples were asked for, of {len(order)} there are")
+        used[order[self.samples :]] = False
+        return (~used).nonzero().flatten().tolist()
+
+    def part(self, number: int) -> "Clip":
+        """The same on so many of its training samples."""
+        return replace(self, samples=number)
 
     @cached_property
     def _suite(self) -> EmojiSuite | RetrievalSuite:
@@ -290,5 +311,5 @@ class Clip:
             require_apart(self.shards, self._suite.gallery.shards, self._held_out if self.val is None else None)
         with untouched():
             model = self._fresh()  # for its preprocessing and tokenizer; the weights are thrown away
-        options = {"left_out": self._held_out, "bad_share": self.bad_share}
+        options = {"left_out": self._left_out, "bad_share": self.bad_share}
         return PairData(self.shards, tokenizer=model.tokenizer, preprocessing=model.preprocessing, **options)

@@ -50,6 +50,10 @@ def curve(
     keep: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share that the static filter keeps.")] = None,
     first_seed: Annotated[int, typer.Option(min=0, help="Of the repetitions that report.")] = 7000,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if not given.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a known training.")] = None,
+    ref: options.Ref = None,
+    data: options.Data[str | None] = None,
+    val: options.Val = None,
     sets: options.Sets = None,
     out: options.Out = None,
 ) -> None:
@@ -57,13 +61,15 @@ def curve(
 
     steer curve digits --sizes 100,400 --seeds 3       a first look, half a minute
     steer curve digits --setting A                     a frozen setting on fresh seeds
+    steer curve clip --sizes 750,1500,3000,6000 --seeds 3
 
     The same command with the same --out goes on with what is there.
     """
     from steering.theory_checks.curve.command import run
 
+    typed = {name: value for name, value in {"ref": ref, "data": data, "val": val}.items() if value is not None}
     about = {"sizes": sizes, "seeds": seeds, "methods": methods, "tune": tune, "first_seed": first_seed}
-    run(task, setting=setting, out=out, jobs=jobs, keep=keep, sets=sets or [], **about)
+    run(task, setting=setting, out=out, jobs=jobs, keep=keep, sets=sets or [], preset=preset, typed=typed, **about)
 
 
 def bound(

@@ -28,20 +28,37 @@ class ReferenceData(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A task that is too large for memory, or has no loss for a sample alone, and divides its data itself."""
+
+    def part(self, number: int) -> Task:
+        """The same task on so many of its training samples; those of a smaller number are among those of a larger."""
+        ...
+
+
 def sample_pool(task: Task) -> Task:
-    """A drawn task with all its samples in memory, whose reference is fitted once for all that is derived from it."""
-    if task.rows != 1:
-        raise UserError(f"{type(task).__name__} has no loss of its own for every sample: curves need one")
+    """A drawn task with all its samples in memory, whose reference is fitted once for all that is derived from it.
+
+    One that is ``Divisible`` stays as it is.
+    """
+    if task.rows != 1 and not isinstance(task, Divisible):
+        name = type(task).__name__
+        raise UserError(f"{name} has no loss for every sample, nor a method part(number): curves need one of them")
 
     @cache
     def reference() -> nn.Module:
         return frozen_reference(task)
 
-    return exchange(train_on(task, training_samples(task)), reference=reference)
+    return exchange(
+        task if isinstance(task, Divisible) else train_on(task, training_samples(task)), reference=reference
+    )
 
 
 def first(pool: Task, number: int) -> Task:
     """The first samples of a pool, part of the larger sets of the same pool; a UserError if there are fewer."""
+    if isinstance(pool, Divisible):
+        return exchange(pool.part(number), reference=pool.reference)
     if not 1 <= number <= pool.size:
         raise UserError(f"{number} training samples were asked for, of {pool.size} there are")
     return train_on(pool, training_samples(pool).take(torch.arange(number)))
@@ -67,13 +84,15 @@ class CountedReference(ReferenceLosses):
 
     def __init__(self, task: Task, permutation: Tensor | None = None):
         super().__init__(task)
-        self.samples, self.permutation = training_samples(task), permutation
+        self.permutation = permutation
+        self.samples = None if permutation is None else training_samples(task)
         self.requested = torch.zeros(task.size, dtype=torch.bool)
 
     def __call__(self, batch: Batch, *, outputs: bool = False) -> Losses:
         ids = batch.ids.cpu()
         self.requested[ids] = True
-        batch = batch if self.permutation is None else self.samples.take(self.permutation[ids])
+        if self.samples is not None and self.permutation is not None:
+            batch = self.samples.take(self.permutation[ids])
         return super().__call__(batch, outputs=outputs)
 
     @property

@@ -18,7 +18,7 @@ from steering import atomic_files
 from steering.clip.icons.selection import Icon, unsafe
 from steering.errors import RunError
 
-SECONDS = 20.0  # that one drawing may take; half a millisecond is usual,
+SECONDS = 60.0  # that one drawing may take; half a millisecond is usual,
 MEMORY = 2 << 30  # and bytes
 WAIT = 0.5  # seconds between looks at a process
 
@@ -128,6 +128,7 @@ def _write(position: Any, path: Path, icons: list[Icon], side: int, refused: set
         if picture == blank:
             picture, left_out[index] = b"", "nothing drawn"
         pictures.append(picture)
+    position.value = -1  # what follows may wait for the disk
     atomic_files.write(path, b"".join(pictures))
     drawn = Drawn(sizes=[len(picture) for picture in pictures], left_out=left_out)
     atomic_files.write(path.with_suffix(".json"), drawn.model_dump_json())

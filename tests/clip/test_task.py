@@ -319,3 +319,14 @@ def test_arms_that_learn_a_temperature_begin_where_their_authors_do(shards, tmp_
     assert arm.temperature == 0.07 and actual.step()["temperature"] == pytest.approx(0.07, rel=1e-3)
     kept = loop.Training(task, task.recipe.arms["drrho_clip"], task.recipe, reference=reference, seed=0)
     assert kept.model.temperature == pytest.approx(0.01)  # type: ignore[union-attr]
+
+
+def test_parts_are_nested_and_leave_out_what_is_held_out(tars):
+    task = Clip(data=tars(shards=2, pairs=50), model="emoji-rn32")
+    shown = {n: set(next(iter(task.part(n).stream(n, seed=0))).ids.tolist()) for n in (10, 40)}
+    assert len(shown[10]) == 10 and len(shown[40]) == 40 and shown[10] < shown[40]
+    assert not shown[40] & set(task._held_out)
+    with pytest.raises(UserError, match=r"1000 training samples were asked for, of \d+ there are"):
+        task.part(1000).stream(10, seed=0)
+    with pytest.raises(UserError, match="samples is a number of training pairs, 1 or more, got 0"):
+        task.part(0)

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from steering.theory_checks.curve.analysis import Analysis
 from steering.theory_checks.curve.plan import PLAIN, Method, Plan, Setting, label_of, methods_of, setting_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
 from steering.theory_checks.curve.units import Outcome, Unit, make_all, units
-from steering.theory_checks.training_sets import sample_pool, training_samples
+from steering.theory_checks.training_sets import Divisible, sample_pool
 
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
 SEEDS = 20  # for claims against the reference
@@ -61,30 +61,35 @@ def planned(
     tune: int = 0,
     keep: float | None = None,
     sets: Sequence[str] = (),
+    preset: str | None = None,
+    typed: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of what was typed, which wins over the setting it begins with; a UserError if that is no plan."""
-    frozen = {"options": setting.options, "recipe": setting.recipe} if setting else {}
-    _, made = resolve(task, sets=sets, typed=frozen)
+    frozen: dict[str, Any] = {"options": setting.options, "recipe": setting.recipe} if setting else {}
+    frozen["options"] = {**frozen.get("options", {}), **(typed or {})}
+    _, made = resolve(task, sets=sets, typed=frozen, preset=preset)
     samples = _sizes(sizes) if sizes else [setting.size] if setting else _usual_sizes(made)
-    options = {**frozen.get("options", {}), **_pool_option(made, max(samples))}
-    config, made = resolve(task, sets=sets, typed={**frozen, "options": options})
+    options = {**frozen["options"], **_pool_option(made, max(samples))}
+    config, made = resolve(task, sets=sets, typed={**frozen, "options": options}, preset=preset)
     steered = steered_of(config.recipe)
     if steered is None:
         raise UserError(f"no arm of {config.task} subtracts a reference: add one by --set recipe.arms.NAME.rule=...")
     share = keep or (setting.keep if setting else KEEP)
     pool = sample_pool(made)
-    answers = made.losses(pool.reference(), training_samples(pool).take(torch.arange(1))).outputs is not None
+    one = next(iter(pool.stream(1, seed=0)))
+    answers = not isinstance(pool, Divisible) and made.losses(pool.reference(), one).outputs is not None
     compared = methods_of(made, config.recipe, keep=share, answers=answers)
     if setting:
         decay = {"weight_decay": setting.decay}
         compared |= {name: compared[name].model_copy(update=decay) for name in PLAIN}
+    usual = [name for name in compared if name not in config.recipe.more]
     label, percent = label_of(made)
     try:
         return Plan(
             task=config.task,
             options=config.options,
             recipe=config.recipe,
-            methods=_chosen(compared, methods, (config.recipe.baseline, steered)),
+            methods=_chosen(compared, methods or ",".join(usual), (config.recipe.baseline, steered)),
             baseline=config.recipe.baseline,
             steered=steered,
             label=label,
@@ -146,11 +151,11 @@ def _sizes(text: str) -> list[int]:
 
 def _usual_sizes(task: Task) -> list[int]:
     """Halving down from twice the task's own training set, or from that where there are no more samples."""
-    largest = 2 * task.size
-    try:
-        replace(task, **_pool_option(task, largest))  # type: ignore[type-var]
-    except UserError:
-        largest = task.size
+    largest = task.size
+    if not isinstance(task, Divisible):
+        with suppress(UserError):
+            replace(task, **_pool_option(task, 2 * largest))  # type: ignore[type-var]
+            largest *= 2
     sizes = {round(largest / 2**step) for step in range(SIZES)}
     return sorted({size for size in sizes if size >= SMALLEST} or {largest})
 
@@ -164,9 +169,9 @@ def _pool_option(task: Task, largest: int) -> dict[str, int]:
     return {}
 
 
-def _chosen(methods: dict[str, Method], typed: str | None, always: Sequence[str]) -> dict[str, Method]:
+def _chosen(methods: dict[str, Method], typed: str, always: Sequence[str]) -> dict[str, Method]:
     """The methods of ``--methods``, with those that everything is compared with."""
-    names = list(methods) if typed is None else [*always, *(name.strip() for name in typed.split(","))]
+    names = [*always, *(name.strip() for name in typed.split(","))]
     for name in names:
         if name not in methods:
             hint = did_you_mean(name, methods) or "."

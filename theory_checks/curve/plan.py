@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from steering.errors import UserError, did_you_mean
 from steering.settings import Arm, AtLeastOne, Recipe, Share, Strict
 from steering.task import Task
-from steering.theory_checks.training_sets import ReferenceData
+from steering.theory_checks.training_sets import Divisible, ReferenceData
 
 REFERENCE = "reference"
 PLAIN = ("erm", "dro", "joined")  # methods without steering, which have a weight decay of their own
@@ -80,9 +80,13 @@ def methods_of(task: Task, recipe: Recipe, *, keep: float, answers: bool) -> dic
     Args:
         keep: share that the static filter keeps.
         answers: whether the task's losses come with outputs, which a target can be taught.
+
+    A task that is ``Divisible`` has its arms alone, those for the asking (``recipe.more``) included.
     """
     plain, steered = recipe.arms[recipe.baseline], steered_of(recipe)
     methods = {name: Method(arm=arm) for name, arm in recipe.arms.items()}
+    if isinstance(task, Divisible):
+        return methods | {name: Method(arm=arm) for name, arm in recipe.more.items()}
     methods["filter"] = Method(arm=plain, data="filtered", keep=keep)
     if answers:
         methods["distill"] = Method(arm=plain.model_copy(update={"distill": 1.0}))

@@ -13,6 +13,7 @@ from report_pages import shown
 from rich.console import Console
 
 from steering import UserError
+from steering.clip.emoji_data import BUNDLE
 from steering.reports.report import read
 from steering.theory_checks.curve.command import execute, planned, run
 from steering.theory_checks.curve.plan import SETTINGS, setting_of
@@ -115,6 +116,19 @@ def test_the_largest_size_is_the_pool():
     assert max(planned("diabetes").sizes) == 250, "twice as many there are not"
 
 
+def test_a_task_that_divides_its_data_itself_has_its_arms_alone_and_those_for_the_asking():
+    plan = planned("clip", seeds=2)
+    assert list(plan.methods) == ["unsteered", "drrho_clip", "jest"]
+    assert plan.sizes == [188, 375, 750, 1500, 3000, 6000] and plan.label == "1 - held-out R@10"
+    assert list(planned("clip", sizes="50", methods="fastclip").methods) == ["unsteered", "drrho_clip", "fastclip"]
+
+
+def test_options_of_a_preset_and_those_that_are_typed_make_the_plan():
+    typed = {"data": "emoji", "ref": f"local-dir:{BUNDLE}"}
+    plan = planned("clip", sizes="60", preset="one-gpu", sets=["options.workers=0"], typed=typed)
+    assert plan.options["model"] == "ViT-B-32" and plan.options["data"] == "emoji" and plan.baseline == "openclip"
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_is_a_plan_of_its_own_size_and_seeds(name):
     setting = SETTINGS[name]
@@ -171,3 +185,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, jobs):
     assert process.returncode == 130
     assert err.startswith("steer: stopped; all that is finished is saved. Go on with: steer curve blobs --sizes 20,40")
     assert err.count("\n") == 1 and f"--out {tmp_path / 'curve'}" in err
+
+
+@pytest.mark.slow
+def test_a_curve_of_pairs_is_trained_with_references_losses_of_pairs(tmp_path, capsys):
+    sets = ["recipe.steps=2", "recipe.batch=16", "recipe.evaluate_every=0"]
+    options = {"sizes": "64", "seeds": 2, "methods": "drrho_clip", "sets": sets}
+    run("clip", setting=None, out=tmp_path / "a", jobs=1, keep=None, **options)
+    report = (tmp_path / "a" / "report.md").read_text()
+    assert "1 - held-out R@10" in report and "drrho_clip" in report
