@@ -201,7 +201,7 @@ class Task(Protocol):
     """A problem to steer on. Nothing has to be inherited; ``steering.testing.check_task`` states the contract.
 
     A task is usually a frozen dataclass whose fields are its options, so that ``steer run "digits(noise=0.2)"``
-    and ``--set task.noise=0.2`` work. It must be cheap to construct: data are loaded when they are first needed.
+    and ``--set options.noise=0.2`` work. It must be cheap to construct: data are loaded when they are first needed.
 
     A task may have more members, which are used where it has them (``HeldOut`` is another):
 
