@@ -203,7 +203,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict:
         (folder / "size").write_text(str(size))
     size = int((folder / "size").read_text())
     options = {"data": data, "val": f"{folder}/val/*.tar", "steps": arguments.epochs * (size // BATCH)}
-    return options | {"bad_share": 0.5, "bad_shards": True, "window": 64, "model": "emoji-rn32", "ref": "none"}
+    return options | {"bad_share": 1.0, "bad_shards": True, "window": 64, "model": "emoji-rn32", "ref": "none"}
 
 
 def kill_again_and_again(folder: Path, arguments: argparse.Namespace) -> int:
@@ -241,6 +241,9 @@ def kill_again_and_again(folder: Path, arguments: argparse.Namespace) -> int:
         kills.append(Kill(runs, blow, ranks, workers, life.steps, round(time.monotonic() - began, 1), line, fault))
         with records.open("a") as file:
             file.write(json.dumps(asdict(kills[-1])) + "\n")
+        if len(kills) > 20 and all(kill.fault for kill in kills[-20:]):
+            print("nothing but faults: the run cannot go on", flush=True)
+            return 1
         if fault:
             (place / f"fault-{len(kills)}.txt").write_text(life.said())
         what = f"{len(kills)}/{arguments.kills}: {blow}, {ranks} ranks, {workers} workers, {life.steps} steps"

@@ -114,7 +114,7 @@ def spoil(folder: Path, chance: random.Random) -> None:
         if offset >= 0:
             data[offset : offset + 40] = bytes(40)
             path.write_bytes(bytes(data))
-    lost, short = shards[len(shards) // 2], shards[-1]
+    lost, short = shards[len(shards) // 4], shards[len(shards) // 2]
     lost.unlink()
     short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
 

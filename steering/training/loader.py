@@ -90,7 +90,7 @@ class ShuffledLoader:
         try:
             batch = next(self._batches)
         except (UserError, RunError) as error:  # a worker's comes wrapped in its traceback
-            if "\n" not in (text := str(error).strip()):
+            if "\n" not in (text := str(error.args[0] if error.args else "").strip()):  # all of it: str shortens
                 raise
             last = text.splitlines()[-1]
             raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from None

@@ -73,3 +73,12 @@ def test_a_patience_that_is_no_time_is_refused(monkeypatch, value):
     monkeypatch.setenv("STEER_PATIENCE", value)
     with pytest.raises(UserError, match="STEER_PATIENCE is a number of seconds above 0, got"):
         workers.patience()
+
+
+def raise_long(ids: torch.Tensor, generator: torch.Generator) -> Batch:
+    raise RunError(f"370 of 651 samples cannot be used: {'x' * 5000}")
+
+
+def test_a_long_message_of_a_worker_begins_with_itself_and_not_with_its_traceback():
+    with pytest.raises(RunError, match=r"^370 of 651 samples cannot be used: xxx"):
+        next(ShuffledLoader(raise_long, size=64, batch=4, seed=0, workers=1))
