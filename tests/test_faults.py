@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(1200)  # half an hour of a busy machine would be too long, five minutes are too short
 def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
     command = [sys.executable, "-m", "benchmarks.faults", "--kills", "50", "--shards", "6", "--epochs", "2"]
     done = subprocess.run(
