@@ -26,7 +26,8 @@ from steering.theory_checks.curve import tuning
 from steering.theory_checks.curve.analysis import Analysis
 from steering.theory_checks.curve.plan import PLAIN, Method, Plan, Setting, label_of, methods_of, setting_of, steered_of
 from steering.theory_checks.curve.report import report, seeds_table
-from steering.theory_checks.curve.units import Outcome, Unit, make_all, units
+from steering.theory_checks.curve.units import Outcome, Unit, units
+from steering.theory_checks.parts import make_all
 from steering.theory_checks.training_sets import Divisible, sample_pool
 
 KEEP = 0.6  # share of the static filter where nothing is known of the noise
@@ -116,7 +117,7 @@ def execute(plan: Plan, folder: Path, *, jobs: int, console: Console) -> tuple[A
     with opened, Watch(console, total_steps=total) as watch:
 
         def make(missing: Sequence[Unit]) -> list[Outcome]:
-            return make_all(plan, missing, folder, jobs=jobs, watch=watch)
+            return make_all(plan, missing, Outcome, folder, jobs=jobs, watch=watch)
 
         chosen = tuning.tuned(plan, make) if plan.tune else {}
         todo = [tuning.with_choice(unit, chosen) for unit in todo]

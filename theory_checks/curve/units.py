@@ -1,23 +1,13 @@
-"""One training of a curve: a method, a number of samples and a seed, and what came of it; and many of them at once."""
+"""One training of a curve: a method, a number of samples and a seed, and what came of it."""
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from steering import registry
-from steering.errors import RunError
-from steering.runs.folder import read_part, write_part
-from steering.runs.progress import Watch
+from steering.runs.folder import write_part
 from steering.settings import Strict
 from steering.task import Task
 from steering.theory_checks.curve.plan import REFERENCE, Cost, Method, Plan, error_of
@@ -25,8 +15,6 @@ from steering.theory_checks.training_sets import CountedReference, ReferenceData
 from steering.training.loop import evaluate
 from steering.training.seeds import generator
 from steering.training.step import Training, candidates_needed
-
-EVERY = 15  # seconds between lines on something that is no terminal
 
 
 class Point(Strict):
@@ -126,67 +114,3 @@ def begin(plan: Plan, method: Method, subset: Task, seed: int) -> tuple[Training
     changes = {"batch": batch, "weight_decay": plan.recipe.weight_decay if decay is None else decay}
     recipe = plan.recipe.model_copy(update=changes)
     return Training(task, method.arm, recipe, reference=reference, seed=seed), reference
-
-
-def make_all(plan: Plan, units: Sequence[Unit], folder: Path, *, jobs: int, watch: Watch) -> list[Outcome]:
-    """What every unit came to, in the order given, read back where its file is there already; ``jobs`` is processes.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM came; what was done is on disk.
-        RunError: a training failed, or a process died.
-    """
-    outcomes = {unit.file: outcome for unit in units if (outcome := read_part(folder / unit.file, Outcome)) is not None}
-    watch.finished(len(outcomes))
-    missing = [unit for unit in units if unit.file not in outcomes]
-    here = ((unit, _named(unit, partial(unit.make, plan, folder))) for unit in missing)
-    made = here if min(jobs, len(missing)) <= 1 else _elsewhere(plan, missing, folder, jobs)
-    began = printed = time.monotonic()
-    for done, (unit, outcome) in enumerate(made, 1):
-        outcomes[unit.file] = outcome
-        watch.finished(1)
-        if watch.console.is_terminal:
-            watch.note(str(unit))
-        elif time.monotonic() - printed > EVERY:
-            printed = time.monotonic()
-            left = (printed - began) / done * (watch.total - watch.before)
-            watch.print_line(f"{watch.before} of {watch.total} trainings, about {left:.0f} s left")
-    return [outcomes[unit.file] for unit in units]
-
-
-def _elsewhere(plan: Plan, units: Sequence[Unit], folder: Path, jobs: int) -> Iterator[tuple[Unit, Outcome]]:
-    """In fresh processes, which any exception ends at once: files are whole or not there, so nothing is lost."""
-    executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
-        futures = {executor.submit(unit.make, plan, folder): unit for unit in units}
-        for future in as_completed(futures):
-            yield futures[future], _named(futures[future], future.result)
-    except BaseException:
-        running = list((executor._processes or {}).values())
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join(timeout=10)
-        raise
-    executor.shutdown()
-
-
-def _named(unit: Unit, result: Callable[[], Outcome]) -> Outcome:
-    """The outcome, or which unit it was that failed."""
-    try:
-        return result()
-    except RunError as error:
-        raise RunError(f"{unit}: {error}") from None
-    except BrokenProcessPool:
-        raise RunError(
-            f"a process died while it trained {unit} or beside it (out of memory?): what was done is kept; run the "
-            "same command again, with a smaller --jobs"
-        ) from None
-
-
-def _begin() -> None:
-    """Leaves Ctrl-C to the first process, and ends when that one does, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
