@@ -97,7 +97,7 @@ class Digits(Classification):
 
     @cached_property
     def draw(self) -> Draw:
-        x, y = _images()
+        x, y = images()
         chance = generator(self.seed, "digits")
         order = torch.randperm(len(x), generator=chance)
         train, reference, test = order.tensor_split([self.samples, self.samples + self.reference_samples])
@@ -108,7 +108,7 @@ class Digits(Classification):
 
 
 @cache
-def _images() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     """All images, ``[1797, 64]`` from 0 to 4, and their labels ``[1797]``."""
     pixels, labels = load_digits(return_X_y=True)
     return torch.from_numpy(pixels / 4).float(), torch.from_numpy(labels).long()

@@ -1,5 +1,6 @@
 """The commands of the theory checks. Heavy imports wait until one of them runs."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -113,3 +114,23 @@ def scaling(
 
     points = {"subset_name": subset, "conditions": where or [], "baseline": baseline}
     run(runs or [], csv=csv, unit=compute, metric=metric, seed=seed, out=out, **points)
+
+
+def never_hurts(
+    seeds: Annotated[int | None, typer.Option(min=2, help="Repetitions; 20 if not given.")] = None,
+    first_seed: Annotated[int, typer.Option(min=0, help="Of the repetitions; develop on others.")] = 9000,
+    quick: Annotated[bool, typer.Option(help="Three cells and short trainings, in seconds.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if not given.")] = None,
+    out: options.Out = None,
+) -> None:
+    """Measure whether auto, or a fixed temperature, is ever worse than plain training, with good references and bad.
+
+    steer never-hurts --quick --first-seed 200
+
+    steer never-hurts --out runs/never-hurts    all cells, 20 seeds: an evening on two cores
+
+    The same command with the same --out goes on with what is there.
+    """
+    from steering.theory_checks.never_hurts.command import run
+
+    run(seeds=seeds, first_seed=first_seed, quick=quick, jobs=jobs or os.cpu_count() or 1, out=out)
