@@ -147,7 +147,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             call = ast.parse(f"f({rest[:LONGEST]}" if bracket else "f()", mode="eval").body
         match call:
             case ast.Call(func=ast.Name(), args=[], keywords=pairs) if all(pair.arg for pair in pairs):  # no **
-                values = {str(pair.arg): ast.literal_eval(pair.value) for pair in pairs}
+                values = {str(pair.arg): _literal(pair.value) for pair in pairs}
                 if len(values) == len(pairs):  # none twice
                     return name.strip(), values
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last of brackets in brackets
@@ -155,6 +155,13 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     raise UserError(
         f"{shown(text, 200)} is no constructor call: write name or name(argument=value, ...) with plain values"
     )
+
+
+def _literal(node: ast.expr) -> Any:
+    """A plain value, where true and false are written as in Python or as in YAML."""
+    if isinstance(node, ast.Name) and node.id in ("true", "false"):
+        return node.id == "true"
+    return ast.literal_eval(node)
 
 
 def summary(kind: Kind, name: str) -> str:
