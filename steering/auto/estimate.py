@@ -158,8 +158,14 @@ def cross_fitted(
     seed: int,
     device: torch.device | str = "cpu",
     note: Callable[[str], None] = lambda text: None,
+    reference: ReferenceLosses | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """Scores of every training sample by a target that was trained without it, ``[size, classes]``."""
+    """Scores of every training sample by a target that was trained without it, ``[size, classes]``.
+
+    The arm's reference is that of all samples, the task's own if not given; so are its base weights.
+    """
+    reference = reference or ReferenceLosses(task, device)
     samples = training_samples(task)
     n = len(samples)
     if not 2 <= folds <= n:
@@ -171,7 +177,9 @@ def cross_fitted(
         inside, outside = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
         part = train_on(task, samples.take(inside))
         settings = recipe.model_copy(update={"batch": min(recipe.batch, len(inside))})
-        training = Training(part, arm, settings, reference=ReferenceLosses(part, device), seed=seed, device=device)
+        losses = ReferenceOfPart(reference, part, inside)
+        weights = None if base is None else base[inside]
+        training = Training(part, arm, settings, reference=losses, seed=seed, device=device, base=weights)
         for _ in range(settings.steps):
             training.step()
         model = training.result.eval()
@@ -182,6 +190,18 @@ def cross_fitted(
         scores[outside] = outputs.double().cpu()
     assert scores is not None
     return scores
+
+
+class ReferenceOfPart(ReferenceLosses):
+    """The losses of samples ``ids`` of another store, by their positions in ``ids``."""
+
+    def __init__(self, every: ReferenceLosses, part: Task, ids: Tensor):
+        super().__init__(part, every.device)
+        self.every, self.ids = every, ids
+
+    def __call__(self, batch: Batch, *, outputs: bool = False) -> Losses:
+        ids = self.ids[batch.ids.cpu()].to(batch.ids.device)
+        return self.every(replace(batch, ids=ids), outputs=outputs)
 
 
 def _first_of_each(ids: Tensor):

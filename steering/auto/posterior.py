@@ -41,9 +41,14 @@ class Posterior:
 
     def __call__(self, scores: "Tensor | Sequence[Tensor]", labels: Tensor) -> Tensor:
         """The probability that each label is right, ``[n]`` float64, of scores ``[n, classes]`` of every model."""
+        return self.likelihoods(scores, labels)[0]
+
+    def likelihoods(self, scores: "Tensor | Sequence[Tensor]", labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The probability that each label is right, and the log likelihood of each label as it is, ``[n]`` float64."""
         scores = _checked(scores, labels)
         right = (1 - self.noise) * _log_probability(scores, labels, torch.tensor(self.scales).double()).exp()
-        return right / (right + self.noise / self.classes)
+        either = right + self.noise / self.classes
+        return right / either, either.log()
 
 
 def fit_posterior(scores: "Tensor | Sequence[Tensor]", labels: Tensor) -> Posterior:

@@ -19,9 +19,11 @@ class Auto(Uniform):
     Args:
         folds: 0 takes the reference alone, at no training; k trains k plain targets, each without a fold of the
             samples, and takes their scores beside the reference's. ``steer run`` alone can do that.
+        race: whether that is the start of a race among arms (``steering.auto.race``), whose winner is trained.
     """
 
     folds: int = 0
+    race: bool = False
     needs_base = True
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from steering import atomic_files, registry
+from steering.auto import race
 from steering.auto.estimate import base_of, estimate
 from steering.base_weights import BaseWeights
 from steering.distributed import rank
@@ -26,6 +27,7 @@ from steering.runs.processes import device_named, on_rank_zero
 from steering.runs.progress import Watch
 from steering.runs.report import write_report
 from steering.runs.summary import ArmSummary, Journal, Result, Summary
+from steering.settings import Arm
 from steering.task import Exhibit, Task
 from steering.training import loop
 from steering.training.step import candidates_needed
@@ -148,9 +150,9 @@ class Run:
         self, name: str, seed: int, reference: ReferenceLosses, folder: RunFolder, journal: Journal | None, watch: Watch
     ) -> Result:
         """One arm of one repetition, trained to its end from where its checkpoint is."""
-        task, arm = reference.task, self.recipe.arms[name]
+        task = reference.task
         path = self._arm_folder(name, seed) / "checkpoint.pt"
-        base = self._base_weights(name, seed, reference, watch)
+        arm, base = self._prepared(name, seed, reference, folder, watch)
         training = loop.Training(
             task, arm, self.recipe, reference=reference, seed=seed, device=self.device, base=base.table
         )
@@ -178,26 +180,46 @@ class Run:
         result = self._result(name, training, evaluation or loop.evaluate(task, training.result))
         return result.model_copy(update={"notes": [base.sentence] if base.sentence else []})
 
-    def _base_weights(self, name: str, seed: int, reference: ReferenceLosses, watch: Watch) -> BaseWeights:
-        """The base weights of an arm that has some, estimated once and then read from its folder."""
-        settings = base_of(self.recipe.arms[name])
+    def _prepared(
+        self, name: str, seed: int, reference: ReferenceLosses, folder: RunFolder, watch: Watch
+    ) -> tuple[Arm, BaseWeights]:
+        """The arm that is trained, the winner where arms race, with its base weights if it has some.
+
+        Both are found once and then read from the arm's folder.
+        """
+        arm, path = self.recipe.arms[name], self._arm_folder(name, seed) / "base_weights.safetensors"
+        settings, seen = base_of(arm), set[str]()
+
+        def note(text: str) -> None:
+            if text not in seen:
+                seen.add(text)
+                watch.note(f"{name} (seed {seed}): {text}")
+
+        about: dict[str, Any] = {"recipe": self.recipe, "seed": seed, "device": self.device, "note": note}
         if settings is None:
-            return BaseWeights()
-        path = self._arm_folder(name, seed) / "base_weights.safetensors"
+            return arm, BaseWeights()
+        sentence = ""
+        folds = settings.folds
+        if settings.race:
+
+            def run_race() -> race.Outcome:
+                outcome, fitted = race.run(reference.task, reference, folds=folds, **about)
+                if fitted is not None:
+                    on_rank_zero(lambda: BaseWeights(fitted.weights, fitted.sentence).save(path))
+                return outcome
+
+            outcome = folder.part(f"arms/{name}/seed{seed}/race.json", race.Outcome, run_race)
+            arm, sentence = outcome.arm, outcome.sentence
+            settings = base_of(arm)
+        if settings is None:
+            return arm, BaseWeights(sentence=sentence)
         if not on_rank_zero(path.exists):
-            fitted = estimate(
-                reference.task,
-                reference,
-                recipe=self.recipe,
-                seed=seed,
-                folds=settings.folds,
-                device=self.device,
-                note=lambda text: watch.note(f"{name} (seed {seed}): {text}"),
-            )
+            fitted = estimate(reference.task, reference, folds=settings.folds, **about)
             on_rank_zero(lambda: BaseWeights(fitted.weights, fitted.sentence).save(path))
         base = BaseWeights.load(path)
-        watch.note(f"{name} (seed {seed}): {base.sentence}")
-        return base
+        note(base.sentence)
+        base.sentence = "; ".join(filter(None, [sentence, base.sentence]))
+        return arm, base
 
     def _result(self, name: str, training: loop.Training, metrics: dict[str, float]) -> Result:
         """The result of a trained arm; its model is exported where the task knows how."""

@@ -1,5 +1,7 @@
 """Base weights of a task's training samples, by its reference and by targets that were trained without them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -50,7 +52,7 @@ def test_samples_with_wrong_labels_weigh_less():
 def test_a_useless_reference_is_made_good_for_by_targets_trained_without_the_sample():
     task = Digits()
     draw = torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    reference = task.reference()
+    reference: Any = task.reference()
     shuffled = torch.nn.Linear(64, 10)
     shuffled.load_state_dict({"weight": reference.weight[draw], "bias": reference.bias[draw]})
     useless = exchange(task, reference=lambda: shuffled.eval())
