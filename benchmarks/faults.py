@@ -28,6 +28,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -252,7 +253,8 @@ def kill_again_and_again(folder: Path, arguments: argparse.Namespace) -> int:
 
 def write_report(folder: Path, options: dict, kills: list[Kill], runs: int, arguments: argparse.Namespace) -> int:
     size = int((folder / "size").read_text())
-    task = Watched(**options | {"log": ""})
+    settings: Any = options | {"log": ""}
+    task = Watched(**settings)
     unusable = {number for number in range(size) if not usable(task, number)}
     result = Report("faults-windows" if clip.MOST_WHOLE == 0 else "faults", torch.device("cpu"))
     result.notes = [

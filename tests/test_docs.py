@@ -38,5 +38,10 @@ def test_every_python_example_is_python_and_imports_what_there_is(page):
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("steering"):
-                module = importlib.import_module(node.module)
+                try:
+                    module = importlib.import_module(node.module)
+                except ModuleNotFoundError as error:
+                    if str(error.name).startswith("steering"):
+                        raise
+                    continue  # the host of an adapter is not installed
                 assert not [name.name for name in node.names if not hasattr(module, name.name)], node.module

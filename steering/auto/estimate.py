@@ -1,6 +1,6 @@
 """Weights of all training samples, from what a reference says of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,8 @@ from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task
 from steering.training.seeds import derive, generator
 from steering.training.step import Training
-from steering.training.training_sets import train_on, training_samples
+from steering.training.training_sets import every_sample, train_on, training_samples
 
-IDLE = 4  # batches without a new sample after which no more is expected
 _SURE = 1e-3  # difference, in nats, up to which a loss is that of a class
 
 
@@ -106,24 +105,6 @@ def answers_of(task: Task, reference: ReferenceLosses, batch: int) -> Answer:
     a, b = gathered(left), gathered(right)
     pairs = None if a is None or b is None else Pairs(a, b, scale)
     return Answer(known.cpu()[order], gathered(scores), gathered(labels), pairs)
-
-
-def every_sample(task: Task, batch: int) -> Iterator[Batch]:
-    """This rank's share of the training samples, each of them once.
-
-    A stream may leave the remainder of an epoch to the next one, and samples that are held out never come: it ends
-    after an epoch at least, once several batches brought nothing new.
-    """
-    seen = torch.zeros(task.size, dtype=torch.bool)
-    batch, idle = min(batch, task.size), 0
-    for number, part in enumerate(task.stream(batch, seed=0)):
-        fresh = ~seen[part.ids.cpu()]
-        seen[part.ids.cpu()] = True
-        idle = 0 if fresh.any() else idle + 1
-        if fresh.any():
-            yield part if bool(fresh.all()) else part.take(fresh.nonzero()[:, 0])
-        if seen.all() or (idle == IDLE and number > task.size // batch):
-            return
 
 
 def labels_of(losses: Losses) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ import hashlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,8 @@ from steering.references.store import ReferenceLosses
 from steering.references.table import LossTable
 from steering.runs.folder import RunFolder
 from steering.runs.processes import device_named
-from steering.task import Batch, Losses, Task
-from steering.training.seeds import generator
+from steering.task import Losses, Task
+from steering.training.training_sets import every_sample
 
 FORMATS = (".parquet", ".safetensors")
 
@@ -201,29 +200,13 @@ class _Scored:
         return torch.zeros(len(self.ids)).index_add(0, owner, values) / self.answers.counts
 
 
-def every_sample(task: Task, batch: int) -> Iterator[Batch]:
-    """All samples once: by their ids where the task has ``load``, else as its stream brings them."""
-    load: Any = getattr(task, "load", None)
-    if callable(load):
-        for ids in torch.arange(task.size).split(batch):
-            yield load(ids, generator(0, "score"))
-        return
-    size, idle = task.size, 0
-    seen, stream = torch.zeros(size, dtype=torch.bool), iter(task.stream(min(batch, size), seed=0))
-    while not seen.all() and idle < 2 * size:  # an epoch leaves out what does not fill a batch; a size may be a bound
-        part = next(stream)
-        new = ~seen[part.ids.cpu()]
-        idle, seen[part.ids.cpu()] = 0 if new.any() else idle + len(part), True
-        if new.any():
-            yield part.take(new.nonzero()[:, 0])
-
-
 def _on_cpu(losses: Losses, n: int) -> Answers:
     """Answers to a batch; of Pairs a loss for each, 1 - cosine similarity of its two features."""
     values = losses.values
     if isinstance(values, Pairs):
         losses = Losses(1 - cosine_similarity(values.left.float(), values.right.float()))
-    moved: Any = [x if x is None else x.detach().cpu() for x in (losses.values, losses.mask, losses.rows)]
+    parts: Any = losses.values, losses.mask, losses.rows
+    moved: Any = [x if x is None else x.detach().cpu() for x in parts]
     return Answers.of(Losses(moved[0], moved[1], rows=moved[2]), n)
 
 

@@ -15,8 +15,9 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
         self.project = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.feed = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-        for weight in (self.project.weight, self.feed[2].weight, self.feed[2].bias):
+        last = nn.Linear(4 * WIDTH, WIDTH)
+        self.feed = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), last)
+        for weight in (self.project.weight, last.weight, last.bias):
             nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:

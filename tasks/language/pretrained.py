@@ -1,5 +1,7 @@
 """A pretrained causal language model as reference, whatever its vocabulary: losses are shared out by character."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ class PretrainedReference:
             ) from None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         except Exception as error:  # of a file, a network, a format: transformers has no exception of its own
             line = " ".join(str(error).split())[:200]
             raise UserError(f"cannot load the causal language model {name!r}: {line}") from None

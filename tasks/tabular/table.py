@@ -38,7 +38,9 @@ class Table:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all values and names, its first 16 digits."""
-        from pandas.util import hash_pandas_object
+        from pandas import util
+
+        hash_pandas_object: Any = util.hash_pandas_object
 
         digest = hashlib.sha256(repr([str(name) for name in self.frame.columns]).encode())
         everything = self.frame.assign(**{"label of the table": self.label})

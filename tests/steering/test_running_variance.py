@@ -95,7 +95,8 @@ def test_averages_do_not_depend_on_when_they_are_read():
     for batch in range(PENDING + 3):
         losses, mask = torch.rand(2, 2, 7), torch.rand(2, 7) < 0.7
         for moments in (waiting, reading):
-            moments.update(*losses, mask if batch % 2 else None)
+            moments.update(losses[0], losses[1], mask if batch % 2 else None)
         values(reading)
-        losses.zero_(), mask.zero_()
+        losses.zero_()
+        mask.zero_()
     assert values(waiting) == values(reading)

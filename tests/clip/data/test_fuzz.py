@@ -5,6 +5,7 @@ import os
 import tarfile
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,8 @@ from steering.errors import RunError, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MOST_SECONDS, MOST_WAITED = 3.0, 120.0  # of one case: computing, and until it is over on a machine that is busy
-often = settings(max_examples=5000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+EVERY_CHECK: Any = list(HealthCheck)
+often = settings(max_examples=5000, deadline=None, database=None, suppress_health_check=EVERY_CHECK)
 
 NAMES = [
     "a.png",

@@ -1,5 +1,7 @@
 """Trees: what the custom objective learns, against the libraries' own objectives and against weights by hand."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
@@ -21,6 +23,7 @@ def test_the_weights_of_a_round_are_those_of_kl_by_hand():
     p = 1 / (1 + np.exp(-scores))
     tilted = np.exp((-np.log(np.where(y == 1, p, 1 - p)) - reference) / 0.5)
     weights = tilted / tilted.mean()
+    assert objective.weights is not None
     np.testing.assert_allclose(objective.weights, weights, rtol=1e-12)
     np.testing.assert_allclose(gradient, weights * (p - y), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(hessian, weights * p * (1 - p), rtol=1e-12)
@@ -30,8 +33,8 @@ def test_the_weights_of_a_round_are_those_of_kl_by_hand():
 def test_gradients_are_those_of_the_loss_and_weights_of_the_data_multiply(kind, data, classes):
     y = data[1][:20]
     scores = np.random.default_rng(1).normal(size=(20, classes) if classes > 2 else 20)
-    gradient, _ = SteeredObjective(kind, rule="uniform", reference_scale=0)(y, scores)
-    twice, _ = SteeredObjective(kind, rule="uniform", reference_scale=0)(y, scores, 2 * np.ones(20))
+    gradient, _ = SteeredObjective(cast(Any, kind), rule="uniform", reference_scale=0)(y, scores)
+    twice, _ = SteeredObjective(cast(Any, kind), rule="uniform", reference_scale=0)(y, scores, 2 * np.ones(20))
     step = 1e-6
     for index in [(3, 1), (7, 4)] if classes > 2 else [(3,), (7,)]:
         moved = [scores.copy(), scores.copy()]
@@ -53,7 +56,9 @@ def test_a_uniform_rule_grows_xgboosts_own_trees():
         settings = {"max_depth": 2, "base_score": 0.5, "nthread": 1, **more}
         plain = xgboost.train(settings | {"objective": name}, data, 3)
         settings["base_score"] = 0.0 if kind == "binary" else 0.5  # of a raw score, and not of a probability
-        steered = xgboost.train(settings, data, 3, obj=SteeredObjective(kind, rule="uniform", reference_scale=0))
+        steered = xgboost.train(
+            settings, data, 3, obj=SteeredObjective(cast(Any, kind), rule="uniform", reference_scale=0)
+        )
         difference = plain.predict(data, output_margin=True) - steered.predict(data, output_margin=True)
         np.testing.assert_allclose(difference, 0, atol=2e-4 * (1 if kind != "regression" else 100))
 
@@ -75,6 +80,7 @@ def test_both_libraries_take_it_in_their_classes_and_steer_away_from_wrong_label
     rng = np.random.default_rng(0)
     wrong = rng.random(300) < 0.3
     reference = LogisticRegression(C=0.01, max_iter=10_000).fit(X[300:400], y[300:400])
+    y = np.asarray(y)
     labels = np.where(wrong, 1 - y[:300], y[:300])
     losses = prediction_losses(reference, X[:300], labels)
     classes = [
@@ -92,7 +98,7 @@ def test_both_libraries_take_it_in_their_classes_and_steer_away_from_wrong_label
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: SteeredObjective("ranking"), "'binary', 'multiclass' or 'regression', got 'ranking'"),
+        (lambda: SteeredObjective(cast(Any, "ranking")), "'binary', 'multiclass' or 'regression', got 'ranking'"),
         (
             lambda: SteeredObjective("binary")(np.array([0, 3]), np.zeros(2)),
             "labels from 0 to 1 .* from 0 to 3",

@@ -53,7 +53,8 @@ def test_the_unit_of_base_weights_does_not_matter(rule):
 
 def worst_case(values, constraints=lambda p: [], penalty=lambda p: 0.0):
     p = cvxpy.Variable(len(values), nonneg=True)
-    problem = cvxpy.Problem(cvxpy.Maximize(p @ values - penalty(p)), [cvxpy.sum(p) == 1, *constraints(p)])
+    limits: list = [cvxpy.sum(p) == 1, *constraints(p)]
+    problem = cvxpy.Problem(cvxpy.Maximize(p @ values - penalty(p)), limits)
     problem.solve(solver="CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
     return p.value
 

@@ -1,6 +1,7 @@
 """Selective language modelling as a task."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_a_fresh_model_answers_with_the_frequencies_of_single_tokens():
 
 def test_a_token_is_foretold_without_those_after_it():
     torch.manual_seed(0)
-    model = CausalTransformer(torch.ones(9), length=8)
+    model: Any = CausalTransformer(torch.ones(9), length=8)
     torch.nn.init.normal_(model.head.weight)
     for block in model.blocks:
         torch.nn.init.normal_(block.project.weight)
@@ -84,7 +85,7 @@ def test_a_text_costs_as_much_by_a_pretrained_models_tokens_as_by_ours(causal_mo
 def test_a_pretrained_model_answers_a_batch_by_the_path_of_its_folder(causal_model):
     task = Language(ref=causal_model)
     batch = next(task.stream(4, seed=0))
-    losses = ReferenceLosses(task)(batch).values
+    losses: Any = ReferenceLosses(task)(batch).values
     assert losses.shape == (4, CONTEXT) and losses.isfinite().all()
 
 
@@ -107,7 +108,8 @@ def test_the_reference_knows_the_language_and_tells_misread_tokens_from_others()
     fresh = evaluate(task, task.target())["loss"]
     assert evaluate(task, reference.model)["loss"] < 4.8 < 5.5 < fresh < math.log(1282)
     batch = next(task.stream(200, seed=0))
-    losses, wrong = reference(batch).values, batch.facts["wrong"]
+    losses: Any = reference(batch).values
+    wrong = batch.facts["wrong"]
     assert losses[wrong].mean() > losses[~wrong].mean() + 1
 
 
