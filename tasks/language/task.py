@@ -84,7 +84,7 @@ class Language:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return {"loss": Metric(label="nats a token, clean speeches", better="low")}
+        return {"loss": Metric(label="nats a token", better="low")}
 
     def seeded(self, seed: int) -> Self:
         return replace(self, seed=self.seed + seed)
