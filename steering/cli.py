@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import time
 import traceback
 from functools import partial
 from importlib.metadata import entry_points
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from steering.runs.config import RunConfig
     from steering.runs.summary import Summary
+
+SILENT = 3.0  # seconds that a process waits which leaves it to the first one to say what is wrong
 
 app = typer.Typer(
     name="steer",
@@ -219,4 +222,8 @@ def _fail(error: BaseException, message: str, code: int) -> int:
         unknown = code == 1 and not isinstance(error, RunError)
         hint = ". STEER_DEBUG=1 in front of the command shows where" * unknown
         typer.echo(f"steer: {' '.join(clean(message, 2 * MOST).split())}{hint}", err=True)
+    else:
+        time.sleep(
+            SILENT
+        )  # a launcher ends all processes when the first one has gone, which shall be the one that speaks
     return code

@@ -138,7 +138,7 @@ class SteeredTrainerMixin(Base):
         if folder:
             if not (path := Path(folder) / STATE).exists():
                 raise UserError(f"{path} is missing: resume from a checkpoint that was saved with steering")
-            self.steerer.load_state_dict(load(path))
+            self.steerer.load_state_dict(load(path, number=""))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -97,8 +97,12 @@ def _copied(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, number: str = "done") -> dict[str, Any]:
     """Reads a checkpoint, onto the CPU.
+
+    Args:
+        path: of a file that ``save`` wrote.
+        number: name of a whole number that it must hold; empty for a state that is no training's.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything but plain data.
@@ -113,7 +117,7 @@ def load(path: Path) -> dict[str, Any]:
         if damaged:
             raise ValueError(f"wrong check sum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not isinstance(state.get("done"), int):
+        if not isinstance(state, dict) or (number and not isinstance(state.get(number), int)):
             raise ValueError("it does not say how many steps were done")
         return state
     except FileNotFoundError:

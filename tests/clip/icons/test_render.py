@@ -54,7 +54,9 @@ def test_a_drawing_that_takes_too_long_is_left_out_and_the_others_are_made(tmp_p
     bomb = f'<defs><g id="l0"><path d="M0 0h5v5z"/></g>{"".join(levels)}</defs><use href="#l6"/>'
     draw_all(tmp_path / "a.bin", [icon(SHAPES["star"]), icon(bomb, "bomb"), icon(SHAPES["moon"], "moon")], 32)
     drawn = Drawn.model_validate_json((tmp_path / "a.json").read_text())
-    assert drawn.left_out == {1: "drawing takes too long or too much memory"}
+    # By the speed of the machine, the renderer refuses it itself before its time is over.
+    assert drawn.left_out[1] in ("drawing takes too long or too much memory", "drawing refused by resvg")
+    assert list(drawn.left_out) == [1]
     assert [size > 0 for size in drawn.sizes] == [True, False, True]
 
 
