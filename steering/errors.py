@@ -69,6 +69,9 @@ def explained(error: BaseException) -> str:
         what = f"cannot read or write {error.filename or 'a file'}: {error.strerror}"
     else:
         what = ": ".join(filter(None, [type(error).__name__, " ".join(str(error)[: 10 * MOST].split())]))
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)\)? (is killed|exited)", what)
+    if worker:  # torch says so in the middle of whatever is done
+        what = f"loading worker (pid {worker[1]}) has gone: {what}"
     advice = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, what)), "")
     return f"{clean(what, MOST // 2)}{'; ' * bool(advice)}{advice}"
 
