@@ -187,8 +187,8 @@ class _Opening:
     def _examine(self, name: str, counts: _Counts, read_headers: bool) -> tuple[Shard, Scan | None, str]:
         """A shard, its headers where they were read, and how the count in a side file differs from them."""
         url = self.names[name].url
-        told = counts.count(url)
-        shard = Shard(name, url, 0, told or 0)
+        sidecar = counts.count(url)
+        shard = Shard(name, url, 0, sidecar or 0)
         shard = shard if possible(shard) else replace(shard, count=0)
         if shard.count and remote(url):
             return shard, None, ""
@@ -202,8 +202,8 @@ class _Opening:
             fault = f"cannot be read: {error.strerror or error}"
             return replace(shard, size=0, fault=fault, kinds=()), Scan(array("q"), 0, (), 0, fault), ""
         samples = len(scanned.starts)
-        differs = told not in (None, samples) and not scanned.fault
-        miscounted = f"is said to hold {told:,} samples and holds {samples:,}, which counts" if differs else ""
+        differs = sidecar not in (None, samples) and not scanned.fault
+        miscounted = f"is said to hold {sidecar:,} samples and holds {samples:,}, which counts" if differs else ""
         facts = {"kinds": scanned.kinds, "fault": scanned.fault, "paired": scanned.paired}
         return replace(shard, count=samples, **facts), scanned, miscounted
 
@@ -281,8 +281,8 @@ def _miscounted(shard: Shard, file: int, offsets: Path, read_headers: bool) -> s
         last, end, size = np.fromfile(offsets, "<i8", 3, offset=8 * (shard.slot + shard.count - 1)).tolist()
         fewer, more = size and last == end, size and is_header(os.pread(file, 512, end))
         actual = "fewer" if fewer else "more" if more else ""
-    told = f"{shard.url} is said to hold {shard.count:,} samples and holds {actual}"
-    return f"{told}: steer index --rebuild counts anew, and gives new numbers" if actual else ""
+    complaint = f"{shard.url} is said to hold {shard.count:,} samples and holds {actual}"
+    return f"{complaint}: steer index --rebuild counts anew, and gives new numbers" if actual else ""
 
 
 def show(index: Index, data: str) -> None:

@@ -96,15 +96,15 @@ def answers_of(task: Task, reference: ReferenceLosses, batch: int) -> Answer:
             label, score = labels_of(losses)
             labels.append(label)
             scores.append(score)
-    known = all_gather(torch.cat(ids))
-    order = torch.from_numpy(_first_of_each(known))
+    every_id = all_gather(torch.cat(ids))
+    order = torch.from_numpy(_first_of_each(every_id))
 
     def gathered(parts: list[Tensor]) -> Tensor | None:
         return all_gather(torch.cat(parts)).cpu()[order] if parts else None
 
     a, b = gathered(left), gathered(right)
     pairs = None if a is None or b is None else Pairs(a, b, scale)
-    return Answer(known.cpu()[order], gathered(scores), gathered(labels), pairs)
+    return Answer(every_id.cpu()[order], gathered(scores), gathered(labels), pairs)
 
 
 def labels_of(losses: Losses) -> tuple[Tensor, Tensor]:
@@ -117,8 +117,8 @@ def labels_of(losses: Losses) -> tuple[Tensor, Tensor]:
     if is_pairs(values) or values.dim() != 1 or scores is None or scores.dim() != 2:
         raise UserError(
             "auto needs one cross-entropy a sample with its scores (Losses.outputs [n, classes]), or Pairs: of other "
-            "losses, such as those of tokens or of a regression, no posterior that was tried did better than plain "
-            "training. Use kl(rho=...) or cvar(alpha=...) there"
+            "losses, such as those of tokens or of a regression, it has no posterior. Use kl(rho=...) or "
+            "cvar(alpha=...) there"
         )
     entropies = -scores.double().log_softmax(-1)
     distance, label = (entropies - values.double()[:, None]).abs().min(-1)

@@ -4,6 +4,7 @@ import hashlib
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,8 @@ from steering.references.store import ReferenceLosses
 from steering.references.table import LossTable
 from steering.runs.folder import RunFolder
 from steering.runs.processes import device_named
-from steering.task import Losses, Task
+from steering.task import Batch, Losses, Task
+from steering.training.seeds import generator
 from steering.training.training_sets import every_sample
 
 FORMATS = (".parquet", ".safetensors")
@@ -133,7 +135,7 @@ class _Scored:
     @classmethod
     def of(cls, task: Task, store: Any, target: Any, batch: int) -> "_Scored":
         ids, answers, targets, digest = [], [], [], hashlib.sha256()
-        for part in every_sample(task, batch):
+        for part in _samples(task, batch):
             for name, x in sorted({"ids": part.ids, **part.fields}.items()):
                 digest.update(name.encode() + np.ascontiguousarray(x.cpu().numpy()).tobytes())
             losses = store(part)
@@ -198,6 +200,14 @@ class _Scored:
             return values if values.dim() == 1 else values.nanmean(1)
         owner = torch.arange(len(self.ids)).repeat_interleave(self.answers.counts)
         return torch.zeros(len(self.ids)).index_add(0, owner, values) / self.answers.counts
+
+
+def _samples(task: Task, batch: int) -> Iterator[Batch]:
+    """All samples that have an id, those that are never trained on too where the task has ``load``."""
+    load: Any = getattr(task, "load", None)
+    if load is None:
+        return every_sample(task, batch)
+    return (load(ids, generator(0, "score")) for ids in torch.arange(task.size).split(batch))
 
 
 def _on_cpu(losses: Losses, n: int) -> Answers:

@@ -2,25 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from steering.task import Batch, Task, exchange
 from steering.training.loader import ShuffledLoader
-from steering.training.seeds import generator
 
 
 def every_sample(task: Task, batch: int) -> Iterator[Batch]:
-    """All training samples once: by their ids where the task has ``load``, else as its stream brings them.
+    """All training samples once, as the stream of the task brings them.
 
-    A stream may leave the remainder of an epoch to the next one, and samples that are held out never come.
+    A stream may leave the remainder of an epoch to the next one, and samples that are held out never come: it ends
+    when so many samples of two epochs brought nothing new.
     """
-    load: Any = getattr(task, "load", None)
-    if load is not None:
-        for ids in torch.arange(task.size).split(batch):
-            yield load(ids, generator(0, "every sample"))
-        return
     size, idle = task.size, 0
     seen, stream = torch.zeros(size, dtype=torch.bool), iter(task.stream(min(batch, size), seed=0))
     while not seen.all() and idle < 2 * size:

@@ -72,8 +72,8 @@ def read_table(data: str, label: str | None) -> Table:
     path = Path(data)
     readers = {".csv": "read_csv", ".parquet": "read_parquet"}
     if path.suffix.lower() not in readers:
-        known = f"a file .csv or .parquet, or one of {', '.join(EXAMPLES)}"
-        raise UserError(f"--data is {known}, got {data!r}{did_you_mean(data, EXAMPLES)}")
+        allowed = f"a file .csv or .parquet, or one of {', '.join(EXAMPLES)}"
+        raise UserError(f"--data is {allowed}, got {data!r}{did_you_mean(data, EXAMPLES)}")
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:

@@ -273,12 +273,12 @@ class Tabular:
             raise UserError(f"the labels of {self.table.name} need {wanted} as reference, got {estimator!r:.80}")
         if not self.classifies:
             return Fitted(torch.from_numpy((predictions.reshape(self.size, -1) - self._mean) / self._deviation).float())
-        known = np.asarray(getattr(estimator, "classes_", np.arange(predictions.shape[1])))
-        known = known.astype(str) if self.table.label.dtype.kind == "U" else known
-        lacking = [label for label in self.classes if label not in known]
+        classes = np.asarray(getattr(estimator, "classes_", np.arange(predictions.shape[1])))
+        classes = classes.astype(str) if self.table.label.dtype.kind == "U" else classes
+        lacking = [label for label in self.classes if label not in classes]
         if lacking:
-            raise UserError(f"the reference never saw the label {lacking[0]}, but {known[:8].tolist()}")
-        columns = [int(np.flatnonzero(known == label)[0]) for label in self.classes]
+            raise UserError(f"the reference never saw the label {lacking[0]}, but {classes[:8].tolist()}")
+        columns = [int(np.flatnonzero(classes == label)[0]) for label in self.classes]
         least = np.finfo(predictions.dtype).eps
         return Fitted(torch.from_numpy(np.log(predictions[:, columns].clip(min=least))).float())
 

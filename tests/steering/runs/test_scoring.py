@@ -12,7 +12,7 @@ from steering import Losses, Pairs, Steerer, UserError
 from steering.references import LossTable
 from steering.references.store import ReferenceLosses
 from steering.runs import scoring
-from steering.runs.scoring import Choice, every_sample, run
+from steering.runs.scoring import Choice, _samples, run
 from steering.task import exchange
 from steering.tasks.blobs import Blobs
 from steering.tasks.digits import Digits
@@ -122,7 +122,7 @@ def test_tokens_padded_packed_and_pairs_are_scored(suffix, out):
 
 def test_a_task_without_load_is_read_by_its_stream():
     task = exchange(BLOBS, load=None)
-    batches = list(every_sample(task, 16))
+    batches = list(_samples(task, 16))
     ids = torch.cat([batch.ids for batch in batches])
     assert ids.sort().values.tolist() == list(range(60))
 
