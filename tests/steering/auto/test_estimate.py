@@ -14,13 +14,24 @@ from steering.task import Losses, exchange
 from steering.tasks.blobs import Blobs
 from steering.tasks.diabetes import Diabetes
 from steering.tasks.digits import Digits
+from steering.tasks.tabular.task import Tabular
 from steering.training.loop import Training
+from steering.training.training_sets import train_on
 
 
 def test_every_sample_comes_once_also_where_epochs_leave_a_remainder():
     task = Digits()
     ids = torch.cat([batch.ids for batch in every_sample(task, 160)])
     assert ids.sort().values.tolist() == list(range(400))
+
+
+def test_only_samples_that_are_trained_on_come_also_of_a_task_that_could_load_others():
+    table, digits = Tabular(), Digits()
+    ids = torch.cat([batch.ids for batch in every_sample(table, 64)])
+    assert ids.sort().values.tolist() == sorted(table.split["train"].tolist()) and len(ids) < table.size
+    part = train_on(digits, digits.draw.train.batch(torch.arange(100, 150)))
+    (batch,) = every_sample(part, 50)
+    assert torch.equal(batch.take(batch.ids.argsort())["x"], digits.draw.train.x[100:150])
 
 
 def test_labels_are_read_off_the_losses():
