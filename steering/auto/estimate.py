@@ -18,7 +18,7 @@ from steering.settings import Arm, Recipe
 from steering.task import Batch, Losses, Task
 from steering.training.seeds import derive, generator
 from steering.training.step import Training
-from steering.training.training_sets import every_sample, train_on, training_samples
+from steering.training.training_sets import concatenate, every_sample, train_on
 
 _SURE = 1e-3  # difference, in nats, up to which a loss is that of a class
 
@@ -142,12 +142,15 @@ def cross_fitted(
     reference: ReferenceLosses | None = None,
     base: Tensor | None = None,
 ) -> Tensor:
-    """Scores of every training sample by a target that was trained without it, ``[size, classes]``.
+    """Scores of every training sample by a target that was trained without it, ``[size, classes]`` by id.
 
-    The arm's reference is that of all samples, the task's own if not given; so are its base weights.
+    NaN for ids that are not trained on. The arm's reference is that of all samples, the task's own if not given; so are
+    its base weights.
     """
     reference = reference or ReferenceLosses(task, device)
-    samples = training_samples(task)
+    parts = list(every_sample(task, recipe.batch))
+    samples = replace(concatenate(*parts), ids=torch.cat([part.ids for part in parts]))
+    samples = samples.take(samples.ids.argsort())
     n = len(samples)
     if not 2 <= folds <= n:
         raise UserError(f"folds are from 2 to the number of samples, {n}, got {folds}")
@@ -158,8 +161,8 @@ def cross_fitted(
         inside, outside = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
         part = train_on(task, samples.take(inside))
         settings = recipe.model_copy(update={"batch": min(recipe.batch, len(inside))})
-        losses = ReferenceOfPart(reference, part, inside)
-        weights = None if base is None else base[inside]
+        losses = ReferenceOfPart(reference, part, samples.ids[inside])
+        weights = None if base is None else base[samples.ids[inside]]
         training = Training(part, arm, settings, reference=losses, seed=seed, device=device, base=weights)
         for _ in range(settings.steps):
             training.step()
@@ -167,8 +170,9 @@ def cross_fitted(
         with torch.no_grad():
             outputs = task.losses(model, replace(samples.take(outside)).to(device)).outputs
         assert outputs is not None
-        scores = torch.zeros(n, outputs.shape[-1], dtype=torch.float64) if scores is None else scores
-        scores[outside] = outputs.double().cpu()
+        if scores is None:
+            scores = torch.full((task.size, outputs.shape[-1]), torch.nan, dtype=torch.float64)
+        scores[samples.ids[outside]] = outputs.double().cpu()
     assert scores is not None
     return scores
 
