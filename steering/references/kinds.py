@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from steering.errors import UserError
 from steering.references.answers import Answers
 from steering.references.files import read_reference
+from steering.references.predictions import predicted, squared_errors
 from steering.references.table import LossTable
 from steering.task import Batch, Losses, Task
 from steering.training.checkpoint import trained
@@ -94,20 +95,10 @@ class Estimator:
                 f"Estimator(model, x=..., y=...) says what it is about"
             )
         x, y = (batch[name].detach().cpu().numpy() for name in (self.x, self.y))
-        classifies = hasattr(self.estimator, "predict_proba")
-        predict = self.estimator.predict_proba if classifies else self.estimator.predict
-        try:
-            prediction = np.asarray(predict(x.reshape(len(x), -1)))
-        except Exception as error:
-            if type(error).__name__ != "NotFittedError":  # scikit-learn's, which it would be slow to import for this
-                raise
-            raise UserError(f"a reference is fitted before it answers, got {self.estimator} as it was made") from None
-        if classifies:
+        prediction = predicted(self.estimator, x.reshape(len(x), -1))
+        if hasattr(self.estimator, "predict_proba"):
             return self._log_losses(prediction, y, batch.ids)
-        if prediction.size != y.size:
-            raise UserError(f"an estimator predicts {self.y} of shape {list(y.shape)}, got {list(prediction.shape)}")
-        errors = np.square(prediction.reshape(len(y), -1) - y.reshape(len(y), -1)).sum(1)
-        return Losses(torch.from_numpy(errors).float().to(batch.ids.device))
+        return Losses(torch.from_numpy(squared_errors(prediction, y, self.y)).float().to(batch.ids.device))
 
     def _log_losses(self, probabilities: np.ndarray, y: np.ndarray, ids: Tensor) -> Losses:
         """Log losses; log probabilities are the outputs where the classes are the numbers from 0 on."""

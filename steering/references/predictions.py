@@ -67,12 +67,12 @@ def log_losses(probabilities: np.ndarray, y: np.ndarray, classes: Any) -> np.nda
     return -np.log(chosen.clip(min=np.finfo(probabilities.dtype).eps)).astype(np.float64)
 
 
-def squared_errors(predictions: np.ndarray, y: np.ndarray) -> np.ndarray:
+def squared_errors(predictions: np.ndarray, y: np.ndarray, name: str = "targets") -> np.ndarray:
     """Squared errors ``[n]``, summed over the outputs of a sample.
 
     Raises:
         UserError: predictions and targets are of unlike shapes.
     """
     if predictions.size != y.size:
-        raise UserError(f"an estimator predicts targets of shape {list(y.shape)}, got {list(predictions.shape)}")
+        raise UserError(f"an estimator predicts {name} of shape {list(y.shape)}, got {list(predictions.shape)}")
     return np.square((predictions.reshape(len(y), -1) - y.reshape(len(y), -1)).astype(np.float64)).sum(1)
